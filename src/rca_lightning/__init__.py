@@ -1,0 +1,1 @@
+"""Regional Semantic Contrast and Aggregation."""

@@ -1,0 +1,72 @@
+"""The errors this library raises on purpose.
+
+Each message names the argument or the file, the value found and the remedy, in that order.
+All of them derive from `RCAError` and from the built-in a caller would expect, so both
+`except RCAError` and `except FileNotFoundError` work.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+
+class RCAError(Exception):
+    """Base of every error that is raised on purpose by this library."""
+
+
+class ArgumentError(RCAError, ValueError):
+    """An argument has a value outside what it accepts.
+
+    Args:
+        name: the argument as the caller spells it.
+        value: what was given.
+        remedy: what to give instead.
+    """
+
+    def __init__(self, name: str, value: Any, remedy: str) -> None:
+        super().__init__(f"{name}={value!r}: {remedy}")
+
+
+class DatasetNotFoundError(RCAError, FileNotFoundError):
+    """A folder or file of a dataset is missing."""
+
+
+class DataError(RCAError, ValueError):
+    """A file of a dataset is there, but its content is not usable."""
+
+
+class WeightsError(RCAError, ValueError):
+    """A weights file does not fit the network, or is not a plain file of tensors."""
+
+
+class OutputError(RCAError, ValueError):
+    """A result cannot be written where or as asked."""
+
+
+class MissingExtraError(RCAError, ImportError):
+    """An optional dependency is needed now and is not installed."""
+
+
+def require_extra(package: str, *, extra: str, needed_for: str) -> ModuleType:
+    """Import an optional dependency, or say which pip command brings it.
+
+    Args:
+        package: importable module name, such as `"faiss"`.
+        extra: the extra of this library that installs it, such as `"cpu"`.
+        needed_for: what the caller wanted to do with it; ends the sentence "... is needed for".
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: if the module cannot be imported.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the package {package!r} is needed for {needed_for} and cannot be imported ({error}). "
+            f"Install it with: pip install 'rca-lightning[{extra}]'"
+        ) from error
