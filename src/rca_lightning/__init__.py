@@ -1,1 +1,30 @@
-"""Regional Semantic Contrast and Aggregation."""
+"""Regional Semantic Contrast and Aggregation: pixel masks from image tags, on PyTorch Lightning."""
+
+from rca_lightning.callbacks.memory import RegionMemoryCallback
+from rca_lightning.callbacks.panels import PanelCallback
+from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.data import WSSSDataModule
+from rca_lightning.losses.contrast import RegionContrastLoss, region_contrast_loss
+from rca_lightning.memory.bank import RegionMemory
+from rca_lightning.memory.clustering import kmeans
+from rca_lightning.metrics import SeedIoU
+from rca_lightning.models.aggregation import SemanticAggregation
+from rca_lightning.models.backbones import build_backbone
+from rca_lightning.module import RCAModule
+from rca_lightning.version import __version__
+
+__all__ = [
+    "PanelCallback",
+    "PseudoLabelWriter",
+    "RCAModule",
+    "RegionContrastLoss",
+    "RegionMemory",
+    "RegionMemoryCallback",
+    "SeedIoU",
+    "SemanticAggregation",
+    "WSSSDataModule",
+    "__version__",
+    "build_backbone",
+    "kmeans",
+    "region_contrast_loss",
+]

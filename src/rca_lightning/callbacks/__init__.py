@@ -1,1 +1,1 @@
-"""."""
+"""Callbacks for the Lightning Trainer."""

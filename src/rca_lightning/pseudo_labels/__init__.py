@@ -1,1 +1,1 @@
-"""."""
+"""From activation maps to pseudo labels."""

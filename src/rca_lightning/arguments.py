@@ -1,0 +1,38 @@
+"""Which arguments of `RCAModule` a checkpoint keeps, and what they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rca_lightning.errors import ArgumentError
+
+# Where weights came from says nothing once there is a checkpoint, and the path may not exist elsewhere.
+_NOT_KEPT = ("self", "__class__", "weights", "weights_sha256")
+_SHARES = ("region_threshold", "background_threshold", "confidence", "tag_threshold")
+
+
+def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that belong into a checkpoint, once they are known to make sense together.
+
+    Args:
+        arguments: `locals()` of `RCAModule.__init__`.
+
+    Raises:
+        ArgumentError: for the first value out of its range.
+    """
+    kept = {name: value for name, value in arguments.items() if name not in _NOT_KEPT}
+    if kept["num_classes"] < 1:
+        raise ArgumentError("num_classes", kept["num_classes"], "give the number of foreground classes")
+    names = kept["class_names"]
+    if names is not None and len(names) != kept["num_classes"]:
+        raise ArgumentError("class_names", names, f"give {kept['num_classes']} names, one a class")
+    for name in _SHARES:
+        if not 0 <= kept[name] <= 1:
+            raise ArgumentError(name, kept[name], "give a number in [0, 1]")
+    for name in ("alpha", "beta", "warmup_epochs"):
+        if kept[name] < 0:
+            raise ArgumentError(name, kept[name], "give 0 or more")
+    if not kept["scales"] or min(kept["scales"]) <= 0:
+        raise ArgumentError("scales", kept["scales"], "give at least one factor above 0")
+    return kept

@@ -1,0 +1,101 @@
+"""Class names of the data sets, and the one place where a tag becomes a class index."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rca_lightning.data.textfile import read_lines
+from rca_lightning.errors import DataError
+
+VOID = 255
+"""Mask value of pixels that are neither background nor any class: left out of losses and scores."""
+
+MAX_CLASSES = VOID - 1
+"""Most classes an 8-bit index mask holds beside background (0) and void (255)."""
+
+# fmt: off
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+"""The 20 classes of PASCAL VOC 2012 in the official order: class index c is mask value c + 1."""
+
+COCO_CATEGORIES: dict[int, str] = {
+    1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
+    10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",
+    18: "dog", 19: "horse", 20: "sheep", 21: "cow", 22: "elephant", 23: "bear", 24: "zebra", 25: "giraffe",
+    27: "backpack", 28: "umbrella", 31: "handbag", 32: "tie", 33: "suitcase", 34: "frisbee", 35: "skis",
+    36: "snowboard", 37: "sports ball", 38: "kite", 39: "baseball bat", 40: "baseball glove", 41: "skateboard",
+    42: "surfboard", 43: "tennis racket", 44: "bottle", 46: "wine glass", 47: "cup", 48: "fork", 49: "knife",
+    50: "spoon", 51: "bowl", 52: "banana", 53: "apple", 54: "sandwich", 55: "orange", 56: "broccoli", 57: "carrot",
+    58: "hot dog", 59: "pizza", 60: "donut", 61: "cake", 62: "chair", 63: "couch", 64: "potted plant", 65: "bed",
+    67: "dining table", 70: "toilet", 72: "tv", 73: "laptop", 74: "mouse", 75: "remote", 76: "keyboard",
+    77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
+    85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
+}
+"""The 80 categories of COCO "things": official category id to name. Ordered by id, number c is mask value c + 1."""
+# fmt: on
+
+COCO_CLASSES: tuple[str, ...] = tuple(COCO_CATEGORIES.values())
+"""The 80 COCO class names in the order of their official ids."""
+
+
+class ClassIndex:
+    """Turns tag names into class indices and says what was probably meant when a name is unknown.
+
+    Args:
+        names: the foreground classes; the position of a name is its class index.
+
+    Example:
+        >>> ClassIndex(["cat", "dog"]).lookup("dog", where="tags.csv, line 2")
+        1
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._index = {name: number for number, name in enumerate(self.names)}
+
+    def lookup(self, tag: str, *, where: str) -> int:
+        """Return the class index of `tag`.
+
+        Args:
+            tag: the class name as written in a data file.
+            where: the file and line it came from, for the error.
+
+        Raises:
+            DataError: the name is none of the classes; the nearest one is proposed.
+        """
+        number = self._index.get(tag)
+        if number is not None:
+            return number
+        near = difflib.get_close_matches(tag.casefold(), [name.casefold() for name in self.names], n=1, cutoff=0.5)
+        known = next((name for name in self.names if near and name.casefold() == near[0]), None)
+        hint = (
+            f"did you mean {known!r}?"
+            if known
+            else f"the classes are {', '.join(self.names[:10])}" + (", ..." if len(self.names) > 10 else "")
+        )
+        raise DataError(f"{where}: unknown tag {tag!r}; {hint}")
+
+
+def read_class_file(path: Path) -> tuple[str, ...]:
+    """Read a class file: one foreground class name a line, in the order of the mask values 1, 2, ...
+
+    Args:
+        path: the text file (UTF-8); empty lines are skipped, background is not listed.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: no class, a name twice, or more than 254 classes.
+    """
+    names = [line for _, line in read_lines(path, what="class_file")]
+    if not names:
+        raise DataError(f"{path}: no class name in it; write one foreground class name a line")
+    if len(names) > MAX_CLASSES:
+        raise DataError(f"{path}: {len(names)} classes; an index mask holds at most {MAX_CLASSES}, merge some")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: class {twice[0]!r} stands there more than once; keep one of the lines")
+    return tuple(names)

@@ -1,0 +1,249 @@
+"""One LightningDataModule for every data set."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
+from rca_lightning.data.records import Source
+from rca_lightning.data.sample import Sample
+from rca_lightning.data.sources import DatasetName, SourceOptions
+from rca_lightning.data.splits import evaluation_records, training_records
+from rca_lightning.data.transforms import TrainAugmentation
+from rca_lightning.errors import ArgumentError
+
+
+class WSSSDataModule(L.LightningDataModule):
+    """Images with tags for training, with masks for scoring, all in one form (see `Sample` and `Batch`).
+
+    Training gives random crops of one size; validation, test and prediction give whole photographs one
+    at a time in their own size. What can be wrong with folders, lists and tags is reported by `setup`.
+    With the same `seed_everything` the order and the augmentation of an epoch are the same whatever
+    `num_workers` is, and also after resuming.
+
+    A relative path in any argument but `root` is looked up in `root` first, then in the working folder.
+
+    Args:
+        dataset: "voc2012" (VOCdevkit layout), "coco2014" or "coco2017" (instances JSON), "folder" (a folder of
+            your own), or "synthetic" (simple shapes, generated once).
+        root: folder of the data set. For "voc2012" the one with JPEGImages or the VOCdevkit above it, for COCO
+            the one with annotations. May be left out for "synthetic": $RCA_CACHE or ~/.cache/rca_lightning.
+        train_split: split to train on.
+        eval_split: split of validation and test. It needs masks for `validate` and `test`.
+        predict_split: split of prediction; default is `eval_split`. Tags that are unknown there are all 0.
+        split_files: split name to a text file with one image id a line. Needed for "trainaug" of VOC, whose list
+            is no part of VOC. In a "folder", a split without a file is all images.
+        tags_file: image tags: CSV with the header `image,tags` and tags separated by `;`, or text lines
+            `id tag tag`. VOC: wins over Annotations/*.xml, default image_labels.txt for images without XML.
+            "folder": default tags.csv or tags.txt in root; images that it does not list have no tag.
+        class_file: "folder" only: one foreground class name a line, in the order of the mask values 1, 2, ...;
+            default classes.txt in root.
+        image_dir: folder of the images. "folder": default images in root, else root itself. COCO: instead of the
+            official folder. Not for VOC.
+        mask_dir: folder of index masks (PNG: 0 background, 1..L classes, 255 void), such as SegmentationClassAug;
+            default is the data set's own: SegmentationClass, drawn from the annotations, or masks in root.
+        train_mask_dir: folder of index masks for training only, such as pseudo labels; default is `mask_dir`.
+        train_masks: whether training batches hold masks where there are some. RCA itself trains without;
+            false saves their decoding.
+        saliency_dir: folder of grey saliency maps named like the images, such as Saliency.
+        annotation_file: COCO only: an instances JSON of yours for every split.
+        batch_size: images of a training batch, for each device.
+        num_workers: processes that load images, for each device; 0 loads in the main process.
+        crop_size: side of the training crops in pixels.
+        scale: smallest and largest long side of the resized photograph before cropping, in multiples of crop_size.
+        flip: whether to flip half of the training images left to right.
+        color_jitter: strength of the colour jitter in training, 0 (none) to 1.
+        shuffle: whether to shuffle the training images.
+        pin_memory: whether to load into page-locked memory; default is whether a CUDA device is there.
+        synthetic_seed: seed of the generated images.
+        synthetic_train_images: how many images to generate for the split "train".
+        synthetic_val_images: how many images to generate for the split "val".
+        synthetic_image_size: side of the generated images in pixels.
+
+    Raises:
+        ArgumentError: a value is out of range.
+        DatasetNotFoundError: `class_file` of a "folder" is missing.
+
+    Example:
+        >>> data = WSSSDataModule("voc2012", "VOCdevkit", crop_size=320)
+        >>> data.num_classes, data.class_names[:2]
+        (20, ['aeroplane', 'bicycle'])
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetName,
+        root: str | Path | None = None,
+        *,
+        train_split: str = "train",
+        eval_split: str = "val",
+        predict_split: str | None = None,
+        split_files: dict[str, str] | None = None,
+        tags_file: str | None = None,
+        class_file: str | None = None,
+        image_dir: str | None = None,
+        mask_dir: str | None = None,
+        train_mask_dir: str | None = None,
+        train_masks: bool = True,
+        saliency_dir: str | None = None,
+        annotation_file: str | None = None,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        crop_size: int = 256,
+        scale: tuple[float, float] = (1.0, 2.0),
+        flip: bool = True,
+        color_jitter: float = 0.3,
+        shuffle: bool = True,
+        pin_memory: bool | None = None,
+        synthetic_seed: int = 0,
+        synthetic_train_images: int = 64,
+        synthetic_val_images: int = 16,
+        synthetic_image_size: int = 128,
+    ) -> None:
+        super().__init__()
+        self.options = SourceOptions(
+            dataset=dataset,
+            root=root,
+            split_files=split_files or {},
+            tags_file=tags_file,
+            class_file=class_file,
+            image_dir=image_dir,
+            annotation_file=annotation_file,
+            synthetic_seed=synthetic_seed,
+            synthetic_train_images=synthetic_train_images,
+            synthetic_val_images=synthetic_val_images,
+            synthetic_image_size=synthetic_image_size,
+        )
+        self._class_names = self.options.class_names()
+        self.train_split = train_split
+        self.eval_split = eval_split
+        self.predict_split = eval_split if predict_split is None else predict_split
+        self.mask_dir = mask_dir
+        self.train_mask_dir = mask_dir if train_mask_dir is None else train_mask_dir
+        self.train_masks = train_masks
+        self.saliency_dir = saliency_dir
+        if batch_size < 1:
+            raise ArgumentError("batch_size", batch_size, "must be at least 1")
+        if num_workers < 0:
+            raise ArgumentError("num_workers", num_workers, "must be 0 (load in the main process) or more")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.augmentation = TrainAugmentation(crop_size=crop_size, scale=scale, flip=flip, color_jitter=color_jitter)
+        self.shuffle = shuffle
+        self.pin_memory = pin_memory
+        self._train: TaggedImages | None = None
+        self._eval: TaggedImages | None = None
+        self._predict: TaggedImages | None = None
+        self._predicted: frozenset[str] = frozenset()
+
+    @property
+    def num_classes(self) -> int:
+        """L, the foreground classes."""
+        return len(self._class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The L foreground class names; index c is mask value c + 1."""
+        return list(self._class_names)
+
+    def prepare_data(self) -> None:
+        """Generate the synthetic images if they are not there yet; other data sets are never downloaded."""
+        self.options.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the images of a stage and check all that file names, lists and tags tell.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict"; None prepares them all. Masks for every image are
+                required by "validate" and "test" only; the others log how many are missing.
+
+        Raises:
+            ArgumentError: an argument does not fit the data set.
+            DatasetNotFoundError: a folder or file is missing.
+            DataError: a list names absent images, tags are unknown, masks are missing, a split is empty.
+        """
+        source = self.options.open()
+        if stage in {"fit", None}:
+            self._train = self._training_images(source)
+        if stage in {"validate", "test", None} or (stage == "fit" and self._validates_in_fit()):
+            need_masks = stage in {"validate", "test"}
+            self._eval = self._evaluation_images(source, self.eval_split, need_masks=need_masks, need_tags=True)
+        if stage in {"predict", None}:
+            self._predict = self._evaluation_images(source, self.predict_split, need_masks=False, need_tags=False)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return shuffled batches of crops; the last batch is dropped if it is not full, unless it is the only one."""
+        return training_loader(
+            _set_up(self._train, "fit"),
+            epoch=self._next_epoch(),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            shuffle=self.shuffle,
+            pin_memory=self.pin_memory,
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Return the photographs of `eval_split` one at a time, each in exactly one process."""
+        return self._evaluation_loader(_set_up(self._eval, "validate"))
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return the same as `val_dataloader`."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Return the photographs of `predict_split` one at a time, each in exactly one process."""
+        images = _set_up(self._predict, "predict")
+        return self._evaluation_loader(
+            images.without(self._predicted, at_least=self.trainer.world_size if self.trainer else 1)
+        )
+
+    def leave_out_of_prediction(self, image_ids: Collection[str]) -> None:
+        """Leave images out of the next prediction, such as those whose results are there already."""
+        self._predicted = frozenset(image_ids)
+
+    def _training_images(self, source: Source) -> TaggedImages:
+        records = training_records(
+            source,
+            self.train_split,
+            with_masks=self.train_masks,
+            mask_dir=self.train_mask_dir,
+            saliency_dir=self.saliency_dir,
+        )
+        return TaggedImages(records, num_classes=self.num_classes, augmentation=self.augmentation, seed=run_seed())
+
+    def _evaluation_images(self, source: Source, split: str, *, need_masks: bool, need_tags: bool) -> TaggedImages:
+        records = evaluation_records(
+            source,
+            split,
+            mask_dir=self.mask_dir,
+            saliency_dir=self.saliency_dir,
+            need_masks=need_masks,
+            need_tags=need_tags,
+        )
+        return TaggedImages(records, num_classes=self.num_classes)
+
+    def _evaluation_loader(self, dataset: TaggedImages) -> DataLoader[Sample]:
+        return evaluation_loader(dataset, num_workers=self.num_workers, pin_memory=self.pin_memory)
+
+    def _next_epoch(self) -> int:
+        # What Lightning will tell the sampler: a checkpoint written at the end of an epoch counts it as processed
+        # while `current_epoch` does not yet.
+        if self.trainer is None:
+            return 0
+        processed: int = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        return processed
+
+    def _validates_in_fit(self) -> bool:
+        # A data set without a validation part can be trained on with Trainer(limit_val_batches=0).
+        return self.trainer is None or self.trainer.limit_val_batches != 0
+
+
+def _set_up(dataset: TaggedImages | None, stage: str) -> TaggedImages:
+    if dataset is None:
+        raise ArgumentError("stage", None, f"call setup({stage!r}) before asking for its loader")
+    return dataset

@@ -1,0 +1,101 @@
+"""The records of a split as a PyTorch data set."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from rca_lightning.data.decode import read_image, read_saliency
+from rca_lightning.data.masks import check_same_size, read_mask
+from rca_lightning.data.records import Record
+from rca_lightning.data.sample import Sample
+from rca_lightning.data.transforms import Pixels, TrainAugmentation, normalise
+
+
+class TaggedImages(Dataset[Sample]):
+    """Images with tags, read when they are asked for.
+
+    Args:
+        records: the images.
+        num_classes: L, the length of the tag vector.
+        augmentation: what to do with an image in training; None gives it in its own size.
+        seed: seed of the augmentation.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        *,
+        num_classes: int,
+        augmentation: TrainAugmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.records = tuple(records)
+        self.num_classes = num_classes
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def without(self, image_ids: Collection[str], *, at_least: int) -> TaggedImages:
+        """The same images but for those named; some of these stay if fewer than `at_least` were left."""
+        kept = [record for record in self.records if record.image_id not in image_ids]
+        named = [record for record in self.records if record.image_id in image_ids]
+        kept += named[: max(0, at_least - len(kept))]
+        return TaggedImages(kept, num_classes=self.num_classes, augmentation=self.augmentation, seed=self.seed)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Read one image.
+
+        Args:
+            key: the index, or a pair (epoch, index). The augmentation depends on seed, epoch and
+                index only: not on the order, the number of loader processes, or what was drawn before.
+
+        Returns:
+            The sample.
+
+        Raises:
+            DatasetNotFoundError: a file is gone.
+            DataError: a file is damaged, or the mask does not fit the image or the classes.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.records[index]
+        pixels = self._read(record)
+        original_size = torch.tensor(pixels.image.shape[:2], dtype=torch.int64)
+        if self.augmentation is not None:
+            pixels = self.augmentation(pixels, seed=(self.seed, epoch, index))
+        tags = torch.zeros(self.num_classes)
+        tags[list(record.tags or ())] = 1.0
+        sample = Sample(image=normalise(pixels), tags=tags, image_id=record.image_id, original_size=original_size)
+        if pixels.mask is not None:
+            sample["mask"] = torch.from_numpy(pixels.mask.astype(np.int64))
+        if pixels.saliency is not None:
+            sample["saliency"] = torch.from_numpy(pixels.saliency)
+        return sample
+
+    def _read(self, record: Record) -> Pixels:
+        image = read_image(record.image)
+        saliency = None
+        if record.saliency is not None:
+            saliency = read_saliency(record.saliency)
+            name = f"the saliency map {record.saliency}"
+            check_same_size(image, saliency.shape, image_path=record.image, other_name=name)
+        return Pixels(image=image, mask=self._mask(record, image), saliency=saliency)
+
+    def _mask(self, record: Record, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+        source = record.mask
+        if source is None:
+            return None
+        if isinstance(source, Path):
+            mask = read_mask(source, num_classes=self.num_classes)
+            check_same_size(image, mask.shape, image_path=record.image, other_name=f"the mask {source}")
+            return mask
+        name = f"the annotation in {source.where}"
+        check_same_size(image, (source.height, source.width), image_path=record.image, other_name=name)
+        return source.draw()

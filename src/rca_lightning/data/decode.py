@@ -1,0 +1,144 @@
+"""Reading photographs and saliency maps: whatever the file holds, 8-bit RGB comes out."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from rca_lightning.errors import DataError, DatasetNotFoundError
+
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file with every failure of reading and decoding turned into one clear error.
+
+    Args:
+        path: the file; decoding may happen anywhere inside the `with` block.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: not an image, cut off, damaged, or with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF: the pixels are still good
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
+            yield image
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(f"{path}: no such file; restore it or take it out of the split") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{path}: {error}; scale the image down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: not an image that Pillow can read; replace it or take it out of the split") from error
+    except (OSError, SyntaxError, EOFError, struct.error) as error:
+        raise DataError(
+            f"{path}: cut off or damaged ({error}); fetch the file anew or take it out of the split"
+        ) from error
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a photograph as 8-bit RGB, turned upright.
+
+    Grey is copied to the three channels, CMYK and other colour spaces are converted, 16-bit grey
+    is scaled by 255 / 65535, palettes are looked up, transparency is dropped, and the turn noted in the EXIF
+    orientation is carried out.
+
+    Args:
+        path: the image file.
+
+    Returns:
+        The pixels, (H, W, 3) uint8, H and W after the turn.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: not an image, damaged, too large, or in a mode with no defined conversion.
+    """
+    with open_image(path) as image:
+        turn = _TURNS.get(_orientation(image))
+        rgb = _to_rgb(image, path)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        return np.array(rgb, dtype=np.uint8)
+
+
+def read_saliency(path: Path) -> npt.NDArray[np.float32]:
+    """Read a saliency map.
+
+    Args:
+        path: an 8- or 16-bit grey image; colour is converted to luminance. It is not turned by EXIF.
+
+    Returns:
+        The map, (H, W) float32 from 0 (background) to 1 (salient).
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: not an image, damaged or too large.
+    """
+    with open_image(path) as image:
+        if is_16_bit(image.mode):
+            saliency = read_16_bit(image, path).astype(np.float32) / 65535
+        else:
+            saliency = np.asarray(image.convert("L"), dtype=np.float32) / 255
+        return saliency.astype(np.float32, copy=False)
+
+
+def is_16_bit(mode: str) -> bool:
+    """Whether a Pillow mode holds integers of more than 8 bits."""
+    return mode == "I" or mode.startswith("I;16")
+
+
+def read_16_bit(image: Image.Image, path: Path) -> npt.NDArray[np.int64]:
+    """Return the pixels of a grey image of more than 8 bits, (H, W) int64 in 0..65535.
+
+    Raises:
+        DataError: a value does not fit 16 bits.
+    """
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
+        raise DataError(f"{path}: values {pixels.min()}..{pixels.max()} do not fit 16 bits; save it with 8 or 16 bits")
+    return pixels
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if is_16_bit(image.mode):
+        scaled = (read_16_bit(image, path) * 255 + 32767) // 65535
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the straight way to RGB warns about transparency given as bytes
+    if image.mode == "F":
+        raise DataError(f"{path}: floating-point pixels have no fixed range; save it with 8 or 16 bits")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise DataError(f"{path}: no conversion from {image.mode} to RGB; save it as an RGB image") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, OSError, EOFError, struct.error):
+        return 1  # a damaged EXIF block says nothing about the turn

@@ -1,0 +1,79 @@
+"""Data loaders whose batches depend on the seed and the epoch only."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch.utils.data import DataLoader
+
+from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.sample import Sample, collate
+from rca_lightning.data.samplers import EpochSampler, ShardSampler
+
+
+def run_seed() -> int:
+    """Return the seed of the run: the one given to `seed_everything`, else 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def training_loader(
+    dataset: TaggedImages, *, epoch: int, batch_size: int, num_workers: int, shuffle: bool, pin_memory: bool | None
+) -> DataLoader[Sample]:
+    """Return the loader of training crops.
+
+    Args:
+        dataset: images with an augmentation to one size.
+        epoch: the epoch that comes first. Lightning tells the sampler only after the loading
+            processes have begun to work ahead, which is too late for the first epoch of a resumed run.
+        batch_size: images of a batch in each process. An incomplete last batch is dropped, unless
+            there is no other.
+        num_workers: loading processes.
+        shuffle: whether to shuffle anew in each epoch.
+        pin_memory: page-locked memory; None means whether a CUDA device is there.
+    """
+    sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle)
+    sampler.set_epoch(epoch)
+    return DataLoader(
+        dataset=dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=len(sampler) >= batch_size,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=_pin(pin_memory),
+        collate_fn=collate,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else every epoch would draw from the generator the network uses
+    )
+
+
+def evaluation_loader(dataset: TaggedImages, *, num_workers: int, pin_memory: bool | None) -> DataLoader[Sample]:
+    """Return the loader of whole photographs, in order and one at a time, since their sizes differ.
+
+    Args:
+        dataset: images without an augmentation.
+        num_workers: loading processes.
+        pin_memory: page-locked memory; None means whether a CUDA device is there.
+    """
+    return DataLoader(
+        dataset=dataset,
+        batch_size=1,
+        sampler=ShardSampler(dataset),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=_pin(pin_memory),
+        collate_fn=collate,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),
+    )
+
+
+def _pin(pin_memory: bool | None) -> bool:
+    return torch.cuda.is_available() if pin_memory is None else pin_memory
+
+
+def _start_worker(worker_id: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # the loading processes share the cores already

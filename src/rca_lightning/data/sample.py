@@ -1,0 +1,85 @@
+"""What a data set gives for one image, and how images become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class _SampleAlways(TypedDict):
+    image: Tensor
+    tags: Tensor
+    image_id: str
+    original_size: Tensor
+
+
+class Sample(_SampleAlways, total=False):
+    """One image with L foreground classes.
+
+    Attributes:
+        image: (3, H, W) float32, RGB, normalised by the ImageNet mean and standard deviation.
+        tags: (L,) float32, 1 for each class in the image, else 0; index c means mask value c + 1. All 0
+            also when the tags are unknown, which happens in prediction only.
+        image_id: name of the image file without its ending.
+        original_size: (2,) int64, height and width of the upright photograph.
+        mask: (H, W) int64: 0 background, 1..L classes, 255 void. Missing without a mask.
+        saliency: (H, W) float32 in [0, 1]. Missing without a saliency map.
+    """
+
+    mask: Tensor
+    saliency: Tensor
+
+
+class _BatchAlways(TypedDict):
+    image: Tensor
+    tags: Tensor
+    image_id: list[str]
+    original_size: Tensor
+
+
+class Batch(_BatchAlways, total=False):
+    """B samples of equal height and width.
+
+    Attributes:
+        image: (B, 3, H, W) float32.
+        tags: (B, L) float32.
+        image_id: B names.
+        original_size: (B, 2) int64.
+        mask: (B, H, W) int64; only if every sample has one.
+        saliency: (B, H, W) float32; only if every sample has one.
+    """
+
+    mask: Tensor
+    saliency: Tensor
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of equal size to a batch.
+
+    Args:
+        samples: at least one sample, all of one height and width.
+
+    Returns:
+        The batch. A mask (or saliency map) that some samples lack is left out for all of them, so
+        that a row of it always belongs to the same row of `image`.
+
+    Example:
+        >>> one = Sample(image=torch.zeros(3, 2, 2), tags=torch.zeros(1), image_id="a",
+        ...              original_size=torch.tensor([2, 2]))
+        >>> tuple(collate([one, one])["image"].shape)
+        (2, 3, 2, 2)
+    """
+    batch = Batch(
+        image=torch.stack([sample["image"] for sample in samples]),
+        tags=torch.stack([sample["tags"] for sample in samples]),
+        image_id=[sample["image_id"] for sample in samples],
+        original_size=torch.stack([sample["original_size"] for sample in samples]),
+    )
+    if all("mask" in sample for sample in samples):
+        batch["mask"] = torch.stack([sample["mask"] for sample in samples])
+    if all("saliency" in sample for sample in samples):
+        batch["saliency"] = torch.stack([sample["saliency"] for sample in samples])
+    return batch

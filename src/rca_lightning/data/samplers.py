@@ -1,0 +1,80 @@
+"""Which images a process sees, and in which order.
+
+Both samplers derive from `DistributedSampler`, which Lightning leaves as it is and tells the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Any, cast
+
+import torch.distributed
+from torch.utils.data import Dataset, DistributedSampler
+
+from rca_lightning.errors import ArgumentError
+
+
+def _place() -> tuple[int, int]:
+    """Return the number of processes and the rank of this one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffles for training and says which epoch it is: yields pairs (epoch, index).
+
+    The order is a function of seed and epoch, so a run that is resumed sees what an uninterrupted one sees.
+    Every process gets equally many images; up to world size - 1 images come twice in an epoch.
+
+    Args:
+        dataset: the data set, only asked for its length.
+        seed: seed of the order, the same in every process.
+        shuffle: False keeps the order of the data set.
+
+    Example:
+        >>> sampler = EpochSampler([0, 0, 0], seed=1, shuffle=False)
+        >>> sampler.set_epoch(4)
+        >>> list(sampler)
+        [(4, 0), (4, 1), (4, 2)]
+    """
+
+    def __init__(self, dataset: Sized, *, seed: int, shuffle: bool = True) -> None:
+        world_size, rank = _place()
+        super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        return iter([(epoch, index) for index in super().__iter__()])
+
+
+class ShardSampler(DistributedSampler[Any]):
+    """Gives every image to exactly one process, in order: for exact scores and one prediction an image.
+
+    Processes may differ by one image. PyTorch's own sampler repeats images instead.
+
+    Args:
+        dataset: the data set, only asked for its length.
+
+    Raises:
+        ArgumentError: fewer images than processes: one with nothing to do would never join the others.
+
+    Example:
+        >>> list(ShardSampler(["a", "b", "c"]))
+        [0, 1, 2]
+    """
+
+    def __init__(self, dataset: Sized) -> None:
+        world_size, rank = _place()
+        if len(dataset) < world_size:
+            raise ArgumentError(
+                "devices", world_size, f"more processes than the {len(dataset)} images to evaluate; use fewer"
+            )
+        super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=False)
+        self._indices = range(rank, len(dataset), world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)

@@ -1,0 +1,144 @@
+"""From the records of a source to the records a stage uses, with everything checked that files names tell."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from rca_lightning.data.listing import IMAGE_EXTENSIONS, first_few, list_by_stem, locate, require_folder
+from rca_lightning.data.records import Record, Source
+from rca_lightning.errors import DataError, DatasetNotFoundError
+
+_log = logging.getLogger(__name__)
+
+
+@rank_zero_only
+def _warn(message: str, *values: object) -> None:
+    _log.warning(message, *values)
+
+
+@rank_zero_only
+def _note(message: str, *values: object) -> None:
+    _log.info(message, *values)
+
+
+def training_records(
+    source: Source, split: str, *, with_masks: bool, mask_dir: str | None, saliency_dir: str | None
+) -> list[Record]:
+    """Return the images to train on: those with at least one tag.
+
+    Args:
+        source: the data set.
+        split: its split.
+        with_masks: whether to give masks where there are some.
+        mask_dir: folder of index masks instead of the data set's own; every image must have one then.
+        saliency_dir: folder of saliency maps, or None.
+
+    Raises:
+        DataError: no image left, tags unknown, or masks missing from a folder that was asked for.
+        DatasetNotFoundError: a folder is missing.
+    """
+    records = source.records(split, with_masks=with_masks and mask_dir is None)
+    _require_known_tags(records, split)
+    tagged = [record for record in records if record.tags]
+    if not tagged:
+        raise DataError(f"split {split!r}: none of its {len(records)} images has a tag; there is nothing to train on")
+    if len(tagged) < len(records):
+        without = [record.image_id for record in records if not record.tags]
+        _warn("split %r: %d images left out of training, no tag: %s", split, len(without), first_few(without))
+    if with_masks:
+        tagged = _with_masks(tagged, source, mask_dir)
+        if mask_dir is not None:
+            _require_masks(tagged, split, remedy="add them, or give another train_mask_dir")
+    tagged = _with_saliency(tagged, source, split, saliency_dir)
+    if saliency_dir is not None and all(record.saliency is None for record in tagged):
+        raise DataError(
+            f"saliency_dir={saliency_dir!r}: no map for any of the {len(tagged)} training images, such as "
+            f"{tagged[0].image_id}; name the maps like the images"
+        )
+    _note("split %r: %d images to train on", split, len(tagged))
+    return tagged
+
+
+def evaluation_records(
+    source: Source,
+    split: str,
+    *,
+    mask_dir: str | None,
+    saliency_dir: str | None,
+    need_masks: bool,
+    need_tags: bool,
+) -> list[Record]:
+    """Return all images of a split, with tags or without.
+
+    Args:
+        source: the data set.
+        split: its split.
+        mask_dir: folder of index masks instead of the data set's own.
+        saliency_dir: folder of saliency maps, or None.
+        need_masks: whether every image must have a mask; else images without one are counted in the log.
+        need_tags: whether the tags must be known.
+
+    Raises:
+        DataError: no image, or masks or tags are missing that are needed.
+        DatasetNotFoundError: a folder is missing.
+    """
+    records = source.records(split, with_masks=mask_dir is None)
+    if not records:
+        raise DataError(f"split {split!r}: no image in it")
+    if need_tags:
+        _require_known_tags(records, split)
+    records = _with_masks(records, source, mask_dir, required=need_masks)
+    if need_masks:
+        _require_masks(records, split, remedy="scores need masks: add them, give mask_dir, or name another eval_split")
+    elif missing := sum(record.mask is None for record in records):
+        _warn("split %r: %d of %d images have no mask, so they get no score", split, missing, len(records))
+    return _with_saliency(records, source, split, saliency_dir)
+
+
+def _with_masks(
+    records: Sequence[Record], source: Source, mask_dir: str | None, *, required: bool = False
+) -> list[Record]:
+    folder = source.default_mask_dir() if mask_dir is None else locate(mask_dir, source.root)
+    if folder is None:
+        return list(records)
+    if mask_dir is not None or required:
+        require_folder(folder, what="mask_dir", remedy="give the folder of the index masks")
+    masks = list_by_stem(folder, {".png"}) if folder.is_dir() else {}
+    return [replace(record, mask=masks.get(record.image_id)) for record in records]
+
+
+def _with_saliency(records: Sequence[Record], source: Source, split: str, saliency_dir: str | None) -> list[Record]:
+    if saliency_dir is None:
+        return list(records)
+    folder = require_folder(
+        locate(saliency_dir, source.root), what="saliency_dir", remedy="give the folder of the saliency maps"
+    )
+    maps = list_by_stem(folder, IMAGE_EXTENSIONS)
+    found = [replace(record, saliency=maps.get(record.image_id)) for record in records]
+    if missing := sum(record.saliency is None for record in found):
+        _note("split %r: %d of %d images have no saliency map in %s", split, missing, len(found), folder)
+    return found
+
+
+def _require_masks(records: Sequence[Record], split: str, *, remedy: str) -> None:
+    _require(records, lambda record: record.mask is not None, split, what="a mask", remedy=remedy)
+
+
+def _require_known_tags(records: Sequence[Record], split: str) -> None:
+    remedy = "give tags_file (a line an image: id tag tag), or leave the images out by split_files"
+    if records and all(record.tags is None for record in records):
+        raise DatasetNotFoundError(f"tags_file: split {split!r} has no tags at all; {remedy}")
+    _require(records, lambda record: record.tags is not None, split, what="tags", remedy=remedy)
+
+
+def _require(records: Sequence[Record], has: Callable[[Record], bool], split: str, *, what: str, remedy: str) -> None:
+    missing = [record.image_id for record in records if not has(record)]
+    if missing:
+        raise DataError(
+            f"split {split!r}: {len(missing)} of {len(records)} images are without {what}: "
+            f"{first_few(missing)}; {remedy}"
+        )

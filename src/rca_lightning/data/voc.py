@@ -1,0 +1,110 @@
+"""PASCAL VOC 2012 in the layout of its VOCdevkit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rca_lightning.data.classes import VOC_CLASSES, ClassIndex
+from rca_lightning.data.idlist import read_id_list
+from rca_lightning.data.listing import first_few, list_by_stem, locate, require_folder
+from rca_lightning.data.records import Record
+from rca_lightning.data.tagfile import Tags, read_tag_file
+from rca_lightning.data.voc_xml import read_xml_tags
+from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
+
+_REMEDY = "give the folder that holds JPEGImages (VOCdevkit/VOC2012 of the VOC 2012 archive)"
+
+
+class VOCSource:
+    """The images of VOC 2012 and their tags.
+
+    Tags come from `tags_file` for the images it lists, else from `Annotations/<id>.xml`, else from
+    `image_labels.txt` in the root. An image with none of them has unknown tags.
+
+    Args:
+        root: the folder with `JPEGImages`, or a VOCdevkit with `VOC2012` in it.
+        split_files: split name to the file with its ids; other splits are read from `ImageSets/Segmentation`.
+        tags_file: text or CSV file with tags.
+        classes: the class names, for data sets of another kind in this layout.
+
+    Raises:
+        DatasetNotFoundError: no `JPEGImages` there.
+        DataError: a tag file cannot be used.
+
+    Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        split_files: Mapping[str, str] | None = None,
+        tags_file: str | None = None,
+        classes: tuple[str, ...] = VOC_CLASSES,
+    ) -> None:
+        self.root = _layout_root(root)
+        self._split_files = dict(split_files or {})
+        self._classes = ClassIndex(classes)
+        self._images = list_by_stem(self.root / "JPEGImages", {".jpg", ".jpeg", ".png"})
+        annotations = self.root / "Annotations"
+        self._annotations = list_by_stem(annotations, {".xml"}) if annotations.is_dir() else {}
+        self._given_tags = read_tag_file(locate(tags_file, self.root), self._classes) if tags_file else {}
+        beside = self.root / "image_labels.txt"
+        self._fallback_tags = read_tag_file(beside, self._classes) if beside.is_file() and not tags_file else {}
+
+    def default_mask_dir(self) -> Path | None:
+        """`SegmentationClass` in the root."""
+        return self.root / "SegmentationClass"
+
+    def records(self, split: str, *, with_masks: bool) -> list[Record]:
+        """Return the images of a split; masks come from files, see `default_mask_dir`.
+
+        Raises:
+            ArgumentError: `trainaug` without a list.
+            DatasetNotFoundError: no list of that split.
+            DataError: the list names images that are not there.
+        """
+        list_file = self._list_file(split)
+        ids = read_id_list(list_file)
+        absent = [image_id for image_id in ids if image_id not in self._images]
+        if absent:
+            raise DataError(
+                f"{list_file}: {len(absent)} of its {len(ids)} images are not in {self.root / 'JPEGImages'}: "
+                f"{first_few(absent)}; add them or take them out of the list"
+            )
+        return [Record(image_id, self._images[image_id], self._tags(image_id)) for image_id in ids]
+
+    def _tags(self, image_id: str) -> Tags | None:
+        if image_id in self._given_tags:
+            return self._given_tags[image_id]
+        if image_id in self._annotations:
+            return read_xml_tags(self._annotations[image_id], self._classes)
+        return self._fallback_tags.get(image_id)
+
+    def _list_file(self, split: str) -> Path:
+        if split in self._split_files:
+            return locate(self._split_files[split], self.root)
+        folder = self.root / "ImageSets" / "Segmentation"
+        standard = folder / f"{split}.txt"
+        if standard.is_file():
+            return standard
+        if split == "trainaug":
+            raise ArgumentError(
+                "split_files",
+                self._split_files,
+                "the ids of trainaug (10,582 images of SBD and VOC) are no part of VOC 2012; "
+                "give your list as split_files={'trainaug': 'path/to/trainaug.txt'}",
+            )
+        present = first_few(sorted(path.stem for path in folder.glob("*.txt")), limit=6) or "no list at all"
+        raise DatasetNotFoundError(
+            f"{standard}: no list for the split {split!r} (there: {present}); name one of them or give split_files"
+        )
+
+
+def _layout_root(root: Path) -> Path:
+    require_folder(root, what="root", remedy=_REMEDY)
+    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (folder / "JPEGImages").is_dir():
+            return folder
+    raise DatasetNotFoundError(f"root={str(root)!r}: no folder JPEGImages in it; {_REMEDY}")

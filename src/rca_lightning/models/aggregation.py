@@ -1,0 +1,137 @@
+"""Semantic aggregation: every pixel reads the prototypes of the dataset (RCA, section 3.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rca_lightning.errors import ArgumentError
+
+
+@dataclass
+class Aggregated:
+    """What the pixels read.
+
+    Attributes:
+        context: `F' = S Q`, `(B, D, H, W)`; zero while there is no prototype.
+        class_attention: attention summed over the prototypes of a class, `(B, C, H, W)`, where
+            `C` counts the background, if it has prototypes, as last class. Sums to 1 over `C`, or is 0
+            while there is no prototype.
+    """
+
+    context: Tensor
+    class_attention: Tensor
+
+
+class SemanticAggregation(nn.Module):
+    """Softmax attention of pixels over prototypes: `S = softmax(F Q^T / temperature)`, `F' = S Q`.
+
+    The prototypes are persistent buffers of fixed shape, so a checkpoint alone predicts. Slots
+    without a prototype are masked out of the softmax.
+
+    Args:
+        dim: channels `D` of the embedding.
+        num_classes: foreground classes `L`.
+        num_prototypes: prototypes `K` a class.
+        background_prototypes: prototypes of the background; 0 leaves the background out.
+        temperature: of the softmax. Against unit vectors the similarity lies in `[-1, 1]`, so 1 would be
+            all but uniform over 200 prototypes; 0.05 to 0.1 lets a pixel choose.
+        normalize: compare directions (cosine) instead of raw products. Raw products let the
+            norm of a pixel act as its temperature.
+
+    Example:
+        >>> aggregation = SemanticAggregation(dim=8, num_classes=2, num_prototypes=3)
+        >>> read = aggregation(torch.randn(1, 8, 4, 4))
+        >>> read.context.shape, float(read.context.abs().sum())
+        (torch.Size([1, 8, 4, 4]), 0.0)
+    """
+
+    prototypes: Tensor
+    valid: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        num_prototypes: int = 10,
+        background_prototypes: int = 0,
+        temperature: float = 0.1,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ArgumentError("attention_temperature", temperature, "give a number above 0")
+        if num_prototypes < 1:
+            raise ArgumentError("num_prototypes", num_prototypes, "give at least 1 prototype a class")
+        if background_prototypes < 0:
+            raise ArgumentError("background_prototypes", background_prototypes, "give 0 or more")
+        self.num_classes = num_classes
+        self.num_prototypes = num_prototypes
+        self.background_prototypes = background_prototypes
+        self.temperature = temperature
+        self.normalize = normalize
+        per_class = [num_prototypes] * num_classes + [background_prototypes] * bool(background_prototypes)
+        self.prototypes_per_class = per_class
+        total = sum(per_class)
+        self.register_buffer("prototypes", torch.zeros(total, dim))
+        self.register_buffer("valid", torch.zeros(total, dtype=torch.bool))
+        labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
+        self.register_buffer("labels", labels, persistent=False)
+
+    @torch.no_grad()
+    def write(self, prototypes: Tensor, valid: Tensor) -> None:
+        """Replace the prototypes.
+
+        Args:
+            prototypes: `(Q, D)`, class after class, `num_prototypes` rows a class, the background last.
+            valid: `(Q,)` boolean, false where a class has fewer prototypes.
+
+        Raises:
+            ArgumentError: if a shape differs or a valid prototype is not finite.
+        """
+        if prototypes.shape != self.prototypes.shape or valid.shape != self.valid.shape:
+            raise ArgumentError(
+                "prototypes", tuple(prototypes.shape), f"give {tuple(self.prototypes.shape)} and valid of the same rows"
+            )
+        if not torch.isfinite(prototypes[valid]).all():
+            raise ArgumentError("prototypes", "non-finite", "valid prototypes must be finite numbers")
+        self.prototypes.copy_(torch.where(valid[:, None], prototypes, torch.zeros_like(prototypes)))
+        self.valid.copy_(valid)
+
+    def forward(self, embeddings: Tensor, classes: Tensor | None = None) -> Aggregated:
+        """Let each pixel read the prototypes.
+
+        Args:
+            embeddings: `(B, D, H, W)`.
+            classes: `(B, L)`, above 0 where a class may be read in that image; the background always may.
+                `None`: all classes.
+        """
+        batch, _, height, width = embeddings.shape
+        queries = embeddings.flatten(2).transpose(1, 2)  # (B, D, H, W) -> (B, HW, D)
+        if self.normalize:
+            queries = F.normalize(queries.float(), dim=2).to(embeddings.dtype)
+        prototypes = self.prototypes.to(queries.dtype)
+        logits = (queries @ prototypes.T).float() / self.temperature  # (B, HW, Q)
+        readable = self._readable(classes)  # (B or 1, Q)
+        logits = logits.masked_fill(~readable[:, None], torch.finfo(logits.dtype).min)
+        # With nothing readable the softmax is uniform over masked slots; the product makes it zero.
+        attention = logits.softmax(dim=2) * readable[:, None]
+        context = (attention.to(prototypes.dtype) @ prototypes).transpose(1, 2)  # (B, HW, D) -> (B, D, HW)
+        membership = F.one_hot(self.labels, len(self.prototypes_per_class)).to(attention.dtype)  # (Q, C)
+        class_attention = (attention @ membership).transpose(1, 2)  # (B, HW, C) -> (B, C, HW)
+        return Aggregated(
+            context.reshape(batch, -1, height, width),
+            class_attention.reshape(batch, -1, height, width),
+        )
+
+    def _readable(self, classes: Tensor | None) -> Tensor:
+        if classes is None:
+            return self.valid[None]
+        allowed = classes > 0
+        if self.background_prototypes:
+            allowed = torch.cat([allowed, allowed.new_ones(len(allowed), 1)], dim=1)
+        return self.valid[None] & allowed[:, self.labels]

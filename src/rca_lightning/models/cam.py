@@ -1,0 +1,60 @@
+"""Class activation maps: the head that makes them and how a map is normalised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class CAMHead(nn.Module):
+    """A 1x1 convolution whose outputs are class activation maps.
+
+    The image logits are the spatial mean of the maps, so the weights that classify the image
+    are the weights that draw the map (RCA, section 3.1; Zhou et al., CVPR 2016).
+
+    Args:
+        in_channels: channels of the features.
+        num_classes: foreground classes.
+
+    Shapes:
+        features `(B, C, H, W)` -> activation maps `(B, L, H, W)`, unbounded.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        # No bias: a constant added to every cell moves the image logit and draws nothing.
+        self.conv = nn.Conv2d(in_channels, num_classes, kernel_size=1, bias=False)
+        nn.init.normal_(self.conv.weight, std=0.01)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Activation maps `(B, L, H, W)` of features `(B, C, H, W)`."""
+        maps: Tensor = self.conv(features)
+        return maps
+
+
+def image_logits(maps: Tensor) -> Tensor:
+    """Image logits `(B, L)`: the spatial mean of activation maps `(B, L, H, W)`."""
+    return maps.float().mean(dim=(2, 3))
+
+
+def minmax_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
+    """Scale each map by its own minimum and maximum to `[0, 1]`; a constant map becomes 0.
+
+    Args:
+        maps: `(..., H, W)`.
+        eps: ranges below this count as constant.
+    """
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    span = maps.amax(dim=(-2, -1), keepdim=True) - low
+    return torch.where(span > eps, (maps - low) / span.clamp_min(eps), torch.zeros_like(maps))
+
+
+def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
+    """Clip negative activation and divide each map `(..., H, W)` by its maximum: `[0, 1]`, zero stays zero.
+
+    This is the reading under which seeds are scored: 0 means "no evidence at all", which a
+    min-max scaling would lose.
+    """
+    positive = maps.clamp_min(0)
+    peak = positive.amax(dim=(-2, -1), keepdim=True)
+    return torch.where(peak > eps, positive / peak.clamp_min(eps), torch.zeros_like(positive))

@@ -1,0 +1,106 @@
+"""Pseudo regions and their embeddings (RCA, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rca_lightning.models.cam import max_normalise, minmax_normalise
+
+
+@dataclass
+class Regions:
+    """Embeddings of the R regions of one batch.
+
+    Attributes:
+        embeddings: `(R, D)`, not normalised.
+        labels: `(R,)` int64; class index, `num_classes` for the background.
+        images: `(R,)` int64; index of the image in the batch.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, keep: Tensor) -> Regions:
+        """The regions where `keep` `(R,)` is true."""
+        return Regions(self.embeddings[keep], self.labels[keep], self.images[keep])
+
+    @staticmethod
+    def cat(first: Regions, second: Regions) -> Regions:
+        """Both, first then second."""
+        return Regions(
+            torch.cat([first.embeddings, second.embeddings]),
+            torch.cat([first.labels, second.labels]),
+            torch.cat([first.images, second.images]),
+        )
+
+
+def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5) -> Tensor:
+    """Cells of each tagged class whose activation stands out: `M_l = P_l > threshold`.
+
+    Each map is min-max normalised first. A constant map, and the map of a class that is not
+    tagged, has no region.
+
+    Args:
+        maps: activation maps `(B, L, H, W)`.
+        tags: `(B, L)`, 0 or 1.
+        threshold: in `[0, 1)`.
+
+    Returns:
+        Boolean masks `(B, L, H, W)`.
+    """
+    return (minmax_normalise(maps.float()) > threshold) & (tags > 0)[:, :, None, None]
+
+
+def background_regions(maps: Tensor, tags: Tensor, threshold: float = 0.05, grid: int = 2) -> Tensor:
+    """Confidently empty cells, one region for each tile of a grid laid over the image.
+
+    A cell is empty when no tagged class activates it above `threshold` of that class's peak. Tiles
+    keep sky and floor of one photograph apart: their mean would resemble neither.
+    An image without any tag gives no background, since nothing is known of it.
+
+    Args:
+        maps: activation maps `(B, L, H, W)`.
+        tags: `(B, L)`, 0 or 1.
+        threshold: in `[0, 1)`.
+        grid: tiles along each side.
+
+    Returns:
+        Boolean masks `(B, grid * grid, H, W)`.
+    """
+    tagged = (tags > 0)[:, :, None, None]
+    activation = (max_normalise(maps.float()) * tagged).amax(dim=1)
+    # A map that is nowhere positive says nothing about where its object is.
+    located = ((maps.amax(dim=(2, 3)) > 0) | (tags <= 0)).all(dim=1) & (tags > 0).any(dim=1)
+    empty = (activation <= threshold) & located[:, None, None]  # (B, H, W)
+    height, width = maps.shape[2:]
+    row = torch.arange(height, device=maps.device) * grid // height
+    column = torch.arange(width, device=maps.device) * grid // width
+    tile = row[:, None] * grid + column[None, :]  # (H, W)
+    index = torch.arange(grid * grid, device=maps.device)
+    return empty[:, None] & (tile[None] == index[:, None, None])[None]
+
+
+def pool_regions(features: Tensor, masks: Tensor, min_cells: int = 1) -> Regions:
+    """Masked average pooling: `f_l = sum(M_l * F) / sum(M_l)`.
+
+    Args:
+        features: `(B, D, H, W)`.
+        masks: boolean `(B, L, H, W)`.
+        min_cells: a region with fewer cells is no region; it is left out, never a zero vector.
+
+    Returns:
+        The regions that exist; labels are the second index of `masks`.
+    """
+    flat = masks.flatten(2).to(features.dtype)  # (B, L, H, W) -> (B, L, HW)
+    cells = masks.flatten(2).sum(dim=2)  # (B, L)
+    images, labels = torch.nonzero(cells >= max(min_cells, 1), as_tuple=True)
+    # Pool before selecting: one batched product instead of R gathers of (D, HW).
+    sums = torch.einsum("blp,bdp->bld", flat, features.flatten(2))[images, labels]
+    return Regions(sums.float() / cells[images, labels][:, None], labels, images)

@@ -1,0 +1,296 @@
+"""`RCAModule`: network, losses, optimiser and steps of RCA for the Lightning Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from rca_lightning.arguments import checked_arguments
+from rca_lightning.data.sample import Batch
+from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation import Evaluation, TagSource
+from rca_lightning.losses.classification import classification_loss
+from rca_lightning.losses.contrast import RegionContrastLoss
+from rca_lightning.memory.bank import RegionMemory
+from rca_lightning.models.aggregation import SemanticAggregation
+from rca_lightning.models.backbones import OutputStride, build_backbone
+from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RCANetwork
+from rca_lightning.models.regions import Regions, background_regions, pool_regions, pseudo_regions
+from rca_lightning.models.resnet import StrideIn
+from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
+from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
+
+
+class RCAModule(L.LightningModule):
+    """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
+
+    Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
+    of regions belongs to `RegionMemoryCallback`, which the Trainer needs while `contrast` or `aggregation` is on.
+    With both off this is the plain CAM baseline.
+
+    Args:
+        num_classes: foreground classes `L`. The command line takes it from the data.
+        class_names: their names, for tables and pictures.
+        backbone: resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
+        weights: "none", a local file with torchvision's key names, or a URL. Not kept in checkpoints, which
+            hold the trained weights anyway.
+        weights_sha256: checksum of the file; needed for a URL.
+        output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
+        stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
+        frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
+            small batches; turn it off to train from scratch.
+        frozen_stages: how many of the first stages to freeze, 0 to 5.
+        contrast: whether to contrast regions with the memory.
+        aggregation: whether pixels read the prototypes and a second CAM head completes the map.
+        embedding_dim: channels of a learned 1x1 projection for memory and prototypes; none: the features
+            themselves, which need no warm-up to mean something.
+        alpha: weight of the contrast. 0.1 shapes the features without competing with classification; 1 does harm.
+        beta: weight of the classification loss of the second head; 1 as in the paper: both heads learn the same.
+        contrast_temperature: tau of InfoNCE.
+        attention_temperature: of the softmax over prototypes, for unit vectors. At 0.1 a pixel still averages over
+            many classes, below 0.03 it copies one prototype.
+        normalize_attention: cosine instead of raw products.
+        attention_classes: "all", or "tags": a pixel reads only the classes of its image.
+        num_prototypes: K a class.
+        background_prototypes: prototypes of confidently empty cells, 0 for none. Without them sky and road
+            must share their attention among objects.
+        region_threshold: activation, min-max normalised, above which a cell belongs to a region.
+        background_threshold: share of the peak below which a cell counts as confidently empty.
+        confidence: image probability a tag must reach before its region enters the memory.
+        warmup_epochs: epochs before the first clustering and before contrast; the memory fills meanwhile.
+        final_map: what seeds are read from: "coarse" (P), "refined" (P^), "mean" of both, or "attention" summed by
+            class.
+        scales: image scales at evaluation and prediction.
+        flip: whether evaluation and prediction add the mirrored image.
+        eval_tags: "image" lets a map use the true tags, as seeds for training do; "predicted" does not.
+        predict_tags: the same for prediction. Images whose tags are unknown always use predicted ones.
+        tag_threshold: image probability above which a tag is predicted.
+        seed_threshold: background threshold of the score; none: the best of 0.05, 0.10, ... 0.95, tuned on
+            the masks.
+        optimizer: "sgd" or "adamw".
+        lr: learning rate of the backbone.
+        new_layer_lr_ratio: rate of the heads and the projection, as a multiple of lr.
+        weight_decay: weight decay.
+        momentum: of SGD.
+        poly_power: exponent of the poly decay over all training steps.
+
+    Example:
+        >>> module = RCAModule(num_classes=3, backbone="resnet18")
+        >>> module(torch.zeros(1, 3, 64, 64)).refined.shape
+        torch.Size([1, 3, 4, 4])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: list[str] | None = None,
+        *,
+        backbone: str = "resnet50",
+        weights: str = "none",
+        weights_sha256: str | None = None,
+        output_stride: OutputStride = 16,
+        stride_in: StrideIn = "3x3",
+        frozen_batchnorm: bool = True,
+        frozen_stages: int = 0,
+        contrast: bool = True,
+        aggregation: bool = True,
+        embedding_dim: int | None = None,
+        alpha: float = 0.1,
+        beta: float = 1.0,
+        contrast_temperature: float = 0.1,
+        attention_temperature: float = 0.05,
+        normalize_attention: bool = True,
+        attention_classes: AttentionClasses = "all",
+        num_prototypes: int = 10,
+        background_prototypes: int = 64,
+        region_threshold: float = 0.5,
+        background_threshold: float = 0.05,
+        confidence: float = 0.5,
+        warmup_epochs: int = 1,
+        final_map: FinalMap = "refined",
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = True,
+        eval_tags: TagSource = "image",
+        predict_tags: TagSource = "image",
+        tag_threshold: float = 0.5,
+        seed_threshold: float | None = None,
+        optimizer: OptimizerName = "sgd",
+        lr: float = 0.01,
+        new_layer_lr_ratio: float = 10.0,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.9,
+        poly_power: float = 0.9,
+    ) -> None:
+        super().__init__()
+        # An explicit dict: what the command line read plus what it linked, and no paths of one machine.
+        self.save_hyperparameters(checked_arguments(locals()))
+        extractor = build_backbone(
+            backbone,
+            output_stride=output_stride,
+            weights=weights,
+            weights_sha256=weights_sha256,
+            stride_in=stride_in,
+            frozen_batchnorm=frozen_batchnorm,
+            frozen_stages=frozen_stages,
+        )
+        reader = SemanticAggregation(
+            embedding_dim or extractor.num_features,
+            num_classes,
+            num_prototypes=num_prototypes,
+            background_prototypes=background_prototypes,
+            temperature=attention_temperature,
+            normalize=normalize_attention,
+        )
+        self.network = RCANetwork(
+            extractor,
+            num_classes,
+            embedding_dim=embedding_dim if contrast or aggregation else None,
+            aggregation=reader if aggregation else None,
+            attention_classes=attention_classes,
+        )
+        self.contrast_loss = RegionContrastLoss(contrast_temperature)
+        self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)
+        self.memory: RegionMemory | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the `L` classes; their numbers where none were given."""
+        names: list[str] | None = self.hparams["class_names"]
+        return names or [f"class {index + 1}" for index in range(self.hparams["num_classes"])]
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether the losses or the prototypes come from the region memory."""
+        return bool(self.hparams["contrast"] or self.hparams["aggregation"])
+
+    @property
+    def memory_classes(self) -> int:
+        """Queues of the memory: the classes, and the background where it has prototypes."""
+        return int(self.hparams["num_classes"]) + bool(self.hparams["background_prototypes"])
+
+    @property
+    def embedding_dim(self) -> int:
+        """Channels of regions and prototypes."""
+        return int(self.hparams["embedding_dim"] or self.network.backbone.num_features)
+
+    def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
+        """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
+        maps: ActivationMaps = self.network(images, tags)
+        return maps
+
+    def on_fit_start(self) -> None:
+        """Refuse to train without the memory that the losses need."""
+        if self.needs_memory and self.memory is None:
+            raise ArgumentError(
+                "callbacks", None, "add RegionMemoryCallback() to the Trainer, or set contrast=False, aggregation=False"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of a batch, and under `regions` what the memory takes in."""
+        tags = batch["tags"]
+        maps = self(batch["image"], tags)
+        losses = {"coarse": classification_loss(maps.coarse, tags)}
+        total = losses["coarse"]
+        if maps.refined is not None:
+            losses["refined"] = classification_loss(maps.refined, tags)
+            total = total + self.hparams["beta"] * losses["refined"]
+        outputs: dict[str, Any] = {}
+        if self.needs_memory:
+            regions = self._regions(maps, tags)
+            losses["contrast"] = self._contrast(maps, regions, tags)
+            total = total + self.hparams["alpha"] * losses["contrast"]
+            outputs["regions"] = self._confident(regions, maps, tags)
+            outputs["image_id"] = batch["image_id"]
+        size = len(tags)
+        self.log_dict({f"train/loss_{name}": value.detach() for name, value in losses.items()}, batch_size=size)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
+        return {"loss": total, **outputs}
+
+    def _regions(self, maps: ActivationMaps, tags: Tensor) -> Regions:
+        coarse = maps.coarse.detach()
+        return pool_regions(maps.embeddings, pseudo_regions(coarse, tags, self.hparams["region_threshold"]))
+
+    def _contrast(self, maps: ActivationMaps, regions: Regions, tags: Tensor) -> Tensor:
+        # Tied to the embeddings also while idle: DDP wants every parameter in every step.
+        idle = maps.embeddings.sum() * 0
+        if not self.hparams["contrast"] or self.memory is None or self.current_epoch < self.hparams["warmup_epochs"]:
+            return idle
+        absent = tags[regions.images] <= 0  # (R, L)
+        absent = F.pad(absent, (0, self.memory.num_classes - absent.shape[1]))  # the background is never absent
+        memory = self.memory
+        return idle + self.contrast_loss(regions.embeddings, regions.labels, absent, memory.embeddings, memory.valid)
+
+    @torch.no_grad()
+    def _confident(self, regions: Regions, maps: ActivationMaps, tags: Tensor) -> Regions:
+        """Regions that may enter the memory, with those of the background, detached."""
+        probabilities = maps.coarse.mean(dim=(2, 3)).float().sigmoid()
+        kept = regions.select(probabilities[regions.images, regions.labels] >= self.hparams["confidence"])
+        if self.hparams["background_prototypes"]:
+            empty = background_regions(maps.coarse, tags, self.hparams["background_threshold"])
+            background = pool_regions(maps.embeddings.detach(), empty, min_cells=2)
+            background.labels = torch.full_like(background.labels, self.hparams["num_classes"])
+            kept = Regions.cat(kept, background)
+        return Regions(kept.embeddings.detach(), kept.labels, kept.images)
+
+    def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[Seeds]:
+        """Class maps of photographs at their own size, with this module's scales and flip; see `infer_seeds`."""
+        return infer_seeds(
+            self.network,
+            images,
+            tags,
+            final_map=final_map or self.hparams["final_map"],
+            scales=self.hparams["scales"],
+            flip=self.hparams["flip"],
+            tag_threshold=self.hparams["tag_threshold"],
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the seeds of images that have a mask."""
+        tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
+        seeds = self.seeds(batch["image"], tags)
+        self.evaluation.update(seeds, batch["tags"], batch.get("mask"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score of the split."""
+        result = self.evaluation.finish()
+        tags: TagSource = self.hparams["eval_tags"]
+        if result is not None:
+            self.log_dict(result.logged(tags, prefix="val"), prog_bar=True, sync_dist=False)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same as validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """The same as validation."""
+        self.on_validation_epoch_end()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """For each image `image_id` and `seeds` on the CPU."""
+        known = self.hparams["predict_tags"] == "image" and bool((batch["tags"] > 0).any(dim=1).all())
+        seeds = self.seeds(batch["image"], batch["tags"] if known else None)
+        return [
+            {"image_id": image_id, "seeds": Seeds(s.maps.cpu(), s.classes.cpu(), s.probabilities.cpu())}
+            for image_id, s in zip(batch["image_id"], seeds, strict=True)
+        ]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD or AdamW with poly decay, a step at a time."""
+        backbone = set(self.network.backbone.parameters())
+        optimizer = build_optimizer(
+            self.network.backbone.parameters(),
+            (p for p in self.network.parameters() if p not in backbone),
+            name=self.hparams["optimizer"],
+            lr=self.hparams["lr"],
+            new_layer_lr_ratio=self.hparams["new_layer_lr_ratio"],
+            weight_decay=self.hparams["weight_decay"],
+            momentum=self.hparams["momentum"],
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = poly_decay(optimizer, steps, self.hparams["poly_power"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

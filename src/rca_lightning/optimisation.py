@@ -1,0 +1,48 @@
+"""Optimiser and learning-rate schedule of a fine-tuned network with new layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from rca_lightning.errors import ArgumentError
+
+OptimizerName = Literal["sgd", "adamw"]
+
+
+def build_optimizer(
+    backbone: Iterable[nn.Parameter],
+    new_layers: Iterable[nn.Parameter],
+    *,
+    name: OptimizerName,
+    lr: float,
+    new_layer_lr_ratio: float,
+    weight_decay: float,
+    momentum: float,
+) -> Optimizer:
+    """Optimiser with a higher rate for layers that start from random weights.
+
+    Frozen parameters are left out, so they get no weight decay either.
+    """
+    if lr <= 0:
+        raise ArgumentError("lr", lr, "give a number above 0")
+    groups = [
+        {"params": [p for p in backbone if p.requires_grad], "lr": lr},
+        {"params": [p for p in new_layers if p.requires_grad], "lr": lr * new_layer_lr_ratio},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+def poly_decay(optimizer: Optimizer, total_steps: int, power: float) -> LambdaLR:
+    """Rate times `(1 - step / total_steps) ** power` (Liu et al., ParseNet; DeepLab), a step at a time."""
+    if total_steps < 1:
+        raise ArgumentError("total_steps", total_steps, "give at least one training step")
+    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import multiprocessing
+import re
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rca_lightning.data import synthetic
+from rca_lightning.data.palette import voc_palette
+from rca_lightning.data.synthetic import CLASS_NAMES, generate
+from rca_lightning.data.synthetic_scene import MAX_TRIES, render_scene
+from rca_lightning.errors import ArgumentError, DataError
+
+
+def image_bytes(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for kind in ("JPEGImages", "SegmentationClass")
+        for path in (folder / kind).iterdir()
+    }
+
+
+def read_tags(folder: Path) -> dict[str, list[str]]:
+    rows = [line.split() for line in (folder / "image_labels.txt").read_text().splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def read_mask(folder: Path, image_id: str) -> np.ndarray:
+    return np.asarray(Image.open(folder / "SegmentationClass" / f"{image_id}.png"))
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate(tmp_path_factory.mktemp("synthetic"), train_images=12, val_images=4, image_size=64)
+
+
+def generate_few(root: Path) -> Path:
+    return generate(root, train_images=6, val_images=2, image_size=48)
+
+
+def generate_after(barrier: Barrier, root: Path) -> None:  # in another process
+    barrier.wait(timeout=200)
+    assert len(image_bytes(generate_few(root))) == 16
+
+
+def test_class_names_are_distinct_single_words() -> None:
+    assert 6 <= len(CLASS_NAMES) <= 8
+    assert len(set(CLASS_NAMES)) == len(CLASS_NAMES)
+    assert all(re.fullmatch("[a-z]+", name) for name in CLASS_NAMES)
+
+
+def test_layout_is_that_of_voc(small_set: Path) -> None:
+    train = (small_set / "ImageSets/Segmentation/train.txt").read_text().splitlines()
+    val = (small_set / "ImageSets/Segmentation/val.txt").read_text().splitlines()
+    assert (len(train), len(val)) == (12, 4)
+    ids = train + val
+    assert {path.stem for path in (small_set / "JPEGImages").glob("*.jpg")} == set(ids)
+    assert {path.stem for path in (small_set / "SegmentationClass").glob("*.png")} == set(ids)
+    assert list(read_tags(small_set)) == ids
+    for image_id in ids:
+        image = Image.open(small_set / "JPEGImages" / f"{image_id}.jpg")
+        mask = Image.open(small_set / "SegmentationClass" / f"{image_id}.png")
+        assert (image.mode, image.size, mask.mode, mask.size) == ("RGB", (64, 64), "P", (64, 64))
+
+
+def test_masks_carry_the_palette_of_voc(small_set: Path) -> None:
+    palette = Image.open(small_set / "SegmentationClass/train_00000.png").getpalette()
+    assert palette is not None
+    assert [palette[k : k + 3] for k in (0, 3, 6, 45, 765)] == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [192, 128, 128],
+        [224, 224, 192],
+    ]
+
+
+def test_palette_follows_the_bits_of_the_label() -> None:
+    for label, colour in enumerate(voc_palette()):
+        expected, rest = [0, 0, 0], label
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                expected[channel] |= ((rest >> channel) & 1) << shift
+            rest >>= 3
+        assert colour.tolist() == expected
+    assert voc_palette(21).shape == (21, 3)
+    assert voc_palette().dtype == np.uint8
+
+
+def test_tags_are_the_visible_classes_of_the_mask(small_set: Path) -> None:
+    for image_id, tags in read_tags(small_set).items():
+        mask = read_mask(small_set, image_id)
+        assert set(np.unique(mask)) <= {0, 255, *range(1, len(CLASS_NAMES) + 1)}
+        assert [CLASS_NAMES[value - 1] for value in np.unique(mask) if 0 < value < 255] == tags
+        assert tags
+        for tag in tags:
+            assert (mask == CLASS_NAMES.index(tag) + 1).mean() >= 0.01
+
+
+def test_a_thin_void_border_parts_objects_from_background_and_each_other(small_set: Path) -> None:
+    for image_id in read_tags(small_set):
+        mask = read_mask(small_set, image_id)
+        assert 0 < (mask == 255).mean() < 0.15
+        for first, second in ((mask[:, :-1], mask[:, 1:]), (mask[:-1], mask[1:])):
+            known = (first != 255) & (second != 255)
+            assert (first == second)[known].all()
+        blocks = np.lib.stride_tricks.sliding_window_view(mask == 255, (3, 3)).all(axis=(2, 3))
+        assert not blocks.any()  # thin: nowhere a full block of void
+
+
+def test_striking_parts_are_small_lie_on_objects_and_are_sometimes_missing() -> None:
+    scenes = [render_scene(np.random.default_rng([3, number]), 64) for number in range(40)]
+    shares = [scene.part.sum() / (scene.mask > 0).sum() for scene in scenes]
+    assert all((scene.mask[scene.part] != 0).all() for scene in scenes)
+    assert 0.05 < np.mean(shares) < 0.2
+    assert any(share == 0 for share in shares)
+
+
+def test_classes_and_numbers_of_classes_vary() -> None:
+    masks = [render_scene(np.random.default_rng([5, number]), 48).mask for number in range(60)]
+    shown = [set(np.unique(mask)) - {0, 255} for mask in masks]
+    assert set().union(*shown) == set(range(1, len(CLASS_NAMES) + 1))
+    assert {len(classes) for classes in shown} >= {1, 2}
+    assert max(len(classes) for classes in shown) <= 3
+
+
+def test_same_seed_same_bytes_other_seed_other_images(tmp_path: Path, small_set: Path) -> None:
+    again = generate(tmp_path, train_images=12, val_images=4, image_size=64)
+    other = generate(tmp_path, seed=1, train_images=12, val_images=4, image_size=64)
+    assert again.name == small_set.name
+    assert image_bytes(again) == image_bytes(small_set)
+    assert read_tags(again) == read_tags(small_set)
+    first, second = image_bytes(small_set), image_bytes(other)
+    assert first.keys() == second.keys()
+    assert all(first[name] != second[name] for name in first)
+
+
+def test_train_and_val_images_differ(small_set: Path) -> None:
+    files = image_bytes(small_set)
+    jpegs = [content for name, content in files.items() if name.endswith(".jpg")]
+    assert len(set(jpegs)) == len(jpegs) == 16
+
+
+def test_more_images_extend_the_set(tmp_path: Path, small_set: Path) -> None:
+    larger = generate(tmp_path, train_images=15, val_images=6, image_size=64)
+    small, large = image_bytes(small_set), image_bytes(larger)
+    assert small.items() < large.items()
+    assert read_tags(small_set).items() < read_tags(larger).items()
+
+
+def test_different_arguments_do_not_share_a_folder(tmp_path: Path) -> None:
+    folders = [
+        generate(tmp_path, train_images=1, val_images=0, image_size=48),
+        generate(tmp_path, train_images=2, val_images=0, image_size=48),
+        generate(tmp_path, train_images=1, val_images=1, image_size=48),
+        generate(tmp_path, train_images=1, val_images=0, image_size=64),
+        generate(tmp_path, train_images=1, val_images=0, image_size=48, seed=2),
+    ]
+    assert len(set(folders)) == 5
+    assert all(folder.parent == tmp_path for folder in folders)
+    assert (folders[0] / "ImageSets/Segmentation/val.txt").read_text() == ""
+
+
+def test_a_complete_set_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = generate(tmp_path, train_images=1, val_images=1, image_size=48)
+    monkeypatch.setattr(synthetic, "render_scene", None)  # any use would fail
+    assert generate(tmp_path, train_images=1, val_images=1, image_size=48) == first
+
+
+def test_an_interrupted_run_leaves_nothing_that_counts_as_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_third(rng: np.random.Generator, size: int):
+        stop_at_third.calls += 1
+        if stop_at_third.calls == 3:
+            raise KeyboardInterrupt
+        return render_scene(rng, size)
+
+    stop_at_third.calls = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic, "render_scene", stop_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            generate(tmp_path, train_images=4, val_images=1, image_size=48)
+    assert list(tmp_path.iterdir()) == []
+    assert len(image_bytes(generate(tmp_path, train_images=4, val_images=1, image_size=48))) == 10
+
+
+def test_the_temporary_folder_of_a_killed_process_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # a killed process neither renames nor cleans up
+        patch.setattr(synthetic, "_publish", lambda work, target: None)
+        patch.setattr(synthetic.shutil, "rmtree", lambda *args, **kwargs: None)
+        target = generate(tmp_path, train_images=2, val_images=1, image_size=48)
+        assert not target.exists()
+    left = next(tmp_path.iterdir())
+    (left / "image_labels.txt").unlink()
+    assert generate(tmp_path, train_images=2, val_images=1, image_size=48) == target
+    assert len(image_bytes(target)) == 6
+
+
+def test_processes_that_generate_at_once_return_the_same_complete_set(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    other = context.Process(target=generate_after, args=(barrier, tmp_path))
+    other.start()
+    barrier.wait(timeout=200)  # the other process has imported everything
+    folder = generate_few(tmp_path)
+    assert len(image_bytes(folder)) == 16
+    other.join(timeout=200)
+    assert other.exitcode == 0
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_slower_of_two_processes_keeps_the_faster_ones_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = synthetic._publish
+
+    def overtaken(work: Path, target: Path) -> None:
+        monkeypatch.setattr(synthetic, "_publish", publish)
+        assert generate(tmp_path, train_images=1, val_images=1, image_size=48) == target
+        (target / "winner").touch()
+        publish(work, target)
+
+    monkeypatch.setattr(synthetic, "_publish", overtaken)
+    target = generate(tmp_path, train_images=1, val_images=1, image_size=48)
+    assert (target / "winner").exists()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_damaged_set_is_reported(tmp_path: Path) -> None:
+    folder = generate(tmp_path, train_images=1, val_images=0, image_size=48)
+    (folder / "image_labels.txt").unlink()
+    with pytest.raises(DataError, match=r"image_labels\.txt.*delete the folder"):
+        generate(tmp_path, train_images=1, val_images=0, image_size=48)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", -1), ("train_images", 0), ("val_images", -1), ("image_size", 47), ("image_size", 1025)]
+)
+def test_arguments_out_of_range_are_named(tmp_path: Path, name: str, value: int) -> None:
+    with pytest.raises(ArgumentError, match=f"{name}={value}"):
+        generate(tmp_path, **{name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_without_room_still_shows_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_TRIES > 1
+    monkeypatch.setattr("rca_lightning.data.synthetic_scene.MAX_TRIES", 0)
+    mask = render_scene(np.random.default_rng(0), 48).mask
+    assert len(set(np.unique(mask)) - {0, 255}) == 1

@@ -1,0 +1,276 @@
+"""Weights files: what is loaded, what is refused, and downloads with checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import struct
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rca_lightning.errors import ArgumentError, MissingExtraError, WeightsError
+from rca_lightning.models import download
+from rca_lightning.models.backbones import build_backbone
+from rca_lightning.models.weights import load_weights
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def saved(tmp_path: Path, content: object, name: str = "weights.pth") -> str:
+    torch.save(content, tmp_path / name)
+    return str(tmp_path / name)
+
+
+def test_none_changes_nothing():
+    module = network()
+    before = module[0].weight.clone()
+    load_weights(module, "none")
+    assert torch.equal(module[0].weight, before)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_float_is_cast_to_float32(tmp_path, dtype, wrapped):
+    origin, module = network(), network()
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in origin.state_dict().items()}
+    load_weights(module, saved(tmp_path, {"state_dict": state, "epoch": 3} if wrapped else state))
+    for key, value in module.state_dict().items():
+        assert value.dtype == (torch.int64 if "tracked" in key else torch.float32)
+        assert torch.equal(value, state[key].to(value.dtype))
+
+
+def test_backbone_round_trip_in_half_precision(tmp_path):
+    origin = build_backbone("resnet18")
+    path = saved(tmp_path, {key: value.half() for key, value in origin.state_dict().items()})
+    found = build_backbone("resnet18", output_stride=8, weights=path).state_dict()
+    for key, value in origin.state_dict().items():
+        torch.testing.assert_close(found[key], value.half().to(found[key].dtype), rtol=0, atol=0)
+
+
+def test_classifier_and_batch_counters_are_passed_over(tmp_path):
+    state = {key: value for key, value in network().state_dict().items() if "tracked" not in key}
+    module = network()
+    load_weights(module, saved(tmp_path, {**state, "fc.weight": torch.ones(2), "classifier.6.bias": torch.ones(2)}))
+    assert torch.equal(module[0].weight, state["0.weight"])
+
+
+def test_misfits_are_listed_and_nothing_is_loaded(tmp_path):
+    state = network().state_dict()
+    del state["0.bias"]
+    state["extra"] = torch.ones(1)
+    state["1.weight"] = torch.ones(5)
+    module = network()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(WeightsError) as caught:
+        load_weights(module, saved(tmp_path, state))
+    message = str(caught.value)
+    assert "weights.pth" in message
+    assert "missing keys (1): 0.bias" in message
+    assert "surplus keys (1): extra" in message
+    assert "other shapes (1): 1.weight (5,) instead of (4,)" in message
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_long_lists_are_cut_with_a_count(tmp_path):
+    path = saved(tmp_path, {**network().state_dict(), **{f"extra{n:02}": torch.ones(1) for n in range(25)}})
+    with pytest.raises(WeightsError, match=r"surplus keys \(25\): extra00, .*extra19 and 5 more") as caught:
+        load_weights(network(), path)
+    assert "extra20" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(tmp_path, value):
+    state = network().state_dict()
+    state["0.weight"][1, 1, 1, 1] = value
+    with pytest.raises(WeightsError, match=r"NaN or infinite values \(1\): 0.weight"):
+        load_weights(network(), saved(tmp_path, state))
+
+
+def test_integers_in_place_of_weights_are_refused(tmp_path):
+    state = {**network().state_dict(), "0.weight": torch.ones(4, 3, 3, 3, dtype=torch.int64)}
+    with pytest.raises(WeightsError, match=r"not floating point \(1\): 0.weight torch.int64"):
+        load_weights(network(), saved(tmp_path, state))
+
+
+class _Touch:
+    """Unpickled carelessly, it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("plain_pickle", [False, True])
+def test_code_in_a_pickle_is_not_run(tmp_path, plain_pickle):
+    trap, path = tmp_path / "trap", tmp_path / "hostile.pth"
+    content = {"0.weight": torch.ones(1), "trap": _Touch(trap)}
+    if plain_pickle:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path)
+    with pytest.raises(WeightsError, match=r"hostile.pth was not loaded.*tensors"):
+        load_weights(network(), str(path))
+    assert not trap.exists()
+    torch.load(path, weights_only=False) if not plain_pickle else pickle.loads(path.read_bytes())
+    assert trap.exists()  # the trap is a real one
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04broken"])
+def test_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "broken.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"broken.pth was not loaded"):
+        load_weights(network(), str(path))
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(2)])
+def test_something_else_than_a_dictionary_is_refused(tmp_path, content):
+    with pytest.raises(WeightsError, match="a dictionary of tensors is needed"):
+        load_weights(network(), saved(tmp_path, content))
+
+
+def test_entries_that_are_no_tensors_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match=r"not tensors \(2\): epoch, note"):
+        load_weights(network(), saved(tmp_path, {**network().state_dict(), "epoch": 3, "note": "best"}))
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere.pth.*no such file"):
+        load_weights(network(), str(tmp_path / "nowhere.pth"))
+
+
+def test_checksum_of_a_local_file(tmp_path):
+    path = saved(tmp_path, network().state_dict())
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    load_weights(network(), path, sha256=digest.upper())
+    with pytest.raises(WeightsError, match=f"{digest}.*{'0' * 64}"):
+        load_weights(network(), path, sha256="0" * 64)
+    with pytest.raises(ArgumentError, match=r"sha256='abc'.*64 hexadecimal"):
+        load_weights(network(), path, sha256="abc")
+
+
+def test_safetensors_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    with pytest.raises(MissingExtraError, match=r"rca-lightning\[timm\]"):
+        load_weights(network(), str(tmp_path / "w.safetensors"))
+
+
+def test_safetensors(tmp_path):
+    pytest.importorskip("safetensors", reason="the package safetensors is not installed")
+    module, value = nn.Linear(2, 1, bias=False), torch.tensor([[0.25, -3.0]])
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<2f", 0.25, -3.0))
+    load_weights(module, str(path))
+    assert torch.equal(module.weight, value)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, files: dict[str, bytes], asked: list[str], *args: object) -> None:
+        self.files, self.asked = files, asked
+        super().__init__(*args)
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        body = self.files.get(self.path)
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A server on this machine with one file of weights: address, state, checksum and the paths it was asked for."""
+    monkeypatch.setenv("RCA_CACHE", str(tmp_path / "cache"))
+    state, buffer, asked = network().state_dict(), io.BytesIO(), []
+    torch.save(state, buffer)
+    body = buffer.getvalue()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, {"/models/net.pth": body}, asked))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/models/net.pth", state, hashlib.sha256(body).hexdigest(), asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_download_is_kept_and_found_again(served, tmp_path):
+    url, state, digest, asked = served
+    for _ in range(2):
+        module = network()
+        load_weights(module, url, sha256=digest.upper())
+        assert torch.equal(module[0].weight, state["0.weight"])
+    assert asked == ["/models/net.pth"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{digest[:16]}-net.pth"]
+
+
+def test_damaged_copy_in_the_cache_is_replaced(served, tmp_path):
+    url, state, digest, asked = served
+    load_weights(network(), url, sha256=digest)
+    next((tmp_path / "cache").iterdir()).write_bytes(b"damaged")
+    module = network()
+    load_weights(module, url, sha256=digest)
+    assert torch.equal(module[0].weight, state["0.weight"])
+    assert len(asked) == 2
+
+
+def test_wrong_checksum_keeps_nothing(served, tmp_path):
+    url, _, digest, _ = served
+    with pytest.raises(WeightsError, match=f"{digest}.*{'1' * 64}"):
+        load_weights(network(), url, sha256="1" * 64)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_url_needs_a_checksum(served):
+    url, _, _, asked = served
+    with pytest.raises(ArgumentError, match=r"sha256=None.*weights_sha256.*sha256sum"):
+        load_weights(network(), url)
+    assert asked == []
+
+
+def test_failed_download_is_named_and_leaves_nothing(served, tmp_path):
+    url, _, digest, _ = served
+    with pytest.raises(WeightsError, match=r"absent.pth cannot be downloaded \(HTTP Error 404"):
+        load_weights(network(), url.replace("net", "absent"), sha256=digest)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_name_in_a_url_cannot_leave_the_cache(served, tmp_path):
+    url, _, digest, _ = served
+    with pytest.raises(WeightsError, match="cannot be downloaded"):
+        download.fetch(url.replace("models/net.pth", "..%2f..%2fup\\..\\x"), sha256=digest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("RCA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert download.cache_folder() == tmp_path / "rca_lightning"
+    monkeypatch.setenv("RCA_CACHE", str(tmp_path / "chosen"))
+    assert download.cache_folder() == tmp_path / "chosen"
+
+
+def test_backbone_takes_a_url_and_its_checksum(served):
+    url, _, digest, asked = served
+    with pytest.raises(WeightsError, match="does not fit ResNet: missing keys"):
+        build_backbone("resnet18", weights=url, weights_sha256=digest)
+    assert len(asked) == 1
