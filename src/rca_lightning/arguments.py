@@ -24,12 +24,16 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in arguments.items() if name not in _NOT_KEPT}
     if kept["num_classes"] < 1:
         raise ArgumentError("num_classes", kept["num_classes"], "give the number of foreground classes")
+    if kept["num_classes"] > 254:
+        raise ArgumentError("num_classes", kept["num_classes"], "give at most 254: masks keep 255 for void pixels")
     names = kept["class_names"]
     if names is not None and len(names) != kept["num_classes"]:
         raise ArgumentError("class_names", names, f"give {kept['num_classes']} names, one a class")
     for name in _SHARES:
         if not 0 <= kept[name] <= 1:
             raise ArgumentError(name, kept[name], "give a number in [0, 1]")
+    if kept["seed_threshold"] is not None and not 0 <= kept["seed_threshold"] <= 1:
+        raise ArgumentError("seed_threshold", kept["seed_threshold"], "give a number in [0, 1], or null")
     for name in ("alpha", "beta", "warmup_epochs"):
         if kept[name] < 0:
             raise ArgumentError(name, kept[name], "give 0 or more")

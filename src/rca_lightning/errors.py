@@ -26,7 +26,11 @@ class ArgumentError(RCAError, ValueError):
     """
 
     def __init__(self, name: str, value: Any, remedy: str) -> None:
-        super().__init__(f"{name}={value!r}: {remedy}")
+        super().__init__(name, value, remedy)  # as given: an error crosses processes by calling its class on `args`
+
+    def __str__(self) -> str:
+        name, value, remedy = self.args
+        return f"{name}={value!r}: {remedy}"
 
 
 class DatasetNotFoundError(RCAError, FileNotFoundError):

@@ -90,12 +90,14 @@ class SeedIoU(Metric):
             classes: `(K,)` class index in `[0, L)` of each map; `None`: `K = L`, all classes in order.
 
         Raises:
-            ArgumentError: if the sizes differ or the mask holds another value.
+            ArgumentError: if the sizes differ, or the mask or `classes` hold another value.
         """
         if classes is None:
             classes = torch.arange(self.num_classes, device=maps.device)
         if maps.shape != (len(classes), *mask.shape):
             raise ArgumentError("maps", tuple(maps.shape), f"give {(len(classes), *mask.shape)} for this mask")
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+            raise ArgumentError("classes", classes.tolist(), f"give class indices in [0, {self.num_classes})")
         scored = mask != IGNORE_INDEX
         truth = mask[scored].long()
         if truth.numel() == 0:

@@ -223,7 +223,10 @@ class RCAModule(L.LightningModule):
         absent = tags[regions.images] <= 0  # (R, L)
         absent = F.pad(absent, (0, self.memory.num_classes - absent.shape[1]))  # the background is never absent
         memory = self.memory
-        return idle + self.contrast_loss(regions.embeddings, regions.labels, absent, memory.embeddings, memory.valid)
+        contrast: Tensor = self.contrast_loss(
+            regions.embeddings, regions.labels, absent, memory.embeddings, memory.valid
+        )
+        return idle + contrast
 
     @torch.no_grad()
     def _confident(self, regions: Regions, maps: ActivationMaps, tags: Tensor) -> Regions:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rca_lightning.atomic import write_atomically
 
@@ -33,7 +34,7 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
         table.add_column(column, justify="right")
     for name, iou in result["per_class_iou"].items():
         others = (result["per_class_precision"][name], result["per_class_recall"][name])
-        table.add_row(name, *(_percent(value) for value in (iou, *others)))
+        table.add_row(Text(name), *(_percent(value) for value in (iou, *others)))
     table.add_section()
     table.add_row("mean", f"[bold]{_percent(result['miou'])}[/bold]", "", "")
     console.print(table)

@@ -25,7 +25,7 @@ def denormalise(image: Tensor) -> Pixels:
 
 
 def overlay_mask(image: Pixels, mask: npt.NDArray[np.uint8], opacity: float = 0.6) -> Pixels:
-    """Lay the VOC colours of a mask `(H, W)` over an image; background stays as it is, void is white."""
+    """Lay the VOC colours of a mask `(H, W)` over an image; background stays as it is, void is its pale yellow."""
     colours = voc_palette()[mask].astype(np.float32)
     weight = np.where(mask == 0, 0.0, opacity)[:, :, None]
     return _as_pixels(image * (1 - weight) + colours * weight)

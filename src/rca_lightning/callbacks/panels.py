@@ -53,11 +53,12 @@ class PanelCallback(L.Callback):
         """Draw the images of this batch until there are enough."""
         if trainer.sanity_checking or not isinstance(pl_module, RCAModule) or len(self._rows) >= self.images:
             return
-        tags = batch["tags"] if pl_module.hparams["eval_tags"] == "image" else None
-        coarse = pl_module.seeds(batch["image"], tags, "coarse")
-        final = pl_module.seeds(batch["image"], tags)
+        images = batch["image"][: self.images - len(self._rows)]
+        tags = batch["tags"][: len(images)] if pl_module.hparams["eval_tags"] == "image" else None
+        coarse = pl_module.seeds(images, tags, "coarse")
+        final = pl_module.seeds(images, tags)
         for index, (first, second) in enumerate(zip(coarse, final, strict=True)):
-            image = denormalise(batch["image"][index])
+            image = denormalise(images[index])
             row = [
                 image,
                 overlay_maps(image, first.maps, first.classes),
@@ -66,16 +67,16 @@ class PanelCallback(L.Callback):
             mask = batch["mask"][index] if "mask" in batch else torch.zeros(image.shape[:2])
             self._rows.append([*row, overlay_mask(image, mask.cpu().numpy().astype(np.uint8))])
 
-    @rank_zero_only
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the panel."""
+        # Lightning broadcasts `log_dir`: every rank must ask for it, also one that has nothing to write.
+        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "panels")
         if not self._rows:
             return
         assert isinstance(pl_module, RCAModule)
         picture = draw_panel(
             self._rows, ["image", "coarse map", f"final map ({pl_module.hparams['final_map']})", "mask"]
         )
-        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "panels")
         name = f"epoch-{trainer.current_epoch:03d}.png" if trainer.state.fn == "fit" else f"{trainer.state.fn}.png"
         write_atomically(folder / name, lambda file: Image.fromarray(picture).save(file, format="PNG"))
         for logger in trainer.loggers:

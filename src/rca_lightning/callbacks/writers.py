@@ -93,7 +93,7 @@ class PseudoLabelWriter(BasePredictionWriter):
         settings = json.loads(json.dumps(self._settings(module, checkpoint)))
         path = self.output_dir / _SETTINGS_FILE
         if path.is_file() and self.existing == "skip":
-            found = json.loads(path.read_text())
+            found = _read_settings(path)
             different = [key for key in settings if found.get(key) != settings[key]]
             if different:
                 changes = "; ".join(f"{key}: {found.get(key)!r} there, {settings[key]!r} now" for key in different)
@@ -168,7 +168,7 @@ class PseudoLabelWriter(BasePredictionWriter):
                 size=np.array(pixels.shape, dtype=np.int64),
             ),
         )
-        picture = Image.fromarray(pixels, mode=None).convert("L")
+        picture = Image.fromarray(pixels)
         picture.putpalette(voc_palette().flatten().tolist())
         write_atomically(paths["pseudo_labels"], lambda file: picture.save(file, format="PNG"))
         if self.overlays:
@@ -178,6 +178,16 @@ class PseudoLabelWriter(BasePredictionWriter):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was written."""
         logger.info("wrote %d images to %s", self._written, self.output_dir)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise OutputError(f"{path} is not JSON ({error}); delete it, or give existing='overwrite'") from error
+    if not isinstance(settings, dict):
+        raise OutputError(f"{path} holds no settings; delete it, or give existing='overwrite'")
+    return settings
 
 
 def _digest(module: RCAModule) -> str:

@@ -8,7 +8,7 @@ objects an image. Each object has
 - a large body, whose texture, hue and outline hint at the class: three looks a class, hues near those of other
   classes, under shading, noise and changing light.
 
-In about one object of seven the part is turned away, so the body has to be worth learning too. Objects are turned
+In about one object of ten the part is turned away, so the body is worth learning too. Objects are turned
 freely, measure 35 to 75 % of the image, hide each other and reach over its edge. The background is not trivially
 different from bodies: two textured regions of the same hues, and blobs shaded and coloured like bodies, but without
 a class's texture. The truth of a whole object is its body with its part.

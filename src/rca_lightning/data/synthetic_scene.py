@@ -14,7 +14,7 @@ VOID = 255
 PART_RADIUS = 0.33  # in units of half the body's length
 MIN_VISIBLE = 0.45  # of an object, behind the others
 MIN_PART_VISIBLE = 0.65
-PART_TURNED_AWAY = 0.15  # share of the objects whose part is not seen at all
+PART_TURNED_AWAY = 0.10  # share of the objects whose part is not seen at all
 MIN_AREA = 0.03  # of the image, before the void border is drawn
 MAX_TRIES = 30
 
@@ -70,7 +70,7 @@ def render_scene(rng: np.random.Generator, size: int) -> Scene:
 
 def _place_objects(rng: np.random.Generator, size: int) -> list[_Object]:
     """Objects from back to front, every one of them and its part visible enough."""
-    wanted = int(rng.choice(3, p=(0.55, 0.35, 0.1))) + 1
+    wanted = int(rng.choice(3, p=(0.6, 0.32, 0.08))) + 1
     placed: list[_Object] = []
     for _ in range(MAX_TRIES):
         if len(placed) == wanted:
@@ -85,7 +85,7 @@ def _place_objects(rng: np.random.Generator, size: int) -> list[_Object]:
 def _random_object(rng: np.random.Generator, size: int, *, alone: bool, centred: bool = False) -> _Object:
     label = int(rng.integers(len(OBJECT_CLASSES))) + 1
     kind = OBJECT_CLASSES[label - 1]
-    length = size * rng.uniform(0.5, 0.75) if alone else size * rng.uniform(0.35, 0.55)
+    length = size * rng.uniform(0.55, 0.75) if alone else size * rng.uniform(0.38, 0.58)
     turn = rng.uniform(0, 2 * np.pi)
     margin = 0.5 if centred else rng.uniform(0.22, 0.4)
     x, y = rng.uniform(margin * size, (1 - margin) * size, size=2)
@@ -124,14 +124,14 @@ def _background(rng: np.random.Generator, size: int) -> FloatArray:
     blend = 1 / (1 + np.exp(-6 * smooth_noise(rng, size, cells=(3, 3))))
     first, second = _ground(rng, size), _ground(rng, size)
     canvas = np.asarray(first + (second - first) * blend[..., None], dtype=np.float32)
-    for _ in range(int(rng.integers(3, 7))):
+    for _ in range(int(rng.integers(2, 6))):
         _paint_distractor(rng, canvas)
     return canvas
 
 
 def _ground(rng: np.random.Generator, size: int) -> FloatArray:
     """A surface of one hue: smooth shades under streaks or grain."""
-    base = colour(_any_body_hue(rng), rng.uniform(0.05, 0.40), rng.uniform(0.3, 0.8))
+    base = colour(_any_body_hue(rng), rng.uniform(0.05, 0.35), rng.uniform(0.3, 0.8))
     shades = smooth_noise(rng, size, cells=(4, 4)) * rng.uniform(0.02, 0.08)
     fine = int(rng.integers(8, size // 2))
     cells = (fine, max(3, fine // 5)) if rng.random() < 0.5 else (fine, fine)
@@ -165,7 +165,7 @@ def _paint_distractor(rng: np.random.Generator, canvas: FloatArray) -> None:
         tone = colour(rng.random(), rng.uniform(0.5, 0.8), rng.uniform(0.7, 1.0))
         texture = np.zeros_like(inside)
     else:
-        tone = colour(_any_body_hue(rng), rng.uniform(0.2, 0.55), rng.uniform(0.4, 0.85))
+        tone = colour(_any_body_hue(rng), rng.uniform(0.2, 0.5), rng.uniform(0.4, 0.85))
         fine = int(rng.integers(4, 24))
         texture = smooth_noise(rng, size, cells=(fine, fine)) * rng.uniform(0.0, 0.06)
     _blend(canvas, tone + (texture + _shading(rng, u, v))[..., None], inside)
@@ -181,12 +181,12 @@ def _paint(rng: np.random.Generator, canvas: FloatArray, item: _Object) -> None:
 
 def _body_colours(rng: np.random.Generator, item: _Object, look: BodyLook) -> FloatArray:
     size = len(item.u)
-    tone = colour(look.hue + rng.normal(0, 0.02), rng.uniform(0.45, 0.75), rng.uniform(0.5, 0.85))
+    tone = colour(look.hue + rng.normal(0, 0.02), rng.uniform(0.5, 0.8), rng.uniform(0.5, 0.85))
     shift = rng.uniform(-0.3, 0.3, size=2).astype(np.float32) * (item.kind.texture not in ("rings", "spokes"))
     texture = pattern(
         item.kind.texture, item.u + shift[0], item.v + shift[1], frequency=look.frequency * rng.uniform(0.9, 1.1)
     )
-    texture = texture * rng.uniform(0.09, 0.16) + smooth_noise(rng, size, cells=(size // 3, size // 3)) * 0.03
+    texture = texture * rng.uniform(0.10, 0.18) + smooth_noise(rng, size, cells=(size // 3, size // 3)) * 0.03
     return np.asarray(tone + (texture + _shading(rng, item.u, item.v))[..., None], dtype=np.float32)
 
 

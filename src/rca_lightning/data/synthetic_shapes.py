@@ -22,7 +22,13 @@ class BodyLook(NamedTuple):
 
 
 class PartLook(NamedTuple):
-    """One appearance of the striking part: a pattern of two vivid colours that no other class has."""
+    """One appearance of the striking part: two vivid colours in a pattern; no other class has the first colour.
+
+    Attributes:
+        pattern: how the two colours are laid out.
+        frequency: of the pattern, see `pattern`.
+        hues: of the two colours.
+    """
 
     pattern: PatternName
     frequency: float
@@ -55,7 +61,7 @@ class ObjectClass(NamedTuple):
 OBJECT_CLASSES: tuple[ObjectClass, ...] = (
     ObjectClass(
         "beetle", 0.75, (2, 0.04), 0.72, "stripes",
-        (BodyLook(0.03, 2.6), BodyLook(0.30, 3.2), BodyLook(0.55, 2.2)),
+        (BodyLook(0.03, 2.6), BodyLook(0.42, 3.2), BodyLook(0.55, 2.2)),
         (PartLook("rings", 1.4, (0.00, 0.15)), PartLook("cross", 0, (0.99, 0.50))),
     ),
     ObjectClass(
@@ -64,18 +70,18 @@ OBJECT_CLASSES: tuple[ObjectClass, ...] = (
         (PartLook("spokes", 4, (0.15, 0.75)), PartLook("halves", 0, (0.14, 0.08))),
     ),
     ObjectClass(
-        "lantern", 0.62, (4, 0.07), 0.66, "rings",
-        (BodyLook(0.13, 2.8), BodyLook(0.30, 2.2), BodyLook(0.90, 3.2)),
+        "lantern", 0.72, (4, 0.07), 0.66, "rings",
+        (BodyLook(0.13, 2.8), BodyLook(0.24, 2.2), BodyLook(0.90, 3.2)),
         (PartLook("stripes", 1.2, (0.32, 0.42)), PartLook("checks", 0.8, (0.34, 0.20))),
     ),
     ObjectClass(
         "mushroom", 0.85, (1, 0.16), 0.55, "dots",
-        (BodyLook(0.19, 1.8), BodyLook(0.62, 2.2), BodyLook(0.72, 1.5)),
+        (BodyLook(0.19, 1.8), BodyLook(0.36, 2.2), BodyLook(0.78, 1.5)),
         (PartLook("cross", 0, (0.63, 0.52)), PartLook("rings", 1.4, (0.65, 0.72))),
     ),
     ObjectClass(
         "pumpkin", 0.92, (6, 0.06), 0.50, "spokes",
-        (BodyLook(0.24, 9), BodyLook(0.55, 11), BodyLook(0.83, 13)),
+        (BodyLook(0.24, 9), BodyLook(0.55, 11), BodyLook(0.70, 13)),
         (PartLook("checks", 0.8, (0.83, 0.93)), PartLook("stripes", 1.2, (0.84, 0.70))),
     ),
     ObjectClass(

@@ -37,7 +37,8 @@ def region_contrast_loss(
         A scalar; 0, still tied to `embeddings`, when no region has both kinds of slots.
     """
     queries = F.normalize(embeddings.float(), dim=1)
-    similarity = torch.einsum("rd,cnd->rcn", queries, memory.detach().float()) / temperature
+    with torch.autocast(queries.device.type, enabled=False):  # half precision is coarse once divided by `t`
+        similarity = torch.einsum("rd,cnd->rcn", queries, memory.detach().float()) / temperature
     lowest = torch.finfo(similarity.dtype).min
     is_negative = absent[:, :, None] & valid[None]  # (R, C, N)
     negatives = similarity.masked_fill(~is_negative, lowest).flatten(1).logsumexp(dim=1)  # (R,)

@@ -28,7 +28,7 @@ class RegionMemory:
         counts: `(C,)` int64, valid slots; slots `0 .. count - 1` are the valid ones.
         cursors: `(C,)` int64, the slot the next embedding goes to.
         steps: `(C, N)` int64, training step of each slot, -1 where empty.
-        refused: embeddings refused so far because they were not finite or zero.
+        refused: embeddings refused so far because they were not finite or (all but) zero.
 
     Example:
         >>> memory = RegionMemory(num_classes=2, slots=4, dim=3)
@@ -79,8 +79,8 @@ class RegionMemory:
     def enqueue(self, embeddings: Tensor, labels: Tensor, image_ids: Sequence[str] | Tensor, step: int) -> int:
         """Write regions, oldest first, over the oldest of their class.
 
-        Embeddings are scaled to unit length. One that is zero or not finite is refused and counted in
-        `refused`: it has no direction.
+        Embeddings are scaled to unit length. One that is shorter than 1e-12 or not finite is refused and
+        counted in `refused`: it has no direction.
 
         Args:
             embeddings: `(R, D)`.
@@ -99,7 +99,7 @@ class RegionMemory:
         device = self.embeddings.device
         values, labels, encoded = embeddings.to(device, torch.float32), labels.to(device), encoded.to(device)
         norms = values.norm(dim=1)
-        usable = torch.isfinite(norms) & (norms > 0)
+        usable = torch.isfinite(norms) & (norms > _SHORTEST)
         self.refused += int((~usable).sum())
         values, labels, encoded = F.normalize(values[usable], dim=1), labels[usable], encoded[usable]
         order, place = self._places(labels)
@@ -169,4 +169,5 @@ class RegionMemory:
         self.refused = int(state["refused"])
 
 
+_SHORTEST = 1e-12  # below it `F.normalize` no longer gives unit length
 _TENSORS = ("embeddings", "counts", "cursors", "steps", "ids")

@@ -80,17 +80,20 @@ def kmeans(
         raise ArgumentError("num_clusters", num_clusters, "give at least 1")
     if valid is None:
         valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
+    if points.shape[1] < 1 or valid.shape != points.shape[:2]:
+        shapes = (tuple(points.shape), tuple(valid.shape))
+        raise ArgumentError("points, valid", shapes, "give (C, N, D) and (C, N) with at least one point")
     # Unused slots may hold anything; zero keeps them from spreading NaN through masked sums.
     points = torch.where(valid[:, :, None], points.float(), points.new_zeros(()).float())
     if not torch.isfinite(points).all():
         raise ArgumentError("points", "non-finite", "remove NaN and infinity before clustering")
-    seeds = greedy_seeds(points, valid, num_clusters, torch.Generator().manual_seed(seed))
+    seeds, distinct = greedy_seeds(points, valid, num_clusters, torch.Generator().manual_seed(seed))
     if _use_faiss(backend):
-        centroids, name = _lloyd_faiss(points, valid, seeds, iterations)
+        centroids, name = _lloyd_faiss(points, valid, seeds, distinct, iterations)
     else:
-        centroids, name = _lloyd_torch(points, valid, seeds, iterations), f"torch-{points.device.type}"
+        centroids, name = _lloyd_torch(points, valid, seeds, distinct, iterations), f"torch-{points.device.type}"
     logger.debug("k-means of %d classes x %d points, K=%d: %s", *points.shape[:2], num_clusters, name)
-    return _settle(points, valid, centroids, name)
+    return _settle(points, valid, centroids, distinct, name)
 
 
 def _use_faiss(backend: ClusteringBackend) -> bool:
@@ -99,17 +102,17 @@ def _use_faiss(backend: ClusteringBackend) -> bool:
     return backend == "faiss" or (backend == "auto" and importlib.util.find_spec("faiss") is not None)
 
 
-def _lloyd_torch(points: Tensor, valid: Tensor, centroids: Tensor, iterations: int) -> Tensor:
+def _lloyd_torch(points: Tensor, valid: Tensor, centroids: Tensor, distinct: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
-        updated = _means(points, valid, _nearest(points, centroids), centroids)
+        updated = _means(points, valid, _nearest(points, centroids, distinct), centroids)
         if torch.equal(updated, centroids):
             break
         centroids = updated
     return centroids
 
 
-def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    return squared_distances(points, centroids).argmin(dim=2)  # (C, N)
+def _nearest(points: Tensor, centroids: Tensor, distinct: Tensor) -> Tensor:
+    return squared_distances(points, centroids).masked_fill(~distinct[:, None], torch.inf).argmin(dim=2)  # (C, N)
 
 
 def _means(points: Tensor, valid: Tensor, assignment: Tensor, fallback: Tensor) -> Tensor:
@@ -119,26 +122,29 @@ def _means(points: Tensor, valid: Tensor, assignment: Tensor, fallback: Tensor) 
     return torch.where(sizes > 0, sums / sizes.clamp_min(1), fallback)
 
 
-def _lloyd_faiss(points: Tensor, valid: Tensor, seeds: Tensor, iterations: int) -> tuple[Tensor, str]:
+def _lloyd_faiss(points: Tensor, valid: Tensor, seeds: Tensor, distinct: Tensor, iterations: int) -> tuple[Tensor, str]:
     faiss = require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
     on_gpu = points.device.type == "cuda" and _gpu_count(faiss) > 0
     centroids = seeds.clone()
     for label in range(len(points)):
         chosen = points[label, valid[label]].cpu().numpy()
+        start = seeds[label, distinct[label]].cpu().numpy()
         # FAISS refuses fewer points than centroids; there the seeds are the points themselves.
-        if len(chosen) <= seeds.shape[1]:
+        if len(chosen) <= len(start):
             continue
         solver = faiss.Kmeans(
             chosen.shape[1],
-            seeds.shape[1],
+            len(start),
             niter=iterations,
             gpu=on_gpu,
             # Its defaults would subsample large classes and warn about small ones.
             min_points_per_centroid=1,
             max_points_per_centroid=len(chosen),
         )
-        solver.train(chosen, init_centroids=seeds[label].cpu().numpy())
-        centroids[label] = torch.from_numpy(solver.centroids).to(points.device)
+        solver.train(chosen, init_centroids=start)
+        centroids[label, : len(start)] = torch.from_numpy(solver.centroids).to(points.device)
+    # FAISS fills an empty cluster with a shifted copy of a large one, which may be the last thing it did.
+    centroids = _lloyd_torch(points, valid, centroids, distinct, iterations=1)
     return centroids, "faiss-gpu" if on_gpu else "faiss-cpu"
 
 
@@ -147,9 +153,9 @@ def _gpu_count(faiss: types.ModuleType) -> int:
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
-def _settle(points: Tensor, valid: Tensor, centroids: Tensor, backend: str) -> Clusters:
+def _settle(points: Tensor, valid: Tensor, centroids: Tensor, distinct: Tensor, backend: str) -> Clusters:
     """Final assignment; empty clusters go to the end and are marked invalid."""
-    assignment = _nearest(points, centroids)
+    assignment = _nearest(points, centroids, distinct)
     sizes = torch.zeros(centroids.shape[:2], dtype=torch.long, device=points.device)
     sizes.scatter_add_(1, assignment, valid.long())
     used, order = (sizes > 0).sort(dim=1, descending=True, stable=True)

@@ -20,7 +20,7 @@ def encode_ids(image_ids: Sequence[str]) -> Tensor:
     """
     rows = torch.zeros(len(image_ids), ID_BYTES, dtype=torch.uint8)
     for row, image_id in zip(rows, image_ids, strict=True):
-        data = image_id.encode()
+        data = image_id.encode(errors="surrogatepass")  # what Python makes of file names that are no UTF-8
         if len(data) > ID_BYTES:
             digest = hashlib.blake2b(data, digest_size=_DIGEST // 2).hexdigest()
             data = digest.encode() + b"~" + data[-(ID_BYTES - _DIGEST - 1) :]

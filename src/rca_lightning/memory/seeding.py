@@ -14,7 +14,7 @@ def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
     return (points.square().sum(2)[:, :, None] - 2 * cross + centroids.square().sum(2)[:, None, :]).clamp_min_(0)
 
 
-def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
+def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Pick starting centroids far from each other (Arthur and Vassilvitskii, SODA 2007, greedy form).
 
     Each further centroid is the best of `2 + log K` candidates drawn with probability proportional to the
@@ -28,22 +28,33 @@ def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, generator: to
         generator: on the CPU.
 
     Returns:
-        `(C, K, D)`. A class with fewer distinct points than `K` repeats some; the caller drops empty clusters.
+        The centroids `(C, K, D)`, and `(C, K)` boolean which of them differ from all before: a class with
+        fewer distinct points than `K` has fewer, and they come first.
     """
     classes = torch.arange(len(points), device=points.device)
     trials = 2 + int(math.log(num_clusters))
     weights = valid.to(torch.float64)
     first = _draw(weights, 1, generator)[:, 0]
-    centroids = [points[classes, first]]
+    centroids, distinct = [points[classes, first]], [valid.any(dim=1)]
     nearest = squared_distances(points, centroids[0][:, None])[:, :, 0] * valid  # (C, N)
+    nearest = _without_copies(nearest, points, centroids[0])
     for _ in range(1, num_clusters):
+        distinct.append((nearest > 0).any(dim=1))
         candidates = _draw(nearest.double(), trials, generator)  # (C, trials)
         proposed = points[classes[:, None], candidates]  # (C, trials, D)
         distances = torch.minimum(nearest[:, :, None], squared_distances(points, proposed) * valid[:, :, None])
         best = distances.sum(dim=1).argmin(dim=1)  # (C,)
         centroids.append(proposed[classes, best])
-        nearest = distances[classes, :, best]
-    return torch.stack(centroids, dim=1)
+        nearest = _without_copies(distances[classes, :, best], points, centroids[-1])
+    return torch.stack(centroids, dim=1), torch.stack(distinct, dim=1)
+
+
+def _without_copies(distances: Tensor, points: Tensor, centroid: Tensor) -> Tensor:
+    # Rounding leaves copies of a centroid (C, D) a little apart from it, enough to be drawn again.
+    close = distances <= 1e-3 * centroid.square().sum(dim=1, keepdim=True)
+    label, index = torch.nonzero(close, as_tuple=True)
+    copy = (points[label, index] == centroid[label]).all(dim=1)
+    return distances.index_put((label[copy], index[copy]), distances.new_zeros(()))
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:

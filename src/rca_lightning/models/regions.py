@@ -75,9 +75,10 @@ def background_regions(maps: Tensor, tags: Tensor, threshold: float = 0.05, grid
         Boolean masks `(B, grid * grid, H, W)`.
     """
     tagged = (tags > 0)[:, :, None, None]
-    activation = (max_normalise(maps.float()) * tagged).amax(dim=1)
+    normalised = max_normalise(maps.float())
+    activation = (normalised * tagged).amax(dim=1)
     # A map that is nowhere positive says nothing about where its object is.
-    located = ((maps.amax(dim=(2, 3)) > 0) | (tags <= 0)).all(dim=1) & (tags > 0).any(dim=1)
+    located = ((normalised.amax(dim=(2, 3)) > 0) | (tags <= 0)).all(dim=1) & (tags > 0).any(dim=1)
     empty = (activation <= threshold) & located[:, None, None]  # (B, H, W)
     height, width = maps.shape[2:]
     row = torch.arange(height, device=maps.device) * grid // height

@@ -1,0 +1,187 @@
+"""Semantic aggregation against loops in float64: masked softmax, readout, sums by class."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rca_lightning.errors import ArgumentError
+from rca_lightning.models.aggregation import SemanticAggregation
+
+D, L, K, H, W = 5, 3, 2, 3, 4
+
+
+def unit_rows(count: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(count, D, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def filled(background: int = 0, *, holes: tuple[int, ...] = (), **options) -> SemanticAggregation:
+    module = SemanticAggregation(D, L, K, background_prototypes=background, **options)
+    total = L * K + background
+    valid = torch.ones(total, dtype=torch.bool)
+    valid[list(holes)] = False
+    module.write(unit_rows(total), valid)
+    return module
+
+
+def pixels(batch: int = 2, seed: int = 1) -> torch.Tensor:
+    return 3 * torch.randn(batch, D, H, W, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(module: SemanticAggregation, pixel: torch.Tensor, readable: list[int]) -> tuple[list[float], list[float]]:
+    """Context and class attention of one pixel, with plain numbers."""
+    query = [float(value) for value in pixel]
+    if module.normalize:
+        length = math.sqrt(sum(value * value for value in query))
+        query = [value / length for value in query]
+    rows = {index: [float(value) for value in module.prototypes[index]] for index in readable}
+    logits = {
+        index: sum(q * p for q, p in zip(query, row, strict=True)) / module.temperature for index, row in rows.items()
+    }
+    top = max(logits.values())
+    weights = {index: math.exp(value - top) for index, value in logits.items()}
+    total = sum(weights.values())
+    context = [sum(weights[index] / total * rows[index][d] for index in readable) for d in range(D)]
+    owner = [label for label, count in enumerate(module.prototypes_per_class) for _ in range(count)]
+    attention = [
+        sum(weights[index] / total for index in readable if owner[index] == label)
+        for label in range(len(module.prototypes_per_class))
+    ]
+    return context, attention
+
+
+@pytest.mark.parametrize("background", [0, 3])
+@pytest.mark.parametrize("holes", [(), (1, 4, 5)])
+@pytest.mark.parametrize("options", [{"temperature": 0.1}, {"temperature": 1.7, "normalize": False}])
+def test_readout_by_loops(background, holes, options):
+    module, embeddings = filled(background, holes=holes, **options), pixels()
+    found = module(embeddings)
+    readable = [index for index in range(L * K + background) if index not in holes]
+    assert found.class_attention.shape == (2, L + bool(background), H, W)
+    for image in range(2):
+        for row in range(H):
+            for column in range(W):
+                context, attention = reference(module, embeddings[image, :, row, column], readable)
+                assert found.context[image, :, row, column].tolist() == pytest.approx(context, abs=1e-5)
+                assert found.class_attention[image, :, row, column].tolist() == pytest.approx(attention, abs=1e-5)
+
+
+@pytest.mark.parametrize("background", [0, 3])
+def test_classes_restrict_what_an_image_reads(background):
+    module, embeddings = filled(background, holes=(2,)), pixels()
+    classes = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    found = module(embeddings, classes)
+    extra = list(range(L * K, L * K + background))
+    for image, readable in enumerate([[3, *extra], [0, 1, 4, 5, *extra]]):
+        for row in range(H):
+            for column in range(W):
+                context, attention = reference(module, embeddings[image, :, row, column], readable)
+                assert found.context[image, :, row, column].tolist() == pytest.approx(context, abs=1e-5)
+                assert found.class_attention[image, :, row, column].tolist() == pytest.approx(attention, abs=1e-5)
+
+
+def test_attention_sums_to_one_over_classes_and_background():
+    total = filled(3, holes=(0, 7))(pixels()).class_attention.sum(dim=1)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_context_is_zero_before_any_prototype_and_gradients_are_finite():
+    module = SemanticAggregation(D, L, K, background_prototypes=2)
+    embeddings = pixels().requires_grad_()
+    found = module(embeddings)
+    assert not found.context.any()
+    assert not found.class_attention.any()
+    (found.context.sum() + found.class_attention.sum()).backward()
+    assert torch.isfinite(embeddings.grad).all()
+
+
+def test_image_that_may_read_nothing_gets_zero_beside_one_that_may():
+    found = filled(0)(pixels(), torch.tensor([[0, 0, 0], [1, 0, 0]]))
+    assert not found.context[0].any()
+    assert not found.class_attention[0].any()
+    assert found.context[1].any()
+
+
+def test_zero_pixel_and_tiny_temperature_have_finite_values_and_gradients():
+    embeddings = pixels()
+    embeddings[0, :, 0, 0] = 0
+    embeddings.requires_grad_()
+    found = filled(temperature=1e-4)(embeddings)
+    found.context.square().sum().backward()
+    assert torch.isfinite(found.context).all()
+    assert torch.isfinite(embeddings.grad).all()
+
+
+def test_gradient_reaches_embeddings_but_no_prototype():
+    module = filled()
+    embeddings = pixels().requires_grad_()
+    module(embeddings).context[:, 0].sum().backward()
+    assert embeddings.grad.abs().sum() > 0
+    assert not module.prototypes.requires_grad
+    assert list(module.parameters()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_to_single(dtype):
+    module, embeddings = filled(2, holes=(1,), temperature=0.1), pixels()
+    single = module(embeddings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = module(embeddings.to(dtype))
+    torch.testing.assert_close(half.context.float(), single.context, atol=0.03, rtol=0.05)
+    torch.testing.assert_close(half.class_attention.float(), single.class_attention, atol=0.03, rtol=0.05)
+
+
+def test_checkpoint_carries_prototypes():
+    module = filled(3, holes=(1,))
+    again = SemanticAggregation(D, L, K, background_prototypes=3)
+    again.load_state_dict(module.state_dict())
+    assert set(module.state_dict()) == {"prototypes", "valid"}
+    assert torch.equal(again(pixels()).context, module(pixels()).context)
+
+
+def test_write_replaces_in_place_and_blanks_what_is_not_valid():
+    module = filled()
+    storage = module.prototypes.data_ptr()
+    fresh = unit_rows(L * K, seed=9)
+    fresh[2] = torch.nan  # not valid: may hold anything
+    valid = torch.ones(L * K, dtype=torch.bool)
+    valid[2] = False
+    module.write(fresh, valid)
+    assert module.prototypes.data_ptr() == storage
+    assert not module.prototypes[2].any()
+    assert torch.equal(module.prototypes[valid], fresh[valid])
+    assert torch.equal(module.valid, valid)
+    assert torch.isfinite(module(pixels()).context).all()
+
+
+@pytest.mark.parametrize(("rows", "dim", "flags"), [(L * K + 1, D, L * K), (L * K, D + 1, L * K), (L * K, D, L * K + 1)])
+def test_write_refuses_another_shape(rows, dim, flags):
+    with pytest.raises(ArgumentError, match=r"prototypes=\(\d, \d\): give \(6, 5\)"):
+        filled().write(torch.ones(rows, dim), torch.ones(flags, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_write_refuses_what_is_not_finite_and_keeps_the_former(value):
+    module = filled()
+    before = module.prototypes.clone()
+    broken = unit_rows(L * K)
+    broken[0, 0] = value
+    with pytest.raises(ArgumentError, match="finite"):
+        module.write(broken, torch.ones(L * K, dtype=torch.bool))
+    assert torch.equal(module.prototypes, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"temperature": 0.0}, "attention_temperature"),
+        ({"num_prototypes": 0}, "num_prototypes"),
+        ({"background_prototypes": -1}, "background_prototypes"),
+    ],
+)
+def test_bad_arguments_are_named(options, name):
+    with pytest.raises(ArgumentError, match=f"{name}="):
+        SemanticAggregation(D, L, **options)

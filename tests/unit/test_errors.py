@@ -1,0 +1,68 @@
+"""Errors: their bases, their messages, and that they survive the way between processes."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import sys
+
+import pytest
+
+from rca_lightning import errors
+from rca_lightning.errors import ArgumentError, MissingExtraError, RCAError, require_extra
+
+BUILT_IN = {
+    "ArgumentError": ValueError,
+    "DatasetNotFoundError": FileNotFoundError,
+    "DataError": ValueError,
+    "WeightsError": ValueError,
+    "OutputError": ValueError,
+    "MissingExtraError": ImportError,
+}
+
+
+def test_every_error_is_an_rca_error_and_a_built_in():
+    found = {
+        name: cls
+        for name, cls in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(cls, Exception) and cls is not RCAError and cls.__module__ == errors.__name__
+    }
+    assert set(found) == set(BUILT_IN)
+    for name, cls in found.items():
+        assert issubclass(cls, RCAError)
+        assert issubclass(cls, BUILT_IN[name])
+
+
+def test_argument_error_names_argument_value_and_remedy_in_that_order():
+    text = str(ArgumentError("slots", -3, "give at least 1"))
+    assert text == "slots=-3: give at least 1"
+    assert str(ArgumentError("backend", "fais", "give 'faiss'")) == "backend='fais': give 'faiss'"
+
+
+@pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
+def test_argument_error_crosses_processes(copied):
+    error = ArgumentError("shape", (1, 2), "give (2, 1)")
+    again = copied(error)
+    assert type(again) is ArgumentError
+    assert str(again) == str(error)
+
+
+def test_require_extra_gives_the_module():
+    assert require_extra("json", extra="cpu", needed_for="a test") is sys.modules["json"]
+
+
+def test_require_extra_names_package_purpose_and_pip_command():
+    with pytest.raises(MissingExtraError) as caught:
+        require_extra("rca_no_such_package", extra="crf", needed_for="refining masks")
+    text = str(caught.value)
+    assert "'rca_no_such_package' is needed for refining masks" in text
+    assert text.endswith("pip install 'rca-lightning[crf]'")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_require_extra_reports_a_broken_package_like_a_missing_one(tmp_path, monkeypatch):
+    (tmp_path / "rca_broken_package.py").write_text("raise ImportError('libsomething.so.1 is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingExtraError, match="libsomething"):
+        require_extra("rca_broken_package", extra="cpu", needed_for="a test")
