@@ -49,6 +49,8 @@ class RCAModule(L.LightningModule):
         aggregation: whether pixels read the prototypes and a second CAM head completes the map.
         embedding_dim: channels of a learned 1x1 projection for memory and prototypes; none: the features
             themselves, which need no warm-up to mean something.
+        standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
+            all alike in direction without.
         alpha: weight of the contrast. 0.1 shapes the features without competing with classification; 1 does harm.
         beta: weight of the classification loss of the second head; 1 as in the paper: both heads learn the same.
         contrast_temperature: tau of InfoNCE.
@@ -100,6 +102,7 @@ class RCAModule(L.LightningModule):
         contrast: bool = True,
         aggregation: bool = True,
         embedding_dim: int | None = None,
+        standardize: bool = True,
         alpha: float = 0.1,
         beta: float = 1.0,
         contrast_temperature: float = 0.1,
@@ -152,6 +155,7 @@ class RCAModule(L.LightningModule):
             embedding_dim=embedding_dim if contrast or aggregation else None,
             aggregation=reader if aggregation else None,
             attention_classes=attention_classes,
+            standardize=standardize and (contrast or aggregation),
         )
         self.contrast_loss = RegionContrastLoss(contrast_temperature)
         self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)

@@ -8,7 +8,6 @@ import inspect
 import pkgutil
 
 import pytest
-import torch
 
 import rca_lightning
 
@@ -29,6 +28,6 @@ def test_examples_are_found():
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an example that writes a file must not leave it in the checkout
-    result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch})
+    result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0

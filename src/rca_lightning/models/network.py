@@ -55,6 +55,8 @@ class RCANetwork(nn.Module):
             they live in the features themselves.
         aggregation: reads the prototypes; `None`: plain CAM.
         attention_classes: whether a pixel may read all classes or the tags of its image.
+        standardize: whether embeddings have mean 0 and variance 1 in every channel. Features behind a ReLU are
+            positive, so their cosines are all high and say little; around their mean they point apart.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class RCANetwork(nn.Module):
         embedding_dim: int | None = None,
         aggregation: SemanticAggregation | None = None,
         attention_classes: AttentionClasses = "all",
+        standardize: bool = True,
     ) -> None:
         super().__init__()
         channels = backbone.num_features
         self.backbone = backbone
         self.projection = nn.Conv2d(channels, embedding_dim, 1, bias=False) if embedding_dim else None
+        self.standardization = nn.BatchNorm2d(embedding_dim or channels, affine=False) if standardize else None
         self.coarse_head = CAMHead(channels, num_classes)
         self.aggregation = aggregation
         self.refined_head = CAMHead(channels + (embedding_dim or channels), num_classes) if aggregation else None
@@ -85,6 +89,8 @@ class RCANetwork(nn.Module):
         """
         features = self.backbone(images)
         embeddings = features if self.projection is None else self.projection(features)
+        if self.standardization is not None:
+            embeddings = self.standardization(embeddings)
         coarse = self.coarse_head(features)
         if self.aggregation is None or self.refined_head is None:
             return ActivationMaps(embeddings, coarse)
