@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rca_lightning.callbacks.memory import RegionMemoryCallback
@@ -25,6 +26,18 @@ class RCACLI(LightningCLI):
         """The data knows the classes; the module takes them over."""
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Remember what was given, apart from what is a default."""
+        super().parse_arguments(parser, args)
+        self._given = parser.parse_args(args, defaults=False)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
+        super()._parse_ckpt_path()
+        subcommand = self.config.get("subcommand")
+        for name, value in vars(self._given.get(f"{subcommand}.model", Namespace())).items():
+            self.config[f"{subcommand}.model.{name}"] = value
 
     def before_fit(self) -> None:
         """Add a region memory where the configuration names none."""

@@ -16,9 +16,7 @@ MODULES = sorted(
     for _, name, _ in pkgutil.walk_packages(rca_lightning.__path__, "rca_lightning.")
     if not name.endswith("__main__")
 )
-WITH_EXAMPLES = [
-    name for name in MODULES if ">>>" in inspect.getsource(importlib.import_module(name))
-]
+WITH_EXAMPLES = [name for name in MODULES if ">>>" in inspect.getsource(importlib.import_module(name))]
 
 
 def test_examples_are_found():

@@ -77,7 +77,7 @@ class PanelCallback(L.Callback):
         picture = draw_panel(
             self._rows, ["image", "coarse map", f"final map ({pl_module.hparams['final_map']})", "mask"]
         )
-        name = f"epoch-{trainer.current_epoch:03d}.png" if trainer.state.fn == "fit" else f"{trainer.state.fn}.png"
+        name = f"epoch-{trainer.current_epoch:03d}.png" if trainer.state.fn == "fit" else "validate.png"
         write_atomically(folder / name, lambda file: Image.fromarray(picture).save(file, format="PNG"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

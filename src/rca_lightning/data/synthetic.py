@@ -38,7 +38,7 @@ _SIZES = range(48, 1025)
 
 
 def generate(
-    root: Path, *, seed: int = 0, train_images: int = 600, val_images: int = 150, image_size: int = 96
+    root: Path, *, seed: int = 0, train_images: int = 600, val_images: int = 150, image_size: int = 128
 ) -> Path:
     """Write the generated data set, unless it is there already.
 

@@ -44,7 +44,9 @@ def contents(memory: RegionMemory, label: int) -> list[tuple[list[float], str, i
     """Slots of a class from oldest to newest, walked by the cursor."""
     count, cursor = int(memory.counts[label]), int(memory.cursors[label])
     slots = [(cursor - count + place) % memory.slots for place in range(count)]
-    return [(memory.embeddings[label, s].tolist(), memory.image_id(label, s), int(memory.steps[label, s])) for s in slots]
+    return [
+        (memory.embeddings[label, s].tolist(), memory.image_id(label, s), int(memory.steps[label, s])) for s in slots
+    ]
 
 
 @settings(max_examples=60, deadline=None)

@@ -157,7 +157,9 @@ def test_write_replaces_in_place_and_blanks_what_is_not_valid():
     assert torch.isfinite(module(pixels()).context).all()
 
 
-@pytest.mark.parametrize(("rows", "dim", "flags"), [(L * K + 1, D, L * K), (L * K, D + 1, L * K), (L * K, D, L * K + 1)])
+@pytest.mark.parametrize(
+    ("rows", "dim", "flags"), [(L * K + 1, D, L * K), (L * K, D + 1, L * K), (L * K, D, L * K + 1)]
+)
 def test_write_refuses_another_shape(rows, dim, flags):
     with pytest.raises(ArgumentError, match=r"prototypes=\(\d, \d\): give \(6, 5\)"):
         filled().write(torch.ones(rows, dim), torch.ones(flags, dtype=torch.bool))

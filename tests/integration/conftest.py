@@ -1,0 +1,79 @@
+"""Small runs of the command line in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rca_lightning.data.synthetic import generate
+
+
+@pytest.fixture(scope="session")
+def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated dataset in VOC layout: 24 training and 6 validation images of 64 pixels."""
+    return generate(tmp_path_factory.mktemp("synthetic"), seed=3, train_images=24, val_images=6, image_size=64)
+
+
+@pytest.fixture
+def config(tmp_path: Path, synthetic_root: Path) -> Path:
+    """A configuration that trains for seconds."""
+    content = {
+        "seed_everything": 1,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "default_root_dir": str(tmp_path / "run"),
+            "callbacks": [
+                {"class_path": "rca_lightning.RegionMemoryCallback", "init_args": {"slots": 16, "backend": "torch"}},
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"dirpath": str(tmp_path / "run"), "save_last": True},
+                },
+            ],
+        },
+        "model": {
+            "backbone": "resnet18",
+            "output_stride": 16,
+            "frozen_batchnorm": False,
+            "num_prototypes": 3,
+            "background_prototypes": 4,
+            # A network that has seen four batches is sure of nothing; everything may enter the memory.
+            "confidence": 0.0,
+            "lr": 0.01,
+            "new_layer_lr_ratio": 1.0,
+            "flip": False,
+        },
+        "data": {
+            "dataset": "folder",
+            "root": str(synthetic_root),
+            "image_dir": "JPEGImages",
+            "mask_dir": "SegmentationClass",
+            "tags_file": "image_labels.txt",
+            "class_file": str(_class_file(synthetic_root)),
+            "split_files": {
+                name: str(synthetic_root / "ImageSets" / "Segmentation" / f"{name}.txt") for name in ("train", "val")
+            },
+            "batch_size": 8,
+            "crop_size": 64,
+            "num_workers": 0,
+        },
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _class_file(root: Path) -> Path:
+    from rca_lightning.data.synthetic import CLASS_NAMES
+
+    path = root / "classes.txt"
+    path.write_text("\n".join(CLASS_NAMES) + "\n")
+    return path

@@ -1,0 +1,134 @@
+"""`rca fit | validate | predict` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rca_lightning import RCAModule
+from rca_lightning.cli import main
+from rca_lightning.errors import OutputError, RCAError
+
+
+def run(command: str, config: Path, *more: object) -> object:
+    return main([command, "--config", str(config), *map(str, more)])
+
+
+@pytest.fixture
+def checkpoint(config: Path, tmp_path: Path) -> Path:
+    run("fit", config)
+    return tmp_path / "run" / "last.ckpt"
+
+
+def test_fit_validate_predict(config: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    saved = torch.load(checkpoint, weights_only=True)
+    memory = saved["callbacks"]["RegionMemoryCallback"]["memory"]
+    assert int(memory["counts"].sum()) > 0
+    assert saved["state_dict"]["network.aggregation.valid"].any()
+
+    run("validate", config, "--ckpt_path", checkpoint)
+    printed = capsys.readouterr().out
+    assert "IoU" in printed
+    assert "validate.json" in printed
+    result = json.loads((tmp_path / "run" / "validate.json").read_text())
+    assert {"split", "images", "tags", "threshold", "miou", "curve", "per_class_iou", "classification_map"} <= set(
+        result
+    )
+    assert (result["split"], result["images"], result["tags"]) == ("val", 6, "image")
+    assert result["miou"] == pytest.approx(max(result["curve"].values()))
+    iou = [value for value in result["per_class_iou"].values() if value is not None]
+    assert result["miou"] == pytest.approx(sum(iou) / len(iou))
+
+    run("validate", config, "--ckpt_path", checkpoint, "--data.eval_split", "train", "--model.eval_tags", "predicted",
+        "--model.seed_threshold", 0.33)  # fmt: skip
+    result = json.loads((tmp_path / "run" / "validate.json").read_text())
+    assert (result["split"], result["images"], result["tags"]) == ("train", 24, "predicted")
+    assert result["threshold"] == 0.33
+
+    run("predict", config, "--ckpt_path", checkpoint)
+    folder = tmp_path / "run" / "predictions"
+    labels = sorted((folder / "pseudo_labels").glob("*.png"))
+    assert len(labels) == 6
+    picture = Image.open(labels[0])
+    assert (picture.mode, picture.size) == ("P", (64, 64))
+    stored = np.load(folder / "cams" / f"{labels[0].stem}.npz", allow_pickle=False)
+    assert stored["maps"].dtype == np.float16
+    assert stored["maps"].shape == (len(stored["classes"]), 64, 64)
+
+
+def test_predict_continues_and_refuses_other_settings(config: Path, checkpoint: Path, tmp_path: Path):
+    run("predict", config, "--ckpt_path", checkpoint)
+    labels = sorted((tmp_path / "run" / "predictions" / "pseudo_labels").glob("*.png"))
+    kept, lost = labels[0], labels[-1]
+    before = kept.stat().st_mtime_ns
+    lost.unlink()
+    cli = run("predict", config, "--ckpt_path", checkpoint)
+    assert lost.is_file()
+    assert kept.stat().st_mtime_ns == before
+    assert len(cli.datamodule.predict_dataloader().dataset) == 1  # only the missing one was computed
+    run("predict", config, "--ckpt_path", checkpoint)  # nothing left to do
+    with pytest.raises(OutputError, match="flip"):
+        run("predict", config, "--ckpt_path", checkpoint, "--model.flip", "true")
+
+
+def test_checkpoint_alone_gives_the_same_maps(config: Path, checkpoint: Path, tmp_path: Path, synthetic_root: Path):
+    cli = run("predict", config, "--ckpt_path", checkpoint)
+    module = RCAModule.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    assert module.class_names == cli.datamodule.class_names
+    batch = next(iter(cli.datamodule.predict_dataloader()))
+    seeds = module.seeds(batch["image"], batch["tags"])[0]
+    stored = np.load(tmp_path / "run" / "predictions" / "cams" / f"{batch['image_id'][0]}.npz", allow_pickle=False)
+    assert seeds.classes.tolist() == stored["classes"].tolist()
+    np.testing.assert_array_equal(seeds.maps.numpy().astype(np.float16), stored["maps"])
+
+
+def test_plain_cam_has_no_memory_and_no_second_head(config: Path):
+    cli = run("fit", config, "--model.contrast", "false", "--model.aggregation", "false")
+    names = {name.split(".")[0] for name, _ in cli.model.network.named_parameters()}
+    assert names == {"backbone", "coarse_head"}
+    assert cli.model.memory is None
+
+
+def test_memory_and_writer_are_added_where_none_is_named(config: Path, tmp_path: Path):
+    import yaml
+
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"] = None
+    config.write_text(yaml.safe_dump(content))
+    cli = run("fit", config, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0)
+    assert cli.model.memory is not None
+    assert int(cli.model.memory.counts.sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.root", "/no/such/folder"], "/no/such/folder"),
+        (["--model.backbone", "resnet99"], "resnet99"),
+        (["--model.weights", "/no/such/weights.pth"], "/no/such/weights.pth"),
+        (["--model.region_threshold", "1.5"], "region_threshold"),
+    ],
+)
+def test_wrong_arguments_are_named(config: Path, arguments: list[str], message: str):
+    with pytest.raises(RCAError, match=message):
+        run("fit", config, *arguments)
+
+
+def test_console_prints_one_line(config: Path, monkeypatch: pytest.MonkeyPatch):
+    from rca_lightning.cli import console
+
+    monkeypatch.setattr("sys.argv", ["rca", "fit", "--config", str(config), "--model.backbone", "resnet99"])
+    with pytest.raises(SystemExit) as stopped:
+        console()
+    assert str(stopped.value).startswith("rca: backbone='resnet99'")
+
+
+@pytest.mark.parametrize("option", [["--trainer.precision", "bf16-mixed"], ["--trainer.accumulate_grad_batches", "2"]])
+def test_trainer_options(config: Path, option: list[str]):
+    cli = run("fit", config, *option, "--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1)
+    assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])

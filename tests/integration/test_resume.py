@@ -1,0 +1,45 @@
+"""A run that is stopped and resumed ends as if it had not been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from rca_lightning.cli import main
+
+
+def test_resume_equals_uninterrupted(config: Path, tmp_path: Path):
+    def fit(folder: str, *more: object, stop_after: int | None = None) -> object:
+        content = yaml.safe_load(config.read_text())
+        content["trainer"]["callbacks"][1]["init_args"]["dirpath"] = str(tmp_path / folder)
+        if stop_after is not None:
+            stop = {"class_path": "tests.integration.stopping.StopAfter", "init_args": {"epochs": stop_after}}
+            content["trainer"]["callbacks"].append(stop)
+        path = tmp_path / f"{folder}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return main(["fit", "--config", str(path), "--trainer.limit_val_batches=0", *map(str, more)])
+
+    # max_epochs sets the length of the learning-rate schedule, so the stop comes from elsewhere.
+    whole = fit("whole", "--trainer.max_epochs", 4)
+    stopped = fit("stopped", "--trainer.max_epochs", 4, stop_after=2)
+    assert stopped.trainer.current_epoch == 2
+    last = tmp_path / "stopped" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)["callbacks"]["RegionMemoryCallback"]["memory"]
+    for name in ("embeddings", "counts", "cursors", "steps", "ids"):
+        assert torch.equal(saved[name], getattr(stopped.model.memory, name))
+
+    resumed = fit("resumed", "--trainer.max_epochs", 4, "--ckpt_path", last)
+    assert resumed.trainer.global_step == whole.trainer.global_step
+    for (name, expected), (_, found) in zip(
+        whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(expected, found), name
+    for name, value in whole.model.memory.state_dict().items():
+        found = resumed.model.memory.state_dict()[name]
+        assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, name
+    expected, found = (cli.trainer.optimizers[0].state_dict() for cli in (whole, resumed))
+    assert expected["param_groups"] == found["param_groups"]
+    for key, state in expected["state"].items():
+        assert torch.equal(state["momentum_buffer"], found["state"][key]["momentum_buffer"])

@@ -1,0 +1,169 @@
+"""`rca predict` into a folder that is new, half done, complete or of another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.data.sample import Sample, collate
+from rca_lightning.errors import OutputError
+from rca_lightning.module import RCAModule
+
+H, W = 32, 40
+
+
+@pytest.fixture(scope="module")
+def module() -> RCAModule:
+    torch.manual_seed(0)
+    return RCAModule(num_classes=2, backbone="resnet18", output_stride=8, flip=False, background_prototypes=0)
+
+
+def samples(*ids: str) -> list[Sample]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Sample(
+            image=torch.randn(3, H, W, generator=generator),
+            tags=torch.tensor([1.0, float(index % 2)]),
+            image_id=image_id,
+            original_size=torch.tensor([H, W]),
+        )
+        for index, image_id in enumerate(ids)
+    ]
+
+
+class Counting(L.Callback):
+    """Which images the network looked at."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.seen.extend(batch["image_id"])
+
+
+class Photographs(L.LightningDataModule):
+    """The part of a data module that prediction asks for."""
+
+    def __init__(self, *ids: str) -> None:
+        super().__init__()
+        self.samples, self.left_out = samples(*ids), set()
+
+    def leave_out_of_prediction(self, image_ids: set[str]) -> None:
+        self.left_out = set(image_ids)
+
+    def predict_dataloader(self) -> DataLoader:
+        rest = [sample for sample in self.samples if sample["image_id"] not in self.left_out]
+        return DataLoader(rest, batch_size=2, collate_fn=collate)
+
+
+def predict(module: RCAModule, writer: PseudoLabelWriter, data: Photographs) -> list[str]:
+    counting = Counting()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[writer, counting],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    return counting.seen
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files(folder)}
+
+
+def test_prediction_writes_every_image_and_its_settings(tmp_path, module):
+    assert predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.3), Photographs("a", "b", "c"))
+    names = [f"{folder}.{ending}" for folder, ending in (("cams/{}", "npz"), ("pseudo_labels/{}", "png"))]
+    assert files(tmp_path) == sorted([name.format(i) for name in names for i in "abc"] + ["predict.json"])
+    with np.load(tmp_path / "cams" / "b.npz", allow_pickle=False) as found:
+        image = samples("a", "b")[1]
+        module.eval()
+        expected = module.seeds(image["image"][None], image["tags"][None])[0]
+        assert np.allclose(found["maps"], expected.maps.numpy(), atol=2e-3)
+        assert found["classes"].tolist() == [0, 1]
+    settings = json.loads((tmp_path / "predict.json").read_text())
+    assert settings["background_threshold"] == 0.3
+    assert (settings["num_classes"], settings["backbone"], settings["flip"]) == (2, "resnet18", False)
+
+
+def test_complete_images_are_not_computed_again(tmp_path, module):
+    assert predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a", "b.1")) == ["a", "b.1"]
+    before = content(tmp_path)
+    assert predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a", "b.1", "c")) == ["c"]
+    after = content(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 2
+
+
+@pytest.mark.parametrize("lost", ["cams/a.npz", "pseudo_labels/a.png", "overlays/a.jpg"])
+def test_half_written_images_are_done_again(tmp_path, module, lost):
+    predict(module, PseudoLabelWriter(str(tmp_path), overlays=True), Photographs("a", "b"))
+    (tmp_path / lost).unlink()
+    assert predict(module, PseudoLabelWriter(str(tmp_path), overlays=True), Photographs("a", "b")) == ["a"]
+    assert (tmp_path / lost).is_file()
+
+
+def test_overlays_asked_for_later_are_added(tmp_path, module):
+    predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+    assert predict(module, PseudoLabelWriter(str(tmp_path), overlays=True), Photographs("a")) == ["a"]
+    assert (tmp_path / "overlays" / "a.jpg").is_file()
+
+
+def test_overwrite_computes_everything(tmp_path, module):
+    predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.2), Photographs("a", "b"))
+    writer = PseudoLabelWriter(str(tmp_path), background_threshold=0.9, existing="overwrite")
+    assert predict(module, writer, Photographs("a", "b")) == ["a", "b"]
+    assert json.loads((tmp_path / "predict.json").read_text())["background_threshold"] == 0.9
+
+
+def test_folder_of_another_setting_is_refused_by_name(tmp_path, module):
+    predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.2), Photographs("a"))
+    before = content(tmp_path)
+    with pytest.raises(OutputError) as caught:
+        predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.4), Photographs("a", "b"))
+    text = str(caught.value)
+    assert "background_threshold: 0.2 there, 0.4 now" in text
+    assert "weights_digest" not in text
+    assert str(tmp_path) in text
+    assert "existing='overwrite'" in text
+    assert content(tmp_path) == before
+
+
+def test_folder_of_another_model_is_refused(tmp_path, module):
+    predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+    torch.manual_seed(1)
+    other = RCAModule(num_classes=2, backbone="resnet18", output_stride=8, scales=(1.0, 2.0), background_prototypes=0)
+    with pytest.raises(OutputError, match=r"weights_digest: .*scales: \[1\.0\] there, \[1\.0, 2\.0\] now; flip"):
+        predict(other, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+
+
+@pytest.mark.parametrize("text", ["{half", "[]"])
+def test_unreadable_settings_are_named(tmp_path, module, text):
+    (tmp_path / "predict.json").write_text(text)
+    with pytest.raises(OutputError, match=r"predict\.json.*delete it, or give existing='overwrite'"):
+        predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+
+
+def test_the_same_writer_may_predict_twice(tmp_path, module):
+    writer = PseudoLabelWriter(str(tmp_path), existing="overwrite")
+    for _ in range(2):
+        assert predict(module, writer, Photographs("a")) == ["a"]
+
+
+def test_other_stages_leave_the_folder_alone(tmp_path, module):
+    PseudoLabelWriter(str(tmp_path / "out")).setup(None, module, "fit")
+    assert not (tmp_path / "out").exists()
