@@ -30,13 +30,17 @@ class RCACLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Remember what was given, apart from what is a default."""
         super().parse_arguments(parser, args)
-        self._given = parser.parse_args(args, defaults=False)
+        if isinstance(args, (dict, Namespace)):
+            self._given = parser.parse_object(args, defaults=False)
+        else:
+            self._given = parser.parse_args(args, defaults=False)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
         super()._parse_ckpt_path()
         subcommand = self.config.get("subcommand")
-        for name, value in vars(self._given.get(f"{subcommand}.model", Namespace())).items():
+        given = self._given.get(f"{subcommand}.model")
+        for name, value in vars(given).items() if given is not None else ():
             self.config[f"{subcommand}.model.{name}"] = value
 
     def before_fit(self) -> None:

@@ -36,7 +36,7 @@ class RCAModule(L.LightningModule):
     Args:
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables and pictures.
-        backbone: resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
+        backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
         weights: "none", a local file with torchvision's key names, or a URL. Not kept in checkpoints, which
             hold the trained weights anyway.
         weights_sha256: checksum of the file; needed for a URL.
@@ -269,13 +269,8 @@ class RCAModule(L.LightningModule):
         if result is not None:
             self.log_dict(result.logged(tags, prefix="val"), prog_bar=True, sync_dist=False)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same as validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """The same as validation."""
-        self.on_validation_epoch_end()
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """For each image `image_id` and `seeds` on the CPU."""

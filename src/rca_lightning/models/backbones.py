@@ -14,7 +14,7 @@ from rca_lightning.models.weights import load_weights
 
 __all__ = ["Backbone", "BackboneName", "OutputStride", "build_backbone"]
 
-BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "resnet38d"]
+BackboneName = Literal["resnet14", "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "resnet38d"]
 OutputStride = Literal[8, 16, 32]
 TIMM_PREFIX = "timm:"
 

@@ -1,4 +1,4 @@
-"""ResNet-18, 34, 50 and 101 at output stride 8, 16 or 32, with the key names of torchvision."""
+"""ResNet-14 (small), 18, 34, 50 and 101 at output stride 8, 16 or 32, with the key names of torchvision."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.models.backbone import Backbone, init_convolutions
 
-ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+ResNetName = Literal["resnet14", "resnet18", "resnet34", "resnet50", "resnet101"]
 StrideIn = Literal["3x3", "1x1"]
 
-BLOCKS: dict[str, tuple[int, int, int, int]] = {
+BLOCKS: dict[str, tuple[int, ...]] = {
+    "resnet14": (2, 2, 2),
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
 }
+BASE_WIDTHS = {"resnet14": 32}  # 64 in all others
 BOTTLENECK_NAMES = ("resnet50", "resnet101")
 
 
@@ -94,14 +96,16 @@ class ResNet(Backbone):
     For `stride_in="3x3"` this is torchvision's `replace_stride_with_dilation`, for `"1x1"` Detectron2's rule.
 
     Args:
-        name: which of the four.
+        name: which one. `"resnet14"` is none of the paper's: half as wide and without the last stage, so its own
+            stride is 16, it learns small images from scratch on a CPU within minutes.
         output_stride: pixels per cell along each side.
         stride_in: the convolution of a bottleneck that carries the stride of a stage: `"3x3"` as in torchvision
             (v1.5) or `"1x1"` as in the paper (v1; `STRIDE_IN_1X1` of Detectron2). Key names are the same,
             so it must be known of a weights file. Only resnet50 and resnet101 have bottlenecks.
 
     Raises:
-        ArgumentError: if `stride_in="1x1"` is asked of a network without bottlenecks.
+        ArgumentError: if `stride_in="1x1"` is asked of a network without bottlenecks, or a stride of 32 of
+            `"resnet14"`.
     """
 
     def __init__(
@@ -111,19 +115,22 @@ class ResNet(Backbone):
         bottlenecks = name in BOTTLENECK_NAMES
         if stride_in == "1x1" and not bottlenecks:
             raise ArgumentError("stride_in", stride_in, f"{name} has no bottlenecks; give '3x3'")
+        if len(BLOCKS[name]) < 4 and output_stride == 32:
+            raise ArgumentError("output_stride", output_stride, f"{name} ends at stride 16; give 8 or 16")
         self._block: type[_BasicBlock] | type[_Bottleneck] = _Bottleneck if bottlenecks else _BasicBlock
         self._stride_in: StrideIn = stride_in
-        self._width, self._reached, self._dilation = 64, 4, 1
+        base = BASE_WIDTHS.get(name, 64)
+        self._width, self._reached, self._dilation = base, 4, 1
         self.output_stride = output_stride
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        first, second, third, fourth = BLOCKS[name]
-        self.layer1 = self._stage(64, first, stride=1)
-        self.layer2 = self._stage(128, second, stride=2)
-        self.layer3 = self._stage(256, third, stride=2)
-        self.layer4 = self._stage(512, fourth, stride=2)
+        first, second, third, *fourth = BLOCKS[name]
+        self.layer1 = self._stage(base, first, stride=1)
+        self.layer2 = self._stage(base * 2, second, stride=2)
+        self.layer3 = self._stage(base * 4, third, stride=2)
+        self.layer4 = self._stage(base * 8, fourth[0], stride=2) if fourth else nn.Identity()
         self.num_features = self._width
         init_convolutions(self)
 

@@ -45,13 +45,24 @@ def images(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, 8, 6, generator=torch.Generator().manual_seed(5))
 
 
+def standardised(network: RCANetwork, features: torch.Tensor) -> torch.Tensor:
+    stored = network.standardization
+    mean, variance = (value[None, :, None, None] for value in (stored.running_mean, stored.running_var))
+    return (features - mean) / (variance + stored.eps).sqrt()
+
+
+@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("dim", [None, 4])
-def test_refined_head_reads_context_at_the_length_of_the_pixel_then_features(dim):
-    network = build(dim)
+def test_refined_head_reads_context_at_the_length_of_the_pixel_then_features(dim, standardize):
+    network = build(dim, standardize=standardize)
+    network(images())  # a training step, so that there are statistics
+    network.eval()
     maps, features = network(images()), network.backbone(images())
     embeddings = features
     if dim:
         embeddings = torch.einsum("dc,bchw->bdhw", network.projection.weight[:, :, 0, 0], features)
+    if standardize:
+        embeddings = standardised(network, embeddings)
     torch.testing.assert_close(maps.embeddings, embeddings)
     torch.testing.assert_close(maps.coarse, network.coarse_head(features))
     read = network.aggregation(embeddings)
@@ -65,6 +76,15 @@ def test_refined_head_reads_context_at_the_length_of_the_pixel_then_features(dim
                 expected = sum(w * v for w, v in zip(weight[label].tolist(), stacked, strict=True))
                 assert maps.refined[0, label, row, column].item() == pytest.approx(expected, abs=1e-4)
     torch.testing.assert_close(maps.attention, read.class_attention[:, :L])
+
+
+def test_embeddings_in_training_have_mean_0_and_variance_1_in_every_channel():
+    embeddings = build()(images(4)).embeddings.detach().double()
+    for channel in range(C):
+        values = embeddings[:, channel].flatten().tolist()
+        mean = sum(values) / len(values)
+        assert mean == pytest.approx(0, abs=1e-5)
+        assert sum((value - mean) ** 2 for value in values) / len(values) == pytest.approx(1, abs=1e-2)
 
 
 def test_without_aggregation_it_is_a_plain_cam():
