@@ -61,7 +61,8 @@ def infer_seeds(
     maps: list[Tensor] = []
     logits: list[Tensor] = []
     for scale in scales:
-        scaled = images if scale == 1.0 else _resize(images, [max(1, round(side * scale)) for side in size])
+        target = [max(1, round(side * scale)) for side in size]
+        scaled = images if scale == 1.0 else F.interpolate(images, target, mode="bilinear", antialias=scale < 1)
         for mirrored in (False, True) if flip else (False,):
             view = network(scaled.flip(3) if mirrored else scaled, tags)
             read = view.read(final_map)

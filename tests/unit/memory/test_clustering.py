@@ -78,6 +78,22 @@ def test_result_is_consistent_with_itself(backend):
 
 
 @both
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_cluster_that_runs_empty_leaves_the_others_at_their_means(backend, iterations, monkeypatch):
+    points = blobs(1, 40, spread=1.0)[0]
+    seeds = torch.stack([points[0], torch.full((8,), 1e3)])[None]  # nobody is nearest to the second
+    monkeypatch.setattr(clustering, "greedy_seeds", lambda *_: (seeds, torch.ones(1, 2, dtype=torch.bool)))
+    found = kmeans(points, 2, backend=backend, iterations=iterations)
+    used = int(found.valid.sum())
+    distances = squared_distances(points[None], found.centroids[:, :used])[0]
+    assert torch.equal(distances.argmin(dim=1), found.assignment[0])
+    if used == 1:
+        torch.testing.assert_close(found.centroids[0, 0], points.mean(0))
+    else:  # FAISS puts a shifted copy of the full one there, which must have found its own members
+        assert torch.linalg.vector_norm(found.centroids[0, 0] - found.centroids[0, 1]) > 0.1
+
+
+@both
 def test_each_class_is_clustered_by_itself(backend):
     parts = [blobs(3, 10, seed=seed)[0] for seed in range(2)]
     together = kmeans(torch.stack(parts), 3, backend=backend)

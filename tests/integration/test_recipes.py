@@ -1,0 +1,153 @@
+"""Every file under experiments/ says what the command line understands; no data, no GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+
+import lightning as L
+import pytest
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from rca_lightning import RCAModule, WSSSDataModule
+from rca_lightning.cli import RCACLI
+from tests.integration.commands import written_commands
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = ROOT / "experiments"
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in EXPERIMENTS.rglob("*.yaml"))
+BATCH_SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in EXPERIMENTS.rglob("*.sbatch"))
+
+
+class OnlyParsing(RCACLI):
+    """The command line up to where it would build and run something."""
+
+    def instantiate_classes(self) -> None:
+        self.trainer = self.model = self.datamodule = None
+
+    def after_instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def parser() -> ArgumentParser:
+    """The parser of `rca`; building it takes longer than any use of it."""
+    return OnlyParsing(RCAModule, WSSSDataModule, args=["fit", "--data.dataset", "synthetic"]).parser
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are written for the root of a checkout."""
+    monkeypatch.chdir(ROOT)
+
+
+def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
+    parsed = parser.parse_args(words)
+    return parsed[parsed["subcommand"]]
+
+
+def test_recipes_are_found():
+    assert {"experiments/quickstart.yaml", "experiments/coco2014/rca_resnet50.yaml"} <= set(RECIPES)
+    assert "experiments/slurm/ddp.sbatch" in BATCH_SCRIPTS
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_builds_everything(parser: ArgumentParser, recipe: str, tmp_path: Path):
+    given = ["fit", "--config", recipe, "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    content = yaml.safe_load((ROOT / recipe).read_text())
+    if content["data"]["dataset"] != "synthetic":
+        given += ["--data.root", str(tmp_path)]
+    built = parser.instantiate_classes(parser.parse_args(given))["fit"]
+    assert built.model.hparams["num_classes"] == {"coco2014": 80, "coco2017": 80, "synthetic": 6}.get(
+        content["data"]["dataset"], 20
+    )
+    # What the file says is what was built, not a default.
+    assert {name: built.model.hparams[name] for name in content["model"]} == {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content["model"].items()
+    }
+    trainer = L.Trainer(**{name: value for name, value in built.trainer.items() if name != "logger"}, logger=False)
+    assert trainer.max_epochs == content["trainer"]["max_epochs"]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_commands_in_the_header_are_understood(parser: ArgumentParser, recipe: str):
+    text = (ROOT / recipe).read_text()
+    commands = written_commands(text)
+    assert commands, f"{recipe} says no command in its header"
+    folder = yaml.safe_load(text)["trainer"]["default_root_dir"]
+    for words in commands:
+        assert words[0] == "rca"
+        options = parse(parser, words[1:])
+        assert [Path(str(path)).as_posix() for path in options.config] == [recipe]
+        if words[1] != "fit":
+            assert options.ckpt_path == f"{folder}/checkpoints/last.ckpt"
+
+
+def test_ids_of_a_split_are_given_on_the_command_line(parser: ArgumentParser):
+    recipe = "experiments/voc2012/rca_vgg16.yaml"
+    options = parse(parser, ["fit", "--config", recipe, "--data.split_files.trainaug", "mine.txt"])
+    assert options.data.split_files == {"trainaug": "mine.txt"}
+    assert options.data.train_split == "trainaug"
+
+
+@pytest.mark.parametrize(
+    "place", [(), ("trainer",), ("model",), ("data",), ("trainer", "callbacks", 0, "init_args")], ids=str
+)
+def test_misspelt_key_is_refused(
+    parser: ArgumentParser, tmp_path: Path, place: tuple[str | int, ...], capsys: pytest.CaptureFixture[str]
+):
+    content = yaml.safe_load((EXPERIMENTS / "quickstart.yaml").read_text())
+    path = tmp_path / "misspelt.yaml"
+    path.write_text(yaml.safe_dump(content))
+    parser.parse_args(["fit", "--config", str(path)])  # all that is wrong in a moment is the one key
+    part = content
+    for step in place:
+        part = part[step]
+    part["sloots"] = 3
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["fit", "--config", str(path)])
+    assert "sloots" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", BATCH_SCRIPTS)
+def test_batch_script(parser: ArgumentParser, script: str, tmp_path: Path):
+    """Run with a `srun` that writes down what it was asked to do."""
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    fake = tmp_path / "srun"
+    fake.write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    text = (ROOT / script).read_text()
+    header = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, flags=re.MULTILINE))
+    slurm = {
+        "SLURM_JOB_NUM_NODES": header["nodes"],
+        "SLURM_NTASKS_PER_NODE": header["ntasks-per-node"],
+        "SLURM_CPUS_PER_TASK": header["cpus-per-task"],
+    }
+    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    (command,) = written_commands(text, program="sbatch")
+    assert command[:2] == ["sbatch", script]
+    done = subprocess.run(["bash", *command[1:]], env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.splitlines()
+    assert words[:2] == ["rca", "fit"]
+    options = parse(parser, words[1:])
+    assert (ROOT / command[2]).is_file()
+    assert str(options.trainer.num_nodes) == header["nodes"]
+    # Lightning starts nothing itself under Slurm: there must be a task for every device.
+    assert str(options.trainer.devices) == header["ntasks-per-node"] == header["gpus-per-node"]
+    assert options.trainer.strategy == "ddp"
+    assert header["signal"].startswith("SIGUSR1@")
+    assert "#SBATCH --requeue\n" in text
+    assert options.data.root == "VOCdevkit"
+    # Without a configuration it says how it is used, and starts nothing.
+    refused = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert shlex.split(refused.stderr.split("usage:")[1])[:2] == ["sbatch", script]
+    assert refused.stdout == ""
