@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -19,8 +18,9 @@ from rca_lightning.losses.contrast import RegionContrastLoss
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.backbones import OutputStride, build_backbone
+from rca_lightning.models.memorable import memorable_regions
 from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RCANetwork
-from rca_lightning.models.regions import Regions, background_regions, pool_regions, pseudo_regions
+from rca_lightning.models.regions import Regions, pool_regions, pseudo_regions
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
 from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
@@ -53,6 +53,7 @@ class RCAModule(L.LightningModule):
             all alike in direction without.
         alpha: weight of the contrast. 0.1 shapes the features without competing with classification; 1 does harm.
         beta: weight of the classification loss of the second head; 1 as in the paper: both heads learn the same.
+        contrast_background: whether regions of the background are negatives of every object, too.
         contrast_temperature: tau of InfoNCE.
         attention_temperature: of the softmax over prototypes, for unit vectors. At 0.1 a pixel still averages over
             many classes, below 0.03 it copies one prototype.
@@ -82,6 +83,7 @@ class RCAModule(L.LightningModule):
         poly_power: exponent of the poly decay over all training steps.
 
     Example:
+        >>> import torch
         >>> module = RCAModule(num_classes=3, backbone="resnet18")
         >>> module(torch.zeros(1, 3, 64, 64)).refined.shape
         torch.Size([1, 3, 4, 4])
@@ -105,6 +107,7 @@ class RCAModule(L.LightningModule):
         standardize: bool = True,
         alpha: float = 0.1,
         beta: float = 1.0,
+        contrast_background: bool = True,
         contrast_temperature: float = 0.1,
         attention_temperature: float = 0.05,
         normalize_attention: bool = True,
@@ -175,7 +178,11 @@ class RCAModule(L.LightningModule):
     @property
     def memory_classes(self) -> int:
         """Queues of the memory: the classes, and the background where it has prototypes."""
-        return int(self.hparams["num_classes"]) + bool(self.hparams["background_prototypes"])
+        return int(self.hparams["num_classes"]) + self._has_background
+
+    @property
+    def _has_background(self) -> bool:
+        return bool(self.hparams["background_prototypes"])
 
     @property
     def embedding_dim(self) -> int:
@@ -205,19 +212,22 @@ class RCAModule(L.LightningModule):
             total = total + self.hparams["beta"] * losses["refined"]
         outputs: dict[str, Any] = {}
         if self.needs_memory:
-            regions = self._regions(maps, tags)
+            masks = pseudo_regions(maps.coarse.detach(), tags, self.hparams["region_threshold"])
+            regions = pool_regions(maps.embeddings, masks)
             losses["contrast"] = self._contrast(maps, regions, tags)
             total = total + self.hparams["alpha"] * losses["contrast"]
-            outputs["regions"] = self._confident(regions, maps, tags)
+            outputs["regions"] = memorable_regions(
+                regions,
+                maps,
+                tags,
+                confidence=self.hparams["confidence"],
+                background_threshold=self.hparams["background_threshold"] if self._has_background else None,
+            )
             outputs["image_id"] = batch["image_id"]
         size = len(tags)
         self.log_dict({f"train/loss_{name}": value.detach() for name, value in losses.items()}, batch_size=size)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
         return {"loss": total, **outputs}
-
-    def _regions(self, maps: ActivationMaps, tags: Tensor) -> Regions:
-        coarse = maps.coarse.detach()
-        return pool_regions(maps.embeddings, pseudo_regions(coarse, tags, self.hparams["region_threshold"]))
 
     def _contrast(self, maps: ActivationMaps, regions: Regions, tags: Tensor) -> Tensor:
         # Tied to the embeddings also while idle: DDP wants every parameter in every step.
@@ -225,24 +235,13 @@ class RCAModule(L.LightningModule):
         if not self.hparams["contrast"] or self.memory is None or self.current_epoch < self.hparams["warmup_epochs"]:
             return idle
         absent = tags[regions.images] <= 0  # (R, L)
-        absent = F.pad(absent, (0, self.memory.num_classes - absent.shape[1]))  # the background is never absent
         memory = self.memory
+        background = bool(self.hparams["contrast_background"])
+        absent = F.pad(absent, (0, memory.num_classes - absent.shape[1]), value=background)  # (R, C)
         contrast: Tensor = self.contrast_loss(
             regions.embeddings, regions.labels, absent, memory.embeddings, memory.valid
         )
         return idle + contrast
-
-    @torch.no_grad()
-    def _confident(self, regions: Regions, maps: ActivationMaps, tags: Tensor) -> Regions:
-        """Regions that may enter the memory, with those of the background, detached."""
-        probabilities = maps.coarse.mean(dim=(2, 3)).float().sigmoid()
-        kept = regions.select(probabilities[regions.images, regions.labels] >= self.hparams["confidence"])
-        if self.hparams["background_prototypes"]:
-            empty = background_regions(maps.coarse, tags, self.hparams["background_threshold"])
-            background = pool_regions(maps.embeddings.detach(), empty, min_cells=2)
-            background.labels = torch.full_like(background.labels, self.hparams["num_classes"])
-            kept = Regions.cat(kept, background)
-        return Regions(kept.embeddings.detach(), kept.labels, kept.images)
 
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[Seeds]:
         """Class maps of photographs at their own size, with this module's scales and flip; see `infer_seeds`."""

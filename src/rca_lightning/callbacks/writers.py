@@ -64,20 +64,18 @@ class PseudoLabelWriter(BasePredictionWriter):
         self.existing = existing
         self._seen: set[str] = set()
         self._written = 0
+        self._settings: dict[str, Any] = {}
 
     def is_complete(self, image_id: str) -> bool:
         """Whether every file of an image is there."""
         return all(path.is_file() for path in self._paths(image_id).values())
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check the folder and tell the data module which images are done."""
-        if stage != "predict" or not isinstance(pl_module, RCAModule):
+        """Tell the data module which images are done, before it makes its loader."""
+        if stage != "predict":
             return
         self._seen.clear()
         self._written = 0
-        if trainer.is_global_zero:
-            self._claim_folder(pl_module, trainer.ckpt_path)
-        trainer.strategy.barrier("predictions folder")
         done = set() if self.existing == "overwrite" else self._complete_ids()
         # Without a data module the images are computed and then not written again.
         leave_out = getattr(getattr(trainer, "datamodule", None), "leave_out_of_prediction", None)
@@ -89,8 +87,18 @@ class PseudoLabelWriter(BasePredictionWriter):
         labels = self.output_dir / "pseudo_labels"
         return {path.stem for path in labels.glob("*.png") if self.is_complete(path.stem)}
 
-    def _claim_folder(self, module: RCAModule, checkpoint: str | Path | None) -> None:
-        settings = json.loads(json.dumps(self._settings(module, checkpoint)))
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the folder; only now does the module have the weights of the checkpoint."""
+        if not isinstance(pl_module, RCAModule):
+            raise ArgumentError("model", type(pl_module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
+        # Every rank looks, so that none waits for one that has raised.
+        self._settings = self._checked_settings(pl_module, trainer.ckpt_path)
+        trainer.strategy.barrier("predictions folder")
+        if trainer.is_global_zero:
+            self._write_settings(overwriting=self.existing == "overwrite")
+
+    def _checked_settings(self, module: RCAModule, checkpoint: str | Path | None) -> dict[str, Any]:
+        settings: dict[str, Any] = json.loads(json.dumps(self._describe(module, checkpoint)))
         path = self.output_dir / _SETTINGS_FILE
         if path.is_file() and self.existing == "skip":
             found = _read_settings(path)
@@ -101,14 +109,19 @@ class PseudoLabelWriter(BasePredictionWriter):
                     f"output_dir={str(self.output_dir)!r} holds predictions made otherwise ({changes}). "
                     "Give another output_dir, or existing='overwrite'"
                 )
-        text = json.dumps(settings, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        return settings
 
-    def _settings(self, module: RCAModule, checkpoint: str | Path | None) -> dict[str, Any]:
+    def _write_settings(self, *, overwriting: bool) -> None:
+        # An overwriting that was cut short leaves results of two settings; the mark makes the next run refuse them.
+        text = json.dumps(self._settings | {"overwriting": overwriting}, indent=2) + "\n"
+        write_atomically(self.output_dir / _SETTINGS_FILE, lambda file: file.write(text.encode()))
+
+    def _describe(self, module: RCAModule, checkpoint: str | Path | None) -> dict[str, Any]:
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "predict_tags", "tag_threshold")
         return {
             "checkpoint": None if checkpoint is None else Path(checkpoint).name,
             "weights_digest": _digest(module),
+            "overwriting": False,
             "background_threshold": self.background_threshold,
             **{name: module.hparams[name] for name in names},
         }
@@ -177,6 +190,9 @@ class PseudoLabelWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what was written."""
+        trainer.strategy.barrier("predictions written")
+        if trainer.is_global_zero:
+            self._write_settings(overwriting=False)
         logger.info("wrote %d images to %s", self._written, self.output_dir)
 
 
@@ -192,4 +208,4 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _digest(module: RCAModule) -> str:
     """A number that tells trained weights apart, the same on every run."""
-    return f"{sum(float(p.detach().double().abs().sum()) for p in module.network.parameters()):.6e}"
+    return f"{sum(float(value.double().abs().sum()) for value in module.network.state_dict().values()):.6e}"

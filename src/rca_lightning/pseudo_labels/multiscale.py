@@ -68,7 +68,7 @@ def infer_seeds(
             read = view.read(final_map)
             maps.append(read.flip(3) if mirrored else read)
             logits.append(image_logits(view.coarse))
-    reference = maps[0].shape[2:]
+    reference = max((m.shape[2:] for m in maps), key=lambda cells: cells[0] * cells[1])
     mean = torch.stack([m if m.shape[2:] == reference else _resize(m, reference) for m in maps]).mean(0)
     probabilities = torch.stack(logits).mean(0).sigmoid()
     seeds = []

@@ -148,7 +148,17 @@ def test_folder_of_another_model_is_refused(tmp_path, module):
     torch.manual_seed(1)
     other = RCAModule(num_classes=2, backbone="resnet18", output_stride=8, scales=(1.0, 2.0), background_prototypes=0)
     with pytest.raises(OutputError, match=r"weights_digest: .*scales: \[1\.0\] there, \[1\.0, 2\.0\] now; flip"):
-        predict(other, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+        predict(other, PseudoLabelWriter(str(tmp_path)), Photographs("a", "b"))
+
+
+def test_overwriting_cut_short_is_remembered(tmp_path, module, monkeypatch):
+    predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.2), Photographs("a", "b"))
+    writer = PseudoLabelWriter(str(tmp_path), background_threshold=0.9, existing="overwrite")
+    monkeypatch.setattr(writer, "_write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        predict(module, writer, Photographs("a", "b"))
+    with pytest.raises(OutputError, match="overwriting: True there, False now"):
+        predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.9), Photographs("a", "b", "c"))
 
 
 @pytest.mark.parametrize("text", ["{half", "[]"])

@@ -60,7 +60,8 @@ def test_average_of_all_views(final_map, scales, flip):
             read = getattr(maps, final_map).clamp_min(0)
             views.append(torch.flip(read, [3]) if mirrored else read)
             logits.append(maps.coarse.mean(dim=(2, 3)))
-    common = [view if view.shape == views[0].shape else resize(view, views[0].shape[2:]) for view in views]
+    finest = max((view.shape for view in views), key=lambda shape: shape[2] * shape[3])
+    common = [view if view.shape == finest else resize(view, finest[2:]) for view in views]
     mean = sum(common) / len(common)
     probabilities = (sum(logits) / len(logits)).sigmoid()
     for image in range(2):
