@@ -9,7 +9,7 @@ objects an image. Each object has
   classes, under shading, noise and changing light.
 
 In about one object of ten the part is turned away, so the body is worth learning too. Objects are turned
-freely, measure 35 to 75 % of the image, hide each other and reach over its edge. The background is not trivially
+freely, measure 50 to 95 % of the image, hide each other and reach over its edge. The background is not trivially
 different from bodies: two textured regions of the same hues, and blobs shaded and coloured like bodies, but without
 a class's texture. The truth of a whole object is its body with its part.
 """

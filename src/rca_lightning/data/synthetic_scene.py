@@ -11,10 +11,10 @@ from rca_lightning.data.synthetic_shapes import OBJECT_CLASSES, BodyLook, Object
 from rca_lightning.data.synthetic_textures import FloatArray, colour, pattern, smooth_noise
 
 VOID = 255
-PART_RADIUS = 0.33  # in units of half the body's length
+PART_RADIUS = 0.26  # in units of half the body's length
 MIN_VISIBLE = 0.45  # of an object, behind the others
 MIN_PART_VISIBLE = 0.65
-PART_TURNED_AWAY = 0.10  # share of the objects whose part is not seen at all
+PART_TURNED_AWAY = 0.06  # share of the objects whose part is not seen at all
 MIN_AREA = 0.03  # of the image, before the void border is drawn
 MAX_TRIES = 30
 
@@ -85,9 +85,9 @@ def _place_objects(rng: np.random.Generator, size: int) -> list[_Object]:
 def _random_object(rng: np.random.Generator, size: int, *, alone: bool, centred: bool = False) -> _Object:
     label = int(rng.integers(len(OBJECT_CLASSES))) + 1
     kind = OBJECT_CLASSES[label - 1]
-    length = size * rng.uniform(0.55, 0.75) if alone else size * rng.uniform(0.38, 0.58)
+    length = size * rng.uniform(0.7, 0.95) if alone else size * rng.uniform(0.5, 0.7)
     turn = rng.uniform(0, 2 * np.pi)
-    margin = 0.5 if centred else rng.uniform(0.22, 0.4)
+    margin = 0.5 if centred else rng.uniform(0.3, 0.45)
     x, y = rng.uniform(margin * size, (1 - margin) * size, size=2)
     wobble = np.stack([rng.uniform(0, 0.035, size=4), rng.uniform(0, 2 * np.pi, size=4)], axis=1)
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
