@@ -45,6 +45,7 @@ class RCAModule(L.LightningModule):
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
+        channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
         contrast: whether to contrast regions with the memory.
         aggregation: whether pixels read the prototypes and a second CAM head completes the map.
         embedding_dim: channels of a learned 1x1 projection for memory and prototypes; none: the features
@@ -101,6 +102,7 @@ class RCAModule(L.LightningModule):
         stride_in: StrideIn = "3x3",
         frozen_batchnorm: bool = True,
         frozen_stages: int = 0,
+        channels_last: bool = False,
         contrast: bool = True,
         aggregation: bool = True,
         embedding_dim: int | None = None,
@@ -159,6 +161,7 @@ class RCAModule(L.LightningModule):
             aggregation=reader if aggregation else None,
             attention_classes=attention_classes,
             standardize=standardize and (contrast or aggregation),
+            channels_last=channels_last,
         )
         self.contrast_loss = RegionContrastLoss(contrast_temperature)
         self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)

@@ -128,7 +128,14 @@ def test_console_prints_one_line(config: Path, monkeypatch: pytest.MonkeyPatch):
     assert str(stopped.value).startswith("rca: backbone='resnet99'")
 
 
-@pytest.mark.parametrize("option", [["--trainer.precision", "bf16-mixed"], ["--trainer.accumulate_grad_batches", "2"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--trainer.precision", "bf16-mixed", "--model.channels_last", "true"],
+        ["--trainer.accumulate_grad_batches", "2"],
+        ["--model.embedding_dim", "16", "--model.attention_classes", "tags", "--model.final_map", "attention"],
+    ],
+)
 def test_trainer_options(config: Path, option: list[str]):
     cli = run("fit", config, *option, "--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1)
     assert torch.isfinite(cli.trainer.callback_metrics["train/loss"])

@@ -9,6 +9,7 @@ from torch import nn
 
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.backbone import Backbone
+from rca_lightning.models.backbones import build_backbone
 from rca_lightning.models.network import ActivationMaps, RCANetwork
 
 C, L, K = 6, 3, 2
@@ -149,3 +150,14 @@ def test_mean_gives_both_maps_one_vote():
         first, second = maps.coarse[0, label].clamp_min(0), maps.refined[0, label].float().clamp_min(0)
         expected = (first / first.max() + second / second.max()) / 2
         torch.testing.assert_close(found[0, label], expected)
+
+
+def test_channels_last_gives_the_same_maps():
+    torch.manual_seed(0)
+    plain = RCANetwork(build_backbone("resnet18"), 3).eval()
+    last = RCANetwork(build_backbone("resnet18"), 3, channels_last=True).eval()
+    last.load_state_dict(plain.state_dict())
+    photos = torch.randn(2, 3, 48, 40)
+    found = last(photos)
+    assert found.embeddings.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.coarse, plain(photos).coarse, rtol=1e-4, atol=1e-5)
