@@ -52,9 +52,9 @@ class RCAModule(L.LightningModule):
             themselves, which need no warm-up to mean something.
         standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
             all alike in direction without.
-        alpha: weight of the contrast. 0.1 shapes the features without competing with classification; 1 does harm.
+        alpha: weight of the contrast. At 0.1 it already costs seeds on the generated images, at 0.5 a lot.
         beta: weight of the classification loss of the second head; 1 as in the paper: both heads learn the same.
-        contrast_background: whether regions of the background are negatives of every object, too.
+        contrast_background: whether regions of the background are negatives too; costs seeds as well.
         contrast_temperature: tau of InfoNCE.
         attention_temperature: of the softmax over prototypes, for unit vectors. At 0.1 a pixel still averages over
             many classes, below 0.03 it copies one prototype.
@@ -107,9 +107,9 @@ class RCAModule(L.LightningModule):
         aggregation: bool = True,
         embedding_dim: int | None = None,
         standardize: bool = True,
-        alpha: float = 0.1,
+        alpha: float = 0.01,
         beta: float = 1.0,
-        contrast_background: bool = True,
+        contrast_background: whether regions of the background are negatives too; costs seeds as well.
         contrast_temperature: float = 0.1,
         attention_temperature: float = 0.05,
         normalize_attention: bool = True,
