@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.data import WSSSDataModule
-from rca_lightning.errors import RCAError
+from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.module import RCAModule
 from rca_lightning.report import print_report, write_report
 
@@ -73,11 +73,13 @@ class RCACLI(LightningCLI):
 
     def _report(self, split: str, name: str) -> None:
         result = self.model.evaluation.last_result
-        if result is None or not self.trainer.is_global_zero:
+        if result is None:
+            raise ArgumentError("limit_val_batches", self.trainer.limit_val_batches, "no image was scored; allow some")
+        path = self._run_folder() / name  # asked for on every rank: Lightning broadcasts it
+        if not self.trainer.is_global_zero:
             return
         tags = self.model.hparams["eval_tags"]
         content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names)
-        path = self._run_folder() / name
         write_report(content, path)
         print_report(content)
         print(f"written to {path}")

@@ -109,7 +109,7 @@ class RCAModule(L.LightningModule):
         standardize: bool = True,
         alpha: float = 0.01,
         beta: float = 1.0,
-        contrast_background: whether regions of the background are negatives too; costs seeds as well.
+        contrast_background: bool = False,
         contrast_temperature: float = 0.1,
         attention_temperature: float = 0.05,
         normalize_attention: bool = True,
