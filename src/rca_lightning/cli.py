@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rca_lightning.callbacks.memory import RegionMemoryCallback
+from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.data import WSSSDataModule
 from rca_lightning.errors import ArgumentError, RCAError
@@ -42,6 +43,12 @@ class RCACLI(LightningCLI):
         given = self._given.get(f"{subcommand}.model")
         for name, value in vars(given).items() if given is not None else ():
             self.config[f"{subcommand}.model.{name}"] = value
+
+    def instantiate_classes(self) -> None:
+        """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines."""
+        super().instantiate_classes()
+        if hasattr(self, "trainer") and not sys.stdout.isatty():
+            self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
 
     def before_fit(self) -> None:
         """Add a region memory where the configuration names none."""
