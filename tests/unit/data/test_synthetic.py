@@ -113,7 +113,7 @@ def test_a_thin_void_border_parts_objects_from_background_and_each_other(small_s
 
 
 def test_striking_parts_are_small_lie_on_objects_and_are_sometimes_missing() -> None:
-    scenes = [render_scene(np.random.default_rng([3, number]), 48) for number in range(100)]
+    scenes = [render_scene(np.random.default_rng([3, number]), 48) for number in range(300)]
     shares = [scene.part.sum() / (scene.mask > 0).sum() for scene in scenes]
     assert all((scene.mask[scene.part] != 0).all() for scene in scenes)
     assert 0.05 < np.mean(shares) < 0.2
