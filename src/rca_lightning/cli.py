@@ -24,7 +24,8 @@ class RCACLI(LightningCLI):
     """LightningCLI that knows which callbacks RCA cannot go without, and reports scores."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The data knows the classes; the module takes them over."""
+        """The region memory has arguments of its own; the data knows the classes, the module takes them over."""
+        parser.add_lightning_class_args(RegionMemoryCallback, "memory")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
@@ -46,16 +47,16 @@ class RCACLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines."""
+        self._refuse_second_memory()
         super().instantiate_classes()
         if hasattr(self, "trainer") and not sys.stdout.isatty():
             self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
 
-    def before_fit(self) -> None:
-        """Add a region memory where the configuration names none."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if self.model.needs_memory and not any(isinstance(c, RegionMemoryCallback) for c in callbacks):
-            # In front: a checkpoint written after a step must hold that step's regions.
-            callbacks.insert(0, RegionMemoryCallback())
+    def _refuse_second_memory(self) -> None:
+        subcommand = self.config.get("subcommand")
+        for callback in self.config.get(f"{subcommand}.trainer.callbacks") or ():
+            if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
+                raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
 
     def before_predict(self) -> None:
         """Add a writer where the configuration names none."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -13,14 +12,13 @@ from rca_lightning.arguments import checked_arguments
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation import Evaluation, TagSource
-from rca_lightning.losses.classification import classification_loss
-from rca_lightning.losses.contrast import RegionContrastLoss
+from rca_lightning.losses.contrast import Positives
+from rca_lightning.losses.objective import Objective, RCALoss
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.backbones import OutputStride, build_backbone
-from rca_lightning.models.memorable import memorable_regions
-from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RCANetwork
-from rca_lightning.models.regions import Regions, pool_regions, pseudo_regions
+from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RCANetwork, RegionMap
+from rca_lightning.models.regions import RegionRule
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
 from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
@@ -54,8 +52,8 @@ class RCAModule(L.LightningModule):
             all alike in direction without.
         alpha: weight of the contrast. At 0.1 it already costs seeds on the generated images, at 0.5 a lot.
         beta: weight of the classification loss of the second head; 1 as in the paper: both heads learn the same.
-        contrast_background: whether regions of the background are negatives too; costs seeds as well.
         contrast_temperature: tau of InfoNCE.
+        positives: of InfoNCE: "all" slots of the class, its "prototypes", or its "hardest" slot.
         attention_temperature: of the softmax over prototypes, for unit vectors. At 0.1 a pixel still averages over
             many classes, below 0.03 it copies one prototype.
         normalize_attention: cosine instead of raw products.
@@ -63,7 +61,10 @@ class RCAModule(L.LightningModule):
         num_prototypes: K a class.
         background_prototypes: prototypes of confidently empty cells, 0 for none. Without them sky and road
             must share their attention among objects.
-        region_threshold: activation, min-max normalised, above which a cell belongs to a region.
+        region_threshold: activation above which a cell belongs to a region, on the scale of region_rule.
+        region_rule: where the map of a class is cut: "fixed" after min-max, "mean", or "quantile".
+        region_map: what regions are cut from: the "coarse" maps, as in the paper, or the "attention" once there are
+            prototypes. Each clustering then starts from better regions than the last.
         background_threshold: share of the peak below which a cell counts as confidently empty.
         confidence: image probability a tag must reach before its region enters the memory.
         warmup_epochs: epochs before the first clustering and before contrast; the memory fills meanwhile.
@@ -109,14 +110,16 @@ class RCAModule(L.LightningModule):
         standardize: bool = True,
         alpha: float = 0.01,
         beta: float = 1.0,
-        contrast_background: bool = False,
         contrast_temperature: float = 0.1,
+        positives: Positives = "all",
         attention_temperature: float = 0.05,
         normalize_attention: bool = True,
         attention_classes: AttentionClasses = "all",
         num_prototypes: int = 10,
         background_prototypes: int = 64,
         region_threshold: float = 0.5,
+        region_rule: RegionRule = "fixed",
+        region_map: RegionMap = "attention",
         background_threshold: float = 0.05,
         confidence: float = 0.5,
         warmup_epochs: int = 1,
@@ -163,7 +166,17 @@ class RCAModule(L.LightningModule):
             standardize=standardize and (contrast or aggregation),
             channels_last=channels_last,
         )
-        self.contrast_loss = RegionContrastLoss(contrast_temperature)
+        self.loss = RCALoss(
+            alpha=alpha,
+            beta=beta,
+            temperature=contrast_temperature,
+            positives=positives,
+            region_threshold=region_threshold,
+            region_rule=region_rule,
+            region_map=region_map,
+            confidence=confidence,
+            background_threshold=background_threshold if background_prototypes else None,
+        )
         self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)
         self.memory: RegionMemory | None = None
 
@@ -181,11 +194,7 @@ class RCAModule(L.LightningModule):
     @property
     def memory_classes(self) -> int:
         """Queues of the memory: the classes, and the background where it has prototypes."""
-        return int(self.hparams["num_classes"]) + self._has_background
-
-    @property
-    def _has_background(self) -> bool:
-        return bool(self.hparams["background_prototypes"])
+        return int(self.hparams["num_classes"]) + bool(self.hparams["background_prototypes"])
 
     @property
     def embedding_dim(self) -> int:
@@ -207,44 +216,18 @@ class RCAModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch, and under `regions` what the memory takes in."""
         tags = batch["tags"]
-        maps = self(batch["image"], tags)
-        losses = {"coarse": classification_loss(maps.coarse, tags)}
-        total = losses["coarse"]
-        if maps.refined is not None:
-            losses["refined"] = classification_loss(maps.refined, tags)
-            total = total + self.hparams["beta"] * losses["refined"]
-        outputs: dict[str, Any] = {}
-        if self.needs_memory:
-            masks = pseudo_regions(maps.coarse.detach(), tags, self.hparams["region_threshold"])
-            regions = pool_regions(maps.embeddings, masks)
-            losses["contrast"] = self._contrast(maps, regions, tags)
-            total = total + self.hparams["alpha"] * losses["contrast"]
-            outputs["regions"] = memorable_regions(
-                regions,
-                maps,
-                tags,
-                confidence=self.hparams["confidence"],
-                background_threshold=self.hparams["background_threshold"] if self._has_background else None,
-            )
-            outputs["image_id"] = batch["image_id"]
-        size = len(tags)
-        self.log_dict({f"train/loss_{name}": value.detach() for name, value in losses.items()}, batch_size=size)
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=size)
-        return {"loss": total, **outputs}
-
-    def _contrast(self, maps: ActivationMaps, regions: Regions, tags: Tensor) -> Tensor:
-        # Tied to the embeddings also while idle: DDP wants every parameter in every step.
-        idle = maps.embeddings.sum() * 0
-        if not self.hparams["contrast"] or self.memory is None or self.current_epoch < self.hparams["warmup_epochs"]:
-            return idle
-        absent = tags[regions.images] <= 0  # (R, L)
-        memory = self.memory
-        background = bool(self.hparams["contrast_background"])
-        absent = F.pad(absent, (0, memory.num_classes - absent.shape[1]), value=background)  # (R, C)
-        contrast: Tensor = self.contrast_loss(
-            regions.embeddings, regions.labels, absent, memory.embeddings, memory.valid
+        contrasting = self.hparams["contrast"] and self.current_epoch >= self.hparams["warmup_epochs"]
+        objective: Objective = self.loss(
+            self(batch["image"], tags),
+            tags,
+            remember=self.needs_memory,
+            memory=self.memory if contrasting else None,
+            prototypes=self.network.aggregation,
         )
-        return idle + contrast
+        size = len(tags)
+        self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=size)
+        self.log("train/loss", objective.total.detach(), prog_bar=True, batch_size=size)
+        return {"loss": objective.total, "regions": objective.regions, "image_id": batch["image_id"]}
 
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[Seeds]:
         """Class maps of photographs at their own size, with this module's scales and flip; see `infer_seeds`."""

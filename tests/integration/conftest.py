@@ -32,13 +32,13 @@ def config(tmp_path: Path, synthetic_root: Path) -> Path:
             "log_every_n_steps": 1,
             "default_root_dir": str(tmp_path / "run"),
             "callbacks": [
-                {"class_path": "rca_lightning.RegionMemoryCallback", "init_args": {"slots": 16, "backend": "torch"}},
                 {
                     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
                     "init_args": {"dirpath": str(tmp_path / "run"), "save_last": True},
                 },
             ],
         },
+        "memory": {"slots": 16, "backend": "torch"},
         "model": {
             "backbone": "resnet18",
             "output_stride": 16,

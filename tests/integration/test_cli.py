@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from rca_lightning import RCAModule
@@ -94,15 +95,18 @@ def test_plain_cam_has_no_memory_and_no_second_head(config: Path):
     assert cli.model.memory is None
 
 
-def test_memory_and_writer_are_added_where_none_is_named(config: Path, tmp_path: Path):
-    import yaml
-
-    content = yaml.safe_load(config.read_text())
-    content["trainer"]["callbacks"] = None
-    config.write_text(yaml.safe_dump(content))
-    cli = run("fit", config, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0)
-    assert cli.model.memory is not None
+def test_memory_has_arguments_of_its_own(config: Path):
+    cli = run("fit", config, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0, "--memory.slots", 7)
+    assert cli.model.memory.slots == 7
     assert int(cli.model.memory.counts.sum()) > 0
+
+
+def test_second_memory_is_refused(config: Path):
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"].append({"class_path": "rca_lightning.RegionMemoryCallback"})
+    config.write_text(yaml.safe_dump(content))
+    with pytest.raises(RCAError, match="memory:"):
+        run("fit", config)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ class RegionMemoryCallback(L.Callback):
     """Keeps regions of the whole dataset, clusters them each epoch, writes the module's prototypes.
 
     Every training step the regions of all ranks enter the memory in rank order, so the memory is the
-    same on every rank, bit for bit. At the start of each epoch after the warm-up rank 0 runs k-means and
-    broadcasts the prototypes. The memory is part of the checkpoint.
+    same on every rank, bit for bit. After the last batch of the warm-up and of each later epoch rank 0 runs
+    k-means and broadcasts the prototypes. The memory is part of the checkpoint.
 
     Args:
         slots: regions N a class. 500 holds a VOC class whole and costs 2 kB a slot at 512 channels.
@@ -71,16 +71,13 @@ class RegionMemoryCallback(L.Callback):
         self.memory.to(pl_module.device)
         _log_once("region memory: %d queues x %d slots x %d channels, %.0f MiB on %s", *_extent(self.memory))
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Cluster the memory; here and not at the end of the epoch, where validation has already run."""
-        if self.memory is None or not isinstance(pl_module, RCAModule):
-            return
-        reader = pl_module.network.aggregation
-        if reader is None or trainer.current_epoch < max(pl_module.hparams["warmup_epochs"], 1):
+    def _renew_prototypes(self, module: RCAModule, epoch: int) -> None:
+        reader = module.network.aggregation
+        if self.memory is None or reader is None:
             return
         prototypes, valid = torch.zeros_like(reader.prototypes), torch.zeros_like(reader.valid, dtype=torch.uint8)
         if not is_distributed() or torch.distributed.get_rank() == 0:
-            found = self._cluster(self.memory, pl_module, trainer.current_epoch)
+            found = self._cluster(self.memory, module, epoch)
             prototypes.copy_(found[0])
             valid.copy_(found[1])
         broadcast_from_first(prototypes, valid)
@@ -129,13 +126,17 @@ class RegionMemoryCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take in the regions of this step from every rank."""
-        if self.memory is None:
+        """Take in the regions of this step from every rank; after the last one of an epoch, cluster."""
+        if self.memory is None or not isinstance(pl_module, RCAModule):
             return
         regions: Regions = outputs["regions"]
         ids = encode_ids(outputs["image_id"]).to(regions.labels.device)[regions.images]
         embeddings, labels, ids = gather_uneven(regions.embeddings.float(), regions.labels, ids)
         self.memory.enqueue(embeddings, labels, ids, trainer.global_step)
+        # Here and not at the end of the epoch, where validation has already run.
+        done = trainer.current_epoch + 1
+        if trainer.is_last_batch and done >= pl_module.hparams["warmup_epochs"]:
+            self._renew_prototypes(pl_module, done)
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, as tensors and numbers."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError
+
+Positives = Literal["all", "prototypes", "hardest"]
 
 
 def region_contrast_loss(
@@ -16,13 +20,22 @@ def region_contrast_loss(
     memory: Tensor,
     valid: Tensor,
     temperature: float = 0.1,
+    *,
+    positives: Positives = "all",
+    prototypes: Tensor | None = None,
+    prototypes_valid: Tensor | None = None,
 ) -> Tensor:
     r"""InfoNCE of each region against every valid slot of the memory.
 
-    For a region `f` of class `l`, with positives `m+` (valid slots of `l`) and negatives `m-` (valid
-    slots of classes absent from its image):
+    For a region `f` of class `l`, with positives `m+` and negatives `m-` (valid slots of classes absent
+    from its image):
     `mean over m+ of -log( exp(f m+ / t) / (exp(f m+ / t) + sum over m- of exp(f m- / t)) )`,
-    averaged over the regions that have both a positive and a negative.
+    averaged over the regions that have both a positive and a negative. The positives are
+
+    - "all": the valid slots of `l` (the paper);
+    - "prototypes": the valid prototypes of `l`, fewer and less noisy than the slots they are the centres of;
+      before the first clustering there are none, so there is no loss;
+    - "hardest": the one valid slot of `l` that is least similar to `f`, the first of equals.
 
     Args:
         embeddings: `(R, D)`; normalised here.
@@ -32,40 +45,108 @@ def region_contrast_loss(
         memory: `(C, N, D)` unit vectors; no gradient flows into it.
         valid: `(C, N)` boolean, slots in use.
         temperature: `t`, above 0.
+        positives: what a region is pulled to.
+        prototypes: `(C, K, D)`, normalised here, no gradient; used by "prototypes" only. Of fewer than `C` classes
+            the last ones have none.
+        prototypes_valid: boolean, shaped like `prototypes` without `D`; all are valid if `None`.
 
     Returns:
-        A scalar; 0, still tied to `embeddings`, when no region has both kinds of slots.
+        A scalar; 0, still tied to `embeddings`, when no region has both a positive and a negative.
+
+    Raises:
+        ArgumentError: if `positives` is unknown, or is "prototypes" and they are missing or have another shape.
+
+    Example:
+        >>> memory = torch.eye(2)[:, None]  # two classes, one slot each
+        >>> arguments = torch.tensor([[1.0, 0.0]]), torch.tensor([0]), torch.tensor([[False, True]])
+        >>> loss = region_contrast_loss(*arguments, memory, torch.ones(2, 1, dtype=torch.bool), temperature=1.0)
+        >>> round(float(loss), 4)  # log(1 + exp(0 - 1))
+        0.3133
     """
+    _check_positives(positives)
     queries = F.normalize(embeddings.float(), dim=1)
     with torch.autocast(queries.device.type, enabled=False):  # half precision is coarse once divided by `t`
         similarity = torch.einsum("rd,cnd->rcn", queries, memory.detach().float()) / temperature
     lowest = torch.finfo(similarity.dtype).min
     is_negative = absent[:, :, None] & valid[None]  # (R, C, N)
     negatives = similarity.masked_fill(~is_negative, lowest).flatten(1).logsumexp(dim=1)  # (R,)
-    positives = similarity[torch.arange(len(labels), device=labels.device), labels]  # (R, N)
-    is_positive = valid[labels]  # (R, N)
+    if positives == "prototypes":
+        attracting, is_positive = _to_prototypes(queries, labels, prototypes, prototypes_valid)
+        attracting = attracting / temperature  # (R, K)
+    else:
+        attracting = similarity[torch.arange(len(labels), device=labels.device), labels]  # (R, N)
+        is_positive = valid[labels]  # (R, N)
+    if positives == "hardest":
+        hardest = attracting.masked_fill(~is_positive, torch.inf).argmin(dim=1, keepdim=True)  # (R, 1)
+        attracting, is_positive = attracting.gather(1, hardest), is_positive.gather(1, hardest)
     # -log(e^p / (e^p + e^n)) = softplus(n - p), without overflow at small temperatures.
-    per_slot = F.softplus(negatives[:, None] - positives) * is_positive
+    per_slot = F.softplus(negatives[:, None] - attracting) * is_positive
     per_region = per_slot.sum(dim=1) / is_positive.sum(dim=1).clamp_min(1)
     usable = is_positive.any(dim=1) & is_negative.flatten(1).any(dim=1)
     per_region = torch.where(usable, per_region, embeddings.float().sum(dim=1) * 0)
     return per_region.sum() / usable.sum().clamp_min(1)
 
 
+def _check_positives(positives: Positives) -> None:
+    if positives not in get_args(Positives):
+        raise ArgumentError("positives", positives, "give 'all', 'prototypes' or 'hardest'")
+
+
+def _to_prototypes(
+    queries: Tensor, labels: Tensor, prototypes: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Cosine of queries `(R, D)` with the prototypes of their class `(R, K)`, and which of these are valid."""
+    if prototypes is None:
+        raise ArgumentError("prototypes", None, "give them, or positives='all' or 'hardest', which need none")
+    if prototypes.ndim != 3 or not len(prototypes) or prototypes.shape[2] != queries.shape[1]:
+        raise ArgumentError("prototypes", tuple(prototypes.shape), f"give (C, K, {queries.shape[1]})")
+    if valid is None:
+        valid = prototypes.new_ones(prototypes.shape[:2], dtype=torch.bool)
+    if valid.shape != prototypes.shape[:2]:
+        raise ArgumentError("prototypes_valid", tuple(valid.shape), f"give {tuple(prototypes.shape[:2])}")
+    own = labels.clamp_max(len(prototypes) - 1)  # a class past the last row reads that row, masked
+    candidates = F.normalize(prototypes.detach().float(), dim=2)[own]  # (R, K, D)
+    with torch.autocast(queries.device.type, enabled=False):
+        cosine = torch.einsum("rd,rkd->rk", queries, candidates)
+    return cosine, valid[own] & (labels < len(prototypes))[:, None]
+
+
 class RegionContrastLoss(nn.Module):
-    """`region_contrast_loss` with its temperature.
+    """`region_contrast_loss` with its temperature and choice of positives.
 
     Args:
         temperature: `tau`, above 0. 0.1 is the usual value of supervised contrast; the lower it is, the more
             the hardest negatives decide.
+        positives: "all" slots of the class, its "prototypes", or its "hardest" slot.
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(self, temperature: float = 0.1, positives: Positives = "all") -> None:
         super().__init__()
         if temperature <= 0:
             raise ArgumentError("contrast_temperature", temperature, "give a number above 0")
+        _check_positives(positives)
         self.temperature = temperature
+        self.positives: Positives = positives
 
-    def forward(self, embeddings: Tensor, labels: Tensor, absent: Tensor, memory: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        absent: Tensor,
+        memory: Tensor,
+        valid: Tensor,
+        prototypes: Tensor | None = None,
+        prototypes_valid: Tensor | None = None,
+    ) -> Tensor:
         """See `region_contrast_loss`."""
-        return region_contrast_loss(embeddings, labels, absent, memory, valid, self.temperature)
+        return region_contrast_loss(
+            embeddings,
+            labels,
+            absent,
+            memory,
+            valid,
+            self.temperature,
+            positives=self.positives,
+            prototypes=prototypes,
+            prototypes_valid=prototypes_valid,
+        )

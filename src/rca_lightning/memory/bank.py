@@ -1,9 +1,9 @@
-"""The region memory: one first-in-first-out queue of embeddings a class (RCA, section 3.3)."""
+"""The region memory: one queue of embeddings a class (RCA, section 3.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +11,44 @@ from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.provenance import ID_BYTES, decode_id, encode_ids
+from rca_lightning.memory.writing import Arrivals, NearestSlots, WriteRule, blend
 
 
 class RegionMemory:
-    """Per class a FIFO of `slots` unit embeddings with the image and step each came from.
+    """Per class a queue of `slots` unit embeddings with the image and step each came from.
 
     Plain tensors, no parameters: nothing of it is in a graph or in a module's `state_dict`.
+    While a class has empty slots its regions fill them, in order. What happens then is the rule:
+
+    - "fifo": a region replaces the oldest one of its class. Every slot is one region of one image (the paper).
+    - "ema_ring": the slots of a class are visited in turn, and each visit blends the region into what the slot
+      holds: `normalise(ema * old + (1 - ema) * region)`, as in the authors' released code. There the memory
+      starts as Gaussian noise that the first regions are blended into; here they fill it, since at 0.99 a
+      third of the noise would be left after 100 visits of a slot, which is 100 times around the ring.
+      A slot soon mixes unrelated images. `ema=0` makes this the FIFO.
+    - "ema_nearest": a region is blended, by the same formula, into the slot of its class that is most
+      similar to it (cosine; the first of those within 1e-6), so slots become running means of like regions.
+
+    Image and step of a blended slot are those of the latest region in it. The rule is not part of the
+    state: a memory written by one rule can go on under another.
 
     Args:
         num_classes: queues `C` (foreground classes, and one more for the background where it is kept).
         slots: embeddings `N` a class.
         dim: channels `D`.
+        rule: how a region enters a full queue.
+        ema: share of the old embedding in a blend, in `[0, 1)`; "fifo" does not use it.
 
     Attributes:
         embeddings: `(C, N, D)` float32, unit length where valid, 0 elsewhere.
         counts: `(C,)` int64, valid slots; slots `0 .. count - 1` are the valid ones.
-        cursors: `(C,)` int64, the slot the next embedding goes to.
+        cursors: `(C,)` int64, the slot the next embedding goes to; with "ema_nearest" only while one is empty.
         steps: `(C, N)` int64, training step of each slot, -1 where empty.
-        refused: embeddings refused so far because they were not finite or (all but) zero.
+        refused: embeddings refused so far because they were not finite or (all but) zero, or cancelled
+            out with what they were to be blended with.
+
+    Raises:
+        ArgumentError: for a size below 1, an unknown rule, or `ema` outside `[0, 1)`.
 
     Example:
         >>> memory = RegionMemory(num_classes=2, slots=4, dim=3)
@@ -38,10 +58,16 @@ class RegionMemory:
         ([0, 1], 'photo')
     """
 
-    def __init__(self, num_classes: int, slots: int, dim: int) -> None:
+    def __init__(self, num_classes: int, slots: int, dim: int, *, rule: WriteRule = "fifo", ema: float = 0.99) -> None:
         for name, value in (("num_classes", num_classes), ("slots", slots), ("dim", dim)):
             if value < 1:
                 raise ArgumentError(name, value, "give at least 1")
+        if rule not in get_args(WriteRule):
+            raise ArgumentError("rule", rule, "give 'fifo', 'ema_ring' or 'ema_nearest'")
+        if not 0 <= ema < 1:
+            raise ArgumentError("ema", ema, "give a number in [0, 1): the share of the old embedding in a blend")
+        self.rule: WriteRule = rule
+        self.ema = ema
         self.embeddings = torch.zeros(num_classes, slots, dim)
         self.counts = torch.zeros(num_classes, dtype=torch.long)
         self.cursors = torch.zeros(num_classes, dtype=torch.long)
@@ -77,10 +103,13 @@ class RegionMemory:
 
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor, labels: Tensor, image_ids: Sequence[str] | Tensor, step: int) -> int:
-        """Write regions, oldest first, over the oldest of their class.
+        """Write regions, oldest first, by the rule of the memory.
 
         Embeddings are scaled to unit length. One that is shorter than 1e-12 or not finite is refused and
-        counted in `refused`: it has no direction.
+        counted in `refused`: it has no direction. So is one that cancels out with the slot it would be blended
+        into (a sum shorter than 1e-6; the opposite of the slot at `ema=0.5`): the slot stays as it is,
+        and the ring moves on.
+        Several regions of one class in one call give what as many calls in that order give.
 
         Args:
             embeddings: `(R, D)`.
@@ -100,20 +129,56 @@ class RegionMemory:
         values, labels, encoded = embeddings.to(device, torch.float32), labels.to(device), encoded.to(device)
         norms = values.norm(dim=1)
         usable = torch.isfinite(norms) & (norms > _SHORTEST)
-        self.refused += int((~usable).sum())
-        values, labels, encoded = F.normalize(values[usable], dim=1), labels[usable], encoded[usable]
-        order, place = self._places(labels)
-        values, labels, encoded = values[order], labels[order], encoded[order]
-        arriving = torch.bincount(labels, minlength=self.num_classes)
+        arrivals = Arrivals.grouped(F.normalize(values[usable], dim=1), labels[usable], encoded[usable])
+        accepted = self._replace(arrivals, step) if self.rule == "fifo" else self._blend(arrivals, step)
+        self.refused += len(values) - accepted
+        return accepted
+
+    def _replace(self, arrivals: Arrivals, step: int) -> int:
+        arriving = self._arriving(arrivals)
+        labels, column = arrivals.labels, self._ring(arrivals)
         # Of more than N arrivals of one class only the last N stay; the others would be overwritten anyway.
-        keep = place >= arriving[labels] - self.slots
-        row, column = labels[keep], (self.cursors[labels[keep]] + place[keep]) % self.slots
-        self.embeddings[row, column] = values[keep]
+        keep = arrivals.place >= arriving[labels] - self.slots
+        row, column = labels[keep], column[keep]
+        self.embeddings[row, column] = arrivals.values[keep]
         self.steps[row, column] = step
-        self.ids[row, column] = encoded[keep]
-        self.cursors = (self.cursors + arriving) % self.slots
+        self.ids[row, column] = arrivals.ids[keep]
+        self._advance(arriving, arriving)
+        return len(labels)
+
+    def _blend(self, arrivals: Arrivals, step: int) -> int:
+        """Fill, then blend, as if one after the other; returns how many were accepted."""
+        column, arriving = self._ring(arrivals), self._arriving(arrivals)
+        empty = self.slots - self.counts
+        blended = arrivals.place >= empty[arrivals.labels]
+        nearest = NearestSlots(self.embeddings, arrivals) if self.rule == "ema_nearest" else None
+        accepted = torch.zeros((), dtype=torch.long, device=column.device)
+        # Around the ring the next N arrivals of a class meet N slots; nearest slots depend on the arrival before.
+        for turn in arrivals.turns(together=1 if nearest else self.slots):
+            row, slot, value, blends = arrivals.labels[turn], column[turn], arrivals.values[turn], blended[turn]
+            if nearest:
+                slot = torch.where(blends, nearest.find(turn), slot)
+            mixed, directed = blend(self.embeddings[row, slot], value, self.ema)
+            written = directed | ~blends
+            self.embeddings[row, slot] = torch.where(blends[:, None], mixed, value)
+            self.steps[row, slot] = torch.where(written, step, self.steps[row, slot])
+            self.ids[row, slot] = torch.where(written[:, None], arrivals.ids[turn], self.ids[row, slot])
+            if nearest:
+                nearest.written(row, slot)
+            accepted += written.sum()
+        self._advance(arriving, torch.minimum(arriving, empty) if nearest else arriving)
+        return int(accepted)
+
+    def _ring(self, arrivals: Arrivals) -> Tensor:
+        """The slot of each arrival `(R,)` when all slots are visited in turn."""
+        return (self.cursors[arrivals.labels] + arrivals.place) % self.slots
+
+    def _arriving(self, arrivals: Arrivals) -> Tensor:
+        return torch.bincount(arrivals.labels, minlength=self.num_classes)  # (C,)
+
+    def _advance(self, arriving: Tensor, visited: Tensor) -> None:
+        self.cursors = (self.cursors + visited) % self.slots
         self.counts = (self.counts + arriving).clamp_max(self.slots)
-        return int(usable.sum())
 
     def _check(self, embeddings: Tensor, labels: Tensor, encoded: Tensor) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
@@ -124,21 +189,31 @@ class RegionMemory:
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ArgumentError("labels", sorted(set(labels.tolist())), f"give classes in [0, {self.num_classes})")
 
-    @staticmethod
-    def _places(labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Order that groups the classes (stable), and each one's place among the arrivals of its class."""
-        order = torch.argsort(labels, stable=True)
-        grouped = labels[order]
-        index = torch.arange(len(grouped), device=labels.device)
-        starts = torch.searchsorted(grouped, grouped, right=False)
-        return order, index - starts
-
     def oldest_first(self, label: int) -> Tensor:
-        """Valid embeddings of a class `(count, D)` in the order they came."""
+        """Valid embeddings of a class `(count, D)` in the order they were last written.
+
+        With "ema_nearest" those written in one step stand in the order of their slots.
+        """
         count = int(self.counts[label])
+        if self.rule == "ema_nearest":
+            return self.embeddings[label, torch.argsort(self.steps[label, :count], stable=True)]
         start = int(self.cursors[label]) if count == self.slots else 0
         index = (start + torch.arange(count, device=self.counts.device)) % self.slots
         return self.embeddings[label, index]
+
+    def ages(self, step: int) -> Tensor:
+        """Steps since each slot was last written, `(C, N)` int64, -1 where empty.
+
+        Args:
+            step: the current training step.
+
+        Raises:
+            ArgumentError: if a slot was written after `step`.
+        """
+        latest = int(self.steps.max())
+        if step < latest:
+            raise ArgumentError("step", step, f"give the current step: a slot was written at step {latest}")
+        return torch.where(self.valid, step - self.steps, -1)
 
     def image_id(self, label: int, slot: int) -> str:
         """Image a slot came from; empty where the slot is."""

@@ -102,6 +102,11 @@ class SemanticAggregation(nn.Module):
         self.prototypes.copy_(torch.where(valid[:, None], prototypes, torch.zeros_like(prototypes)))
         self.valid.copy_(valid)
 
+    def by_class(self) -> tuple[Tensor, Tensor]:
+        """Prototypes `(L, K, D)` of the foreground classes and which are valid `(L, K)`."""
+        rows, shape = self.num_classes * self.num_prototypes, (self.num_classes, self.num_prototypes)
+        return self.prototypes[:rows].reshape(*shape, -1), self.valid[:rows].reshape(shape)
+
     def forward(self, embeddings: Tensor, classes: Tensor | None = None) -> Aggregated:
         """Let each pixel read the prototypes.
 

@@ -14,6 +14,7 @@ from rca_lightning.models.regions import Regions, background_regions, pool_regio
 def memorable_regions(
     regions: Regions,
     maps: ActivationMaps,
+    located: Tensor,
     tags: Tensor,
     *,
     confidence: float,
@@ -23,7 +24,8 @@ def memorable_regions(
 
     Args:
         regions: of the tagged classes.
-        maps: the maps they come from.
+        maps: of the batch.
+        located: `(B, L, H, W)`, the maps the regions were cut from.
         tags: `(B, L)`.
         confidence: image probability a tag must reach; the region of a class the network does not see in the
             image is some other part of the image.
@@ -35,7 +37,7 @@ def memorable_regions(
     probabilities = image_logits(maps.coarse).sigmoid()
     kept = regions.select(probabilities[regions.images, regions.labels] >= confidence)
     if background_threshold is not None:
-        empty = background_regions(maps.coarse, tags, background_threshold)
+        empty = background_regions(located, tags, background_threshold)
         background = pool_regions(maps.embeddings, empty, min_cells=2)
         background.labels = torch.full_like(background.labels, tags.shape[1])
         kept = Regions.cat(kept, background)

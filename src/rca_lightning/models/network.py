@@ -14,6 +14,7 @@ from rca_lightning.models.cam import CAMHead, image_logits, max_normalise
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
 AttentionClasses = Literal["all", "tags"]
+RegionMap = Literal["coarse", "attention"]
 
 
 @dataclass
@@ -43,6 +44,17 @@ class ActivationMaps:
         if final_map == "refined":
             return refined
         return (max_normalise(coarse) + max_normalise(refined)) / 2
+
+    def located(self, region_map: RegionMap) -> Tensor:
+        """Maps `(B, L, H, W)` that regions are cut from, detached.
+
+        The attention where it is asked for; of a class that has no prototype yet, the coarse map.
+        """
+        coarse = self.coarse.detach()
+        if region_map == "coarse" or self.attention is None:
+            return coarse
+        attention = self.attention.detach()
+        return torch.where(attention.amax(dim=(2, 3), keepdim=True) > 0, attention.to(coarse.dtype), coarse)
 
 
 class RCANetwork(nn.Module):

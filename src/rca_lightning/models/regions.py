@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rca_lightning.errors import ArgumentError
 from rca_lightning.models.cam import max_normalise, minmax_normalise
+
+RegionRule = Literal["fixed", "mean", "quantile"]
 
 
 @dataclass
@@ -41,21 +45,57 @@ class Regions:
         )
 
 
-def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5) -> Tensor:
-    """Cells of each tagged class whose activation stands out: `M_l = P_l > threshold`.
+def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5, rule: RegionRule = "fixed") -> Tensor:
+    """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`.
 
-    Each map is min-max normalised first. A constant map, and the map of a class that is not
-    tagged, has no region.
+    Where the map is cut is the rule:
+
+    - "fixed": `threshold` of the way from the lowest to the highest activation of the map. A single
+      peak makes a small region, a broad plateau a large one.
+    - "mean": the mean of the map over its cells, as in the authors' released code. `threshold` is not used:
+      the mean is the threshold, and a number that moved it would turn it into another form of "fixed".
+    - "quantile": the `threshold` quantile of the map, so that a region is the strongest `1 - threshold` of the
+      cells, however high they are: 0.5 is the upper half.
+
+    A cell that equals the cut is outside, so cells that share one value enter together or not at all.
+    A constant map (range up to 1e-5), and the map of a class that is not tagged, has no region.
 
     Args:
         maps: activation maps `(B, L, H, W)`.
         tags: `(B, L)`, 0 or 1.
-        threshold: in `[0, 1)`.
+        threshold: of "fixed" and "quantile", in `[0, 1]`; at 1 there is no region.
+        rule: where each map is cut.
 
     Returns:
         Boolean masks `(B, L, H, W)`.
+
+    Raises:
+        ArgumentError: for an unknown rule, or a quantile outside `[0, 1]`.
+
+    Example:
+        >>> maps, tags = torch.tensor([[[[0.0, 1.0, 2.0, 9.0]]]]), torch.ones(1, 1)
+        >>> [int(pseudo_regions(maps, tags, 0.5, rule).sum()) for rule in ("fixed", "mean", "quantile")]
+        [1, 1, 2]
     """
-    return (minmax_normalise(maps.float()) > threshold) & (tags > 0)[:, :, None, None]
+    # Also for the rules that need no scale: here a map that is constant but for rounding becomes 0 everywhere.
+    scaled = minmax_normalise(maps.float())
+    return (scaled > _cut(scaled, threshold, rule)) & (tags > 0)[:, :, None, None]
+
+
+def _cut(scaled: Tensor, threshold: float, rule: RegionRule) -> Tensor | float:
+    """The value, or one value a map `(B, L, 1, 1)`, that a cell must exceed."""
+    if rule == "fixed":
+        return threshold
+    if rule == "mean":
+        return scaled.mean(dim=(2, 3), keepdim=True)
+    if rule != "quantile":
+        raise ArgumentError("rule", rule, "give 'fixed', 'mean' or 'quantile'")
+    if not 0 <= threshold <= 1:
+        raise ArgumentError("threshold", threshold, "give a quantile in [0, 1]")
+    ranked = scaled.flatten(2).sort(dim=2).values  # (B, L, H, W) -> (B, L, HW)
+    # The cell at or below the quantile: the same cells lie above it as above the interpolated value.
+    rank = int(threshold * (ranked.shape[2] - 1))
+    return ranked[:, :, rank, None, None]
 
 
 def background_regions(maps: Tensor, tags: Tensor, threshold: float = 0.05, grid: int = 2) -> Tensor:
