@@ -37,6 +37,9 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("alpha", "beta", "warmup_epochs"):
         if kept[name] < 0:
             raise ArgumentError(name, kept[name], "give 0 or more")
+    reads_prototypes = kept["aggregation"] and kept["context"] == "prototypes"
+    if kept["contrast"] and kept["positives"] == "prototypes" and not reads_prototypes:
+        raise ArgumentError("positives", "prototypes", "there are none without aggregation=True, context='prototypes'")
     if not kept["scales"] or min(kept["scales"]) <= 0:
         raise ArgumentError("scales", kept["scales"], "give at least one factor above 0")
     return kept

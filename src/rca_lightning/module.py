@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -17,11 +17,14 @@ from rca_lightning.losses.objective import Objective, RCALoss
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.backbones import OutputStride, build_backbone
+from rca_lightning.models.context import ContextName, build_context
 from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RCANetwork, RegionMap
 from rca_lightning.models.regions import RegionRule
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
 from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
+
+Context = Literal["prototypes"] | ContextName
 
 
 class RCAModule(L.LightningModule):
@@ -45,9 +48,13 @@ class RCAModule(L.LightningModule):
         frozen_stages: how many of the first stages to freeze, 0 to 5.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
         contrast: whether to contrast regions with the memory.
-        aggregation: whether pixels read the prototypes and a second CAM head completes the map.
+        aggregation: whether pixels read a context and a second CAM head completes the map.
+        context: what they read: "prototypes" of the dataset, or for comparison pixels of another image
+            ("co_attention") or the image itself ("double_attention", "object_context"); see `build_context`.
         embedding_dim: channels of a learned 1x1 projection for memory and prototypes; none: the features
             themselves, which need no warm-up to mean something.
+        embedding_stages: how many of the last stages of the backbone embeddings are made of; 2 adds the parts
+            that the features of the last have merged.
         standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
             all alike in direction without.
         alpha: weight of the contrast. At 0.1 it already costs seeds on the generated images, at 0.5 a lot.
@@ -106,7 +113,9 @@ class RCAModule(L.LightningModule):
         channels_last: bool = False,
         contrast: bool = True,
         aggregation: bool = True,
+        context: Context = "prototypes",
         embedding_dim: int | None = None,
+        embedding_stages: int = 1,
         standardize: bool = True,
         alpha: float = 0.01,
         beta: float = 1.0,
@@ -150,20 +159,28 @@ class RCAModule(L.LightningModule):
             frozen_stages=frozen_stages,
         )
         reader = SemanticAggregation(
-            embedding_dim or extractor.num_features,
+            embedding_dim or sum(extractor.stage_channels(embedding_stages)),
             num_classes,
             num_prototypes=num_prototypes,
             background_prototypes=background_prototypes,
             temperature=attention_temperature,
             normalize=normalize_attention,
         )
+        reads_prototypes = aggregation and context == "prototypes"
+        needs_embeddings = contrast or reads_prototypes
+        rival = None
+        if aggregation and context != "prototypes":
+            readable, channels = attention_classes, extractor.num_features
+            rival = build_context(context, channels, num_classes, attention_classes=readable)
         self.network = RCANetwork(
             extractor,
             num_classes,
-            embedding_dim=embedding_dim if contrast or aggregation else None,
-            aggregation=reader if aggregation else None,
+            embedding_dim=embedding_dim if needs_embeddings else None,
+            embedding_stages=embedding_stages if needs_embeddings else 1,
+            aggregation=reader if reads_prototypes else None,
+            context=rival,
             attention_classes=attention_classes,
-            standardize=standardize and (contrast or aggregation),
+            standardize=standardize and needs_embeddings,
             channels_last=channels_last,
         )
         self.loss = RCALoss(
@@ -189,7 +206,7 @@ class RCAModule(L.LightningModule):
     @property
     def needs_memory(self) -> bool:
         """Whether the losses or the prototypes come from the region memory."""
-        return bool(self.hparams["contrast"] or self.hparams["aggregation"])
+        return bool(self.hparams["contrast"]) or self.network.aggregation is not None
 
     @property
     def memory_classes(self) -> int:
@@ -199,12 +216,11 @@ class RCAModule(L.LightningModule):
     @property
     def embedding_dim(self) -> int:
         """Channels of regions and prototypes."""
-        return int(self.hparams["embedding_dim"] or self.network.backbone.num_features)
+        return self.network.stage_weights.shape[0]
 
     def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
         """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
-        maps: ActivationMaps = self.network(images, tags)
-        return maps
+        return self.network(images, tags)  # type: ignore[no-any-return]
 
     def on_fit_start(self) -> None:
         """Refuse to train without the memory that the losses need."""

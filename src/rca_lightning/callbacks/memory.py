@@ -7,16 +7,16 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, is_distributed
 from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.bank import RegionMemory
-from rca_lightning.memory.clustering import ClusteringBackend, Clusters, kmeans
-from rca_lightning.memory.diversity import between_class_cosine, effective_prototypes, within_class_cosine
+from rca_lightning.memory.clustering import ClusteringBackend, ClusteringMethod
+from rca_lightning.memory.diagnostics import diagnose
+from rca_lightning.memory.prototypes import PrototypeMaker, Prototypes
 from rca_lightning.memory.provenance import encode_ids
+from rca_lightning.memory.writing import WriteRule
 from rca_lightning.models.regions import Regions
 from rca_lightning.module import RCAModule
 
@@ -31,10 +31,24 @@ class RegionMemoryCallback(L.Callback):
     k-means and broadcasts the prototypes. The memory is part of the checkpoint.
 
     Args:
-        slots: regions N a class. 500 holds a VOC class whole and costs 2 kB a slot at 512 channels.
+        slots: regions N a class. More than two epochs of them keep regions of a network that has moved on.
+        rule: "fifo", "ema_ring" or "ema_nearest"; see `RegionMemory`.
+        ema: weight of what a slot holds, of the two latter rules.
+        clustering: "kmeans", "spherical", "sinkhorn" (clusters of like size), "gmm" or "farthest"; see `cluster`.
         backend: of k-means: "faiss", "torch", or "auto" for FAISS where it is installed.
-        iterations: Lloyd steps.
-        seed: of the seeding; the epoch is added.
+        iterations: steps of the clustering.
+        restarts: runs from other seeds, of which the best counts.
+        warm_start: whether a clustering starts from the last prototypes.
+        regions_per_prototype: a class of few regions gets one prototype for so many; none: K for all.
+        reseed: place prototypes without a region where the class is covered worst.
+        merge_above: cosine above which two prototypes of a class are merged; none: never.
+        drop_below: probability of its own class under which a prototype is left out; none: never.
+        concentration: whether tight prototypes get a lower attention temperature than loose ones.
+        seed: of the clustering; the epoch is added.
+
+    Attributes:
+        memory: the memory while fitting, else `None`.
+        diagnostics: measures of each class at the last clustering, by name; see `Diagnostics`.
 
     Example:
         >>> import lightning as L
@@ -42,15 +56,41 @@ class RegionMemoryCallback(L.Callback):
     """
 
     def __init__(
-        self, slots: int = 500, backend: ClusteringBackend = "auto", iterations: int = 20, seed: int = 0
+        self,
+        slots: int = 500,
+        rule: WriteRule = "fifo",
+        ema: float = 0.99,
+        clustering: ClusteringMethod = "kmeans",
+        backend: ClusteringBackend = "auto",
+        iterations: int = 20,
+        restarts: int = 1,
+        warm_start: bool = False,
+        regions_per_prototype: int | None = None,
+        reseed: bool = False,
+        merge_above: float | None = None,
+        drop_below: float | None = None,
+        concentration: bool = False,
+        seed: int = 0,
     ) -> None:
-        if slots < 1:
-            raise ArgumentError("slots", slots, "give at least 1")
+        RegionMemory(1, slots, 1, rule=rule, ema=ema)  # refuses wrong arguments now and not after the data is read
         self.slots = slots
-        self.backend: ClusteringBackend = backend
-        self.iterations = iterations
+        self.rule: WriteRule = rule
+        self.ema = ema
+        self.maker = PrototypeMaker(
+            clustering=clustering,
+            backend=backend,
+            iterations=iterations,
+            restarts=restarts,
+            warm_start=warm_start,
+            regions_per_prototype=regions_per_prototype,
+            reseed=reseed,
+            merge_above=merge_above,
+            drop_below=drop_below,
+            concentration=concentration,
+        )
         self.seed = seed
         self.memory: RegionMemory | None = None
+        self.diagnostics: dict[str, dict[str, int | float | None]] = {}
         self._restored: dict[str, Any] | None = None
         self._logged_backend = False
 
@@ -58,7 +98,13 @@ class RegionMemoryCallback(L.Callback):
         """Build the memory for this module."""
         if stage != "fit" or not isinstance(pl_module, RCAModule) or not pl_module.needs_memory:
             return
-        self.memory = RegionMemory(pl_module.memory_classes, self.slots, pl_module.embedding_dim)
+        if self.maker.drop_below is not None and pl_module.network.projection is not None:
+            raise ArgumentError(
+                "drop_below", self.maker.drop_below, "leave it out: no head scores projected embeddings"
+            )
+        self.memory = RegionMemory(
+            pl_module.memory_classes, self.slots, pl_module.embedding_dim, rule=self.rule, ema=self.ema
+        )
         pl_module.memory = self.memory
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -75,53 +121,59 @@ class RegionMemoryCallback(L.Callback):
         reader = module.network.aggregation
         if self.memory is None or reader is None:
             return
-        prototypes, valid = torch.zeros_like(reader.prototypes), torch.zeros_like(reader.valid, dtype=torch.uint8)
+        prototypes, factors = torch.zeros_like(reader.prototypes), torch.ones_like(reader.factors)
+        valid = torch.zeros_like(reader.valid, dtype=torch.uint8)
         if not is_distributed() or torch.distributed.get_rank() == 0:
-            found = self._cluster(self.memory, module, epoch)
-            prototypes.copy_(found[0])
-            valid.copy_(found[1])
-        broadcast_from_first(prototypes, valid)
-        reader.write(prototypes, valid.bool())
+            parts = self._cluster(self.memory, module, epoch)
+            prototypes.copy_(torch.cat([part.vectors.flatten(0, 1) for part in parts]))
+            factors.copy_(torch.cat([part.factors.flatten() for part in parts]))
+            valid.copy_(torch.cat([part.valid.flatten() for part in parts]))
+            self._report(self.memory, module, parts[0])
+        broadcast_from_first(prototypes, valid, factors)
+        reader.write(prototypes, valid.bool(), factors)
 
-    def _cluster(self, memory: RegionMemory, module: RCAModule, epoch: int) -> tuple[Tensor, Tensor]:
-        """Prototypes `(Q, D)`, unit length, and which are valid `(Q,)`."""
-        count = int(module.hparams["num_classes"])
-        sizes = [(slice(0, count), int(module.hparams["num_prototypes"]))]
-        if module.hparams["background_prototypes"]:
-            sizes.append((slice(count, None), int(module.hparams["background_prototypes"])))
-        parts = []
-        for rows, number in sizes:
-            parts.append(
-                kmeans(
-                    memory.embeddings[rows],
-                    number,
-                    valid=memory.valid[rows],
-                    iterations=self.iterations,
-                    seed=self.seed + epoch,
-                    backend=self.backend,
-                )
+    def _cluster(self, memory: RegionMemory, module: RCAModule, epoch: int) -> list[Prototypes]:
+        """Prototypes of the classes and, where it has some, of the background."""
+        count, reader = int(module.hparams["num_classes"]), module.network.aggregation
+        assert reader is not None  # only called where prototypes are read
+        parts = [
+            self.maker(
+                memory.embeddings[:count],
+                memory.valid[:count],
+                int(module.hparams["num_prototypes"]),
+                seed=self.seed + epoch,
+                last=reader.by_class(),
+                score=module.network.prototype_scores,
             )
-        self._report(memory, module, parts[0])
-        # A mean of unit vectors is shorter than they are; attention compares directions.
-        prototypes = torch.cat([F.normalize(part.centroids, dim=2).flatten(0, 1) for part in parts])
-        return prototypes, torch.cat([part.valid.flatten() for part in parts])
+        ]
+        if module.hparams["background_prototypes"]:
+            # All of it is one class, which no CAM head scores and whose copies hurt nobody.
+            plain = PrototypeMaker(backend=self.maker.backend, iterations=self.maker.iterations)
+            rows, number = slice(count, None), int(module.hparams["background_prototypes"])
+            parts.append(plain(memory.embeddings[rows], memory.valid[rows], number, seed=self.seed + epoch))
+        return parts
 
-    def _report(self, memory: RegionMemory, module: RCAModule, classes: Clusters) -> None:
+    def _report(self, memory: RegionMemory, module: RCAModule, classes: Prototypes) -> None:
         if not self._logged_backend:
-            _log_once("k-means runs on %s", classes.backend)
+            _log_once("clustering (%s) runs on %s", self.maker.clustering, classes.clusters.backend)
             self._logged_backend = True
-        empty = [module.class_names[index] for index in torch.nonzero(~classes.valid.any(dim=1))[:, 0].tolist()]
+        names = module.class_names
+        empty = [names[index] for index in torch.nonzero(~classes.valid.any(dim=1))[:, 0].tolist()]
         if empty:
             _log_once("classes without a region in memory, so without a prototype: %s", ", ".join(empty))
+        rows = slice(0, len(names))
+        ages = memory.ages(module.global_step)[rows]
+        points, valid = memory.embeddings[rows], memory.valid[rows]
+        found = diagnose(points, valid, classes.clusters, ages, asked=classes.asked)
+        self.diagnostics = found.as_dict(names)
+        for warning in found.warnings(names):
+            logger.warning("%s", warning)
         values = {
-            "memory/fill": memory.valid.float().mean(),
-            "memory/empty_classes": torch.tensor(float(len(empty))),
-            "memory/refused": torch.tensor(float(memory.refused)),
-            "prototypes/within_class_cosine": within_class_cosine(classes.centroids, classes.valid).nanmean(),
-            "prototypes/between_class_cosine": between_class_cosine(classes.centroids, classes.valid),
-            "prototypes/effective": effective_prototypes(classes.assignment, classes.centroids.shape[1]).mean(),
+            "memory/empty_classes": float(len(empty)),
+            "memory/refused": float(memory.refused),
+            **found.logged("prototypes"),
         }
-        module.log_dict({name: value.cpu() for name, value in values.items()}, rank_zero_only=True)
+        module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,12 +191,13 @@ class RegionMemoryCallback(L.Callback):
             self._renew_prototypes(pl_module, done)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory, as tensors and numbers."""
-        return {} if self.memory is None else {"memory": self.memory.state_dict()}
+        """The memory and the last diagnostics, as tensors and numbers."""
+        return {} if self.memory is None else {"memory": self.memory.state_dict(), "diagnostics": self.diagnostics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the memory of a checkpoint until fitting starts; validation and prediction have no use for it."""
         self._restored = state_dict.get("memory")
+        self.diagnostics = state_dict.get("diagnostics", {})
 
 
 @rank_zero_only

@@ -1,44 +1,116 @@
-"""Per-class k-means over the memory (RCA, section 3.4). The only file that imports FAISS."""
+"""Clustering of the memory, class by class (RCA, section 3.4). The only file that imports FAISS."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import types
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rca_lightning.errors import ArgumentError, require_extra
-from rca_lightning.memory.seeding import greedy_seeds, squared_distances
+from rca_lightning.memory.clusters import Clusters, chosen, settle
+from rca_lightning.memory.farthest import cells, farthest, farthest_seeds
+from rca_lightning.memory.lloyd import lloyd
+from rca_lightning.memory.mixture import mixture
+from rca_lightning.memory.ordering import in_order_of
+from rca_lightning.memory.points import as_batch
+from rca_lightning.memory.seeding import by_distance, fill_seeds, greedy_seeds
+from rca_lightning.memory.sinkhorn import balanced
+
+__all__ = ["ClusteringBackend", "ClusteringMethod", "Clusters", "cluster", "kmeans"]
 
 logger = logging.getLogger(__name__)
 
 ClusteringBackend = Literal["auto", "faiss", "torch"]
-
-
-@dataclass
-class Clusters:
-    """Result of `kmeans` for each class.
-
-    Attributes:
-        centroids: `(C, K, D)`; zero where not valid.
-        valid: `(C, K)` boolean; a class of fewer than `K` distinct points has fewer clusters. Valid ones come first.
-        assignment: `(C, N)` int64, the cluster of each point, -1 for invalid points.
-        objective: `(C,)`, sum of squared distances to the own centroid.
-        backend: what ran: `"faiss-gpu"`, `"faiss-cpu"`, or `"torch-<device>"`.
-    """
-
-    centroids: Tensor
-    valid: Tensor
-    assignment: Tensor
-    objective: Tensor
-    backend: str
+ClusteringMethod = Literal["kmeans", "spherical", "sinkhorn", "gmm", "farthest"]
+_WITH_FAISS = ("kmeans", "spherical")
+_UNIT = ("spherical", "sinkhorn")
 
 
 @torch.no_grad()
+def cluster(
+    points: Tensor,
+    num_clusters: int,
+    *,
+    method: ClusteringMethod = "kmeans",
+    valid: Tensor | None = None,
+    iterations: int = 20,
+    seed: int = 0,
+    backend: ClusteringBackend = "auto",
+    restarts: int = 1,
+    initial: Tensor | None = None,
+    initial_valid: Tensor | None = None,
+    clusters_per_class: Tensor | None = None,
+) -> Clusters:
+    """Cluster each class by itself.
+
+    Args:
+        points: `(C, N, D)`, or `(N, D)` for one class.
+        num_clusters: `K`, the most a class may have.
+        method: `"kmeans"` from greedy k-means++ seeds; `"spherical"`: k-means by cosine, centroids of unit length;
+            `"sinkhorn"`: the same with clusters of about equal size; `"gmm"`: a Gaussian mixture with one
+            variance a class, points count in part for several means; `"farthest"`: means of the cells of
+            farthest points, which covers rare regions but not by their number.
+        valid: boolean, shaped like `points` without `D`; all points count if `None`.
+        iterations: steps at most; 20 is past the knee for unit vectors and K up to 20. `"farthest"` has none.
+        seed: of the seeding.
+        backend: `"faiss"` (on the GPU where the points and a GPU build are), `"torch"` (all classes in one
+            batch), or `"auto"`: FAISS where it is installed. Only `"kmeans"` and `"spherical"` can run in FAISS.
+        restarts: runs, each from other seeds; each class keeps the one of lowest objective.
+        initial: `(C, K, D)` (or `(K, D)`), start from these prototypes (of the last epoch); cluster `k` stays near
+            prototype `k` as long as all `k` before it are in use. Missing ones and those no point is
+            nearest to are seeded; a class of at most `K` points starts from its points. Further restarts ignore
+            `initial`, but are put in its order.
+        initial_valid: `(C, K)` boolean, which of `initial` exist; those that are not all zero if `None`.
+        clusters_per_class: `(C,)` int64 in `[0, K]`, the most of each class; `K` if `None`. A class with 0 is left out
+            like one without a valid point.
+
+    Returns:
+        The clusters, on the device of `points`.
+
+    Raises:
+        ArgumentError: for an unknown option, a bad shape, a number below 1 or points that are not finite.
+        MissingExtraError: if FAISS is asked for and is not installed.
+
+    Example:
+        >>> points = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 3.0]]), dim=1)
+        >>> cluster(points, 2, method="spherical", backend="torch").sizes[0].sort()[0].tolist()
+        [1, 2]
+    """
+    use_faiss = _use_faiss(backend, method)
+    for name, value in (("num_clusters", num_clusters), ("restarts", restarts)):
+        if value < 1:
+            raise ArgumentError(name, value, "give at least 1")
+    points, valid = as_batch(points, valid)
+    if method in _UNIT:
+        points = F.normalize(points, dim=2)
+    allowed = _allowed(clusters_per_class, len(points), num_clusters).to(points.device)
+    valid = valid & allowed.any(dim=1, keepdim=True)
+    start = _start(initial, initial_valid, (len(points), num_clusters, points.shape[2]), points.device, method)
+    # No more points than prototypes: then the points are the prototypes.
+    few = valid.sum(dim=1) <= allowed.sum(dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    best: Clusters | None = None
+    for attempt in range(restarts):
+        if start is None or attempt > 0:
+            seed_with = farthest_seeds if method == "farthest" else greedy_seeds
+            seeds, usable = seed_with(points, valid, num_clusters, generator)
+        else:
+            propose = farthest if method == "farthest" else by_distance(num_clusters, generator)
+            seeds, usable = fill_seeds(points, valid, start[0], start[1] & allowed & ~few[:, None], generator, propose)
+        found = _run(method, points, valid, seeds, usable & allowed, iterations, use_faiss)
+        if start is not None:
+            found = chosen(few | (attempt > 0), in_order_of(found, *start), found)
+        best = found if best is None else chosen(found.objective < best.objective, found, best)
+    assert best is not None  # restarts is at least 1
+    logger.debug("%s of %d classes x %d points, K=%d: %s", method, *valid.shape, num_clusters, best.backend)
+    return best
+
+
 def kmeans(
     points: Tensor,
     num_clusters: int,
@@ -48,120 +120,115 @@ def kmeans(
     seed: int = 0,
     backend: ClusteringBackend = "auto",
 ) -> Clusters:
-    """k-means of each class by itself, from greedy k-means++ seeds.
-
-    Args:
-        points: `(C, N, D)`, or `(N, D)` for one class.
-        num_clusters: `K`.
-        valid: boolean, shaped like `points` without `D`; all points count if `None`.
-        iterations: Lloyd steps; 20 is past the knee for unit vectors and K up to 20.
-        seed: of the seeding.
-        backend: `"faiss"` (on the GPU where the points and a GPU build are), `"torch"` (all classes in one
-            batch), or `"auto"`: FAISS where it is installed. The backend that ran is logged.
-
-    Returns:
-        The clusters, on the device of `points`.
-
-    Raises:
-        ArgumentError: for a bad shape, `num_clusters` below 1 or points that are not finite.
-        MissingExtraError: if FAISS is asked for and is not installed.
+    """k-means of each class by itself, from greedy k-means++ seeds: `cluster` with its defaults.
 
     Example:
         >>> points = torch.tensor([[0.0, 0.0], [0.1, 0.0], [5.0, 5.0]])
         >>> kmeans(points, 2, backend="torch").assignment[0].unique().tolist()
         [0, 1]
     """
-    if points.ndim == 2:
-        points = points[None]
-        valid = valid[None] if valid is not None else None
-    if points.ndim != 3:
-        raise ArgumentError("points", tuple(points.shape), "give (C, N, D) or (N, D)")
-    if num_clusters < 1:
-        raise ArgumentError("num_clusters", num_clusters, "give at least 1")
-    if valid is None:
-        valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
-    if points.shape[1] < 1 or valid.shape != points.shape[:2]:
-        shapes = (tuple(points.shape), tuple(valid.shape))
-        raise ArgumentError("points, valid", shapes, "give (C, N, D) and (C, N) with at least one point")
-    # Unused slots may hold anything; zero keeps them from spreading NaN through masked sums.
-    points = torch.where(valid[:, :, None], points.float(), points.new_zeros(()).float())
-    if not torch.isfinite(points).all():
-        raise ArgumentError("points", "non-finite", "remove NaN and infinity before clustering")
-    seeds, distinct = greedy_seeds(points, valid, num_clusters, torch.Generator().manual_seed(seed))
-    if _use_faiss(backend):
-        centroids, name = _lloyd_faiss(points, valid, seeds, distinct, iterations)
-    else:
-        centroids, name = _lloyd_torch(points, valid, seeds, distinct, iterations), f"torch-{points.device.type}"
-    logger.debug("k-means of %d classes x %d points, K=%d: %s", *points.shape[:2], num_clusters, name)
-    return _settle(points, valid, centroids, distinct, name)
+    return cluster(points, num_clusters, valid=valid, iterations=iterations, seed=seed, backend=backend)
 
 
-def _use_faiss(backend: ClusteringBackend) -> bool:
-    if backend not in ("auto", "faiss", "torch"):
+def _use_faiss(backend: ClusteringBackend, method: ClusteringMethod) -> bool:
+    if method not in get_args(ClusteringMethod):
+        raise ArgumentError("method", method, f"give one of {', '.join(get_args(ClusteringMethod))}")
+    if backend not in get_args(ClusteringBackend):
         raise ArgumentError("backend", backend, "give 'auto', 'faiss' or 'torch'")
-    return backend == "faiss" or (backend == "auto" and importlib.util.find_spec("faiss") is not None)
+    if backend == "faiss" and method not in _WITH_FAISS:
+        raise ArgumentError("backend", backend, f"give 'auto' or 'torch': FAISS has no {method!r}")
+    if backend == "auto":
+        return method in _WITH_FAISS and importlib.util.find_spec("faiss") is not None
+    return backend == "faiss"
 
 
-def _lloyd_torch(points: Tensor, valid: Tensor, centroids: Tensor, distinct: Tensor, iterations: int) -> Tensor:
-    for _ in range(iterations):
-        updated = _means(points, valid, _nearest(points, centroids, distinct), centroids)
-        if torch.equal(updated, centroids):
-            break
-        centroids = updated
-    return centroids
+def _allowed(clusters_per_class: Tensor | None, classes: int, num_clusters: int) -> Tensor:
+    """Which clusters `(C, K)` each class may have."""
+    if clusters_per_class is None:
+        return torch.ones(classes, num_clusters, dtype=torch.bool)
+    if clusters_per_class.shape != (classes,):
+        raise ArgumentError("clusters_per_class", tuple(clusters_per_class.shape), f"give ({classes},)")
+    if bool(((clusters_per_class < 0) | (clusters_per_class > num_clusters)).any()):
+        raise ArgumentError("clusters_per_class", clusters_per_class.tolist(), f"give numbers in [0, {num_clusters}]")
+    return torch.arange(num_clusters)[None] < clusters_per_class.cpu()[:, None]
 
 
-def _nearest(points: Tensor, centroids: Tensor, distinct: Tensor) -> Tensor:
-    return squared_distances(points, centroids).masked_fill(~distinct[:, None], torch.inf).argmin(dim=2)  # (C, N)
+def _start(
+    initial: Tensor | None,
+    initial_valid: Tensor | None,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    method: ClusteringMethod,
+) -> tuple[Tensor, Tensor] | None:
+    """Prototypes to start from, zero where missing, and which exist."""
+    if initial is None:
+        return None
+    if initial.ndim == 2:
+        initial, initial_valid = initial[None], None if initial_valid is None else initial_valid[None]
+    given = initial.ne(0).any(dim=2) if initial_valid is None else initial_valid
+    if initial.shape != shape or given.shape != shape[:2]:
+        found = (tuple(initial.shape), tuple(given.shape))
+        raise ArgumentError("initial, initial_valid", found, f"give {shape} and {shape[:2]}, as the points and K need")
+    initial, given = initial.to(device), given.to(device)
+    initial = torch.where(given[:, :, None], initial.float(), torch.zeros(shape, device=device))
+    if not torch.isfinite(initial).all():
+        raise ArgumentError("initial", "non-finite", "valid prototypes must be finite numbers")
+    return (F.normalize(initial, dim=2) if method in _UNIT else initial), given
 
 
-def _means(points: Tensor, valid: Tensor, assignment: Tensor, fallback: Tensor) -> Tensor:
-    membership = torch.nn.functional.one_hot(assignment, fallback.shape[1]).to(points.dtype) * valid[:, :, None]
-    sizes = membership.sum(dim=1)[:, :, None]  # (C, K, 1)
-    sums = torch.bmm(membership.transpose(1, 2), points)
-    return torch.where(sizes > 0, sums / sizes.clamp_min(1), fallback)
+def _run(
+    method: ClusteringMethod,
+    points: Tensor,
+    valid: Tensor,
+    seeds: Tensor,
+    usable: Tensor,
+    iterations: int,
+    use_faiss: bool,
+) -> Clusters:
+    """One run from its seeds."""
+    backend, assignment, unit = f"torch-{points.device.type}", None, method in _UNIT
+    if method == "sinkhorn":
+        centroids, assignment = balanced(points, valid, seeds, usable, iterations)
+    elif method == "gmm":
+        centroids, assignment = mixture(points, valid, seeds, usable, iterations)
+    elif method == "farthest":
+        centroids, assignment = cells(points, valid, seeds, usable)
+    elif use_faiss:
+        centroids, backend = _lloyd_faiss(points, valid, seeds, usable, iterations, unit)
+    else:
+        centroids = lloyd(points, valid, seeds, usable, iterations, unit=unit)
+    return settle(points, valid, centroids, usable, backend=backend, assignment=assignment, unit=unit)
 
 
-def _lloyd_faiss(points: Tensor, valid: Tensor, seeds: Tensor, distinct: Tensor, iterations: int) -> tuple[Tensor, str]:
+def _lloyd_faiss(
+    points: Tensor, valid: Tensor, seeds: Tensor, usable: Tensor, iterations: int, unit: bool
+) -> tuple[Tensor, str]:
     faiss = require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
     on_gpu = points.device.type == "cuda" and _gpu_count(faiss) > 0
     centroids = seeds.clone()
     for label in range(len(points)):
-        chosen = points[label, valid[label]].cpu().numpy()
-        start = seeds[label, distinct[label]].cpu().numpy()
+        own = points[label, valid[label]].cpu().numpy()
+        start = seeds[label, usable[label]].cpu().numpy()
         # FAISS refuses fewer points than centroids; there the seeds are the points themselves.
-        if len(chosen) <= len(start):
+        if len(own) <= len(start):
             continue
         solver = faiss.Kmeans(
-            chosen.shape[1],
+            own.shape[1],
             len(start),
             niter=iterations,
             gpu=on_gpu,
+            spherical=unit,
             # Its defaults would subsample large classes and warn about small ones.
             min_points_per_centroid=1,
-            max_points_per_centroid=len(chosen),
+            max_points_per_centroid=len(own),
         )
-        solver.train(chosen, init_centroids=start)
-        centroids[label, : len(start)] = torch.from_numpy(solver.centroids).to(points.device)
+        solver.train(own, init_centroids=start)
+        centroids[label, usable[label]] = torch.from_numpy(solver.centroids).to(points.device)
     # FAISS fills an empty cluster with a shifted copy of a large one, which may be the last thing it did.
-    centroids = _lloyd_torch(points, valid, centroids, distinct, iterations=1)
+    centroids = lloyd(points, valid, centroids, usable, iterations=1, unit=unit)
     return centroids, "faiss-gpu" if on_gpu else "faiss-cpu"
 
 
 def _gpu_count(faiss: types.ModuleType) -> int:
     # A CPU build has no such function; asking it for a GPU would silently run on the CPU.
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
-
-
-def _settle(points: Tensor, valid: Tensor, centroids: Tensor, distinct: Tensor, backend: str) -> Clusters:
-    """Final assignment; empty clusters go to the end and are marked invalid."""
-    assignment = _nearest(points, centroids, distinct)
-    sizes = torch.zeros(centroids.shape[:2], dtype=torch.long, device=points.device)
-    sizes.scatter_add_(1, assignment, valid.long())
-    used, order = (sizes > 0).sort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1)  # place of each old cluster in the new order
-    assignment = rank.gather(1, assignment).masked_fill(~valid, -1)
-    centroids = centroids.gather(1, order[:, :, None].expand_as(centroids)) * used[:, :, None]
-    own = centroids.gather(1, assignment.clamp_min(0)[:, :, None].expand_as(points))
-    objective = ((points - own).square().sum(2) * valid).sum(1)
-    return Clusters(centroids, used, assignment, objective, backend)

@@ -1,11 +1,15 @@
-"""Greedy k-means++ seeding of many classes at once."""
+"""Seeding of many classes at once: greedy k-means++, and completing the prototypes that are already there."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+Candidates = Callable[[Tensor], Tensor]
+"""From the squared distance of each point to its nearest centroid `(C, N)` to the points proposed next `(C, T)`."""
 
 
 def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
@@ -31,22 +35,79 @@ def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, generator: to
         The centroids `(C, K, D)`, and `(C, K)` boolean which of them differ from all before: a class with
         fewer distinct points than `K` has fewer, and they come first.
     """
-    classes = torch.arange(len(points), device=points.device)
+    return spread_seeds(points, valid, num_clusters, generator, by_distance(num_clusters, generator))
+
+
+def by_distance(num_clusters: int, generator: torch.Generator) -> Candidates:
+    """Candidates of greedy k-means++."""
     trials = 2 + int(math.log(num_clusters))
-    weights = valid.to(torch.float64)
-    first = _draw(weights, 1, generator)[:, 0]
+    return lambda nearest: _draw(nearest.double(), trials, generator)
+
+
+def spread_seeds(
+    points: Tensor, valid: Tensor, num_clusters: int, generator: torch.Generator, candidates: Candidates
+) -> tuple[Tensor, Tensor]:
+    """Like `greedy_seeds`: the first point at random, each further one the best of its `candidates`."""
+    classes = torch.arange(len(points), device=points.device)
+    first = _draw(valid.to(torch.float64), 1, generator)[:, 0]
     centroids, distinct = [points[classes, first]], [valid.any(dim=1)]
     nearest = squared_distances(points, centroids[0][:, None])[:, :, 0] * valid  # (C, N)
     nearest = _without_copies(nearest, points, centroids[0])
     for _ in range(1, num_clusters):
         distinct.append((nearest > 0).any(dim=1))
-        candidates = _draw(nearest.double(), trials, generator)  # (C, trials)
-        proposed = points[classes[:, None], candidates]  # (C, trials, D)
-        distances = torch.minimum(nearest[:, :, None], squared_distances(points, proposed) * valid[:, :, None])
-        best = distances.sum(dim=1).argmin(dim=1)  # (C,)
-        centroids.append(proposed[classes, best])
-        nearest = _without_copies(distances[classes, :, best], points, centroids[-1])
+        centroid, nearest = _next_seed(points, valid, nearest, candidates)
+        centroids.append(centroid)
     return torch.stack(centroids, dim=1), torch.stack(distinct, dim=1)
+
+
+def fill_seeds(
+    points: Tensor, valid: Tensor, initial: Tensor, given: Tensor, generator: torch.Generator, candidates: Candidates
+) -> tuple[Tensor, Tensor]:
+    """Keep the prototypes that are there and seed the missing ones away from them.
+
+    One that no point is nearest to counts as missing: it would stay empty.
+
+    Args:
+        points: `(C, N, D)`.
+        valid: `(C, N)` boolean.
+        initial: `(C, K, D)`, prototypes, finite.
+        given: `(C, K)` boolean, which of them exist.
+        generator: on the CPU; draws the first seed of a class without prototypes.
+        candidates: proposes the others.
+
+    Returns:
+        The centroids `(C, K, D)`, the kept ones in their place, and `(C, K)` boolean which of them can be used.
+    """
+    classes = torch.arange(len(points), device=points.device)
+    distances = squared_distances(points, initial).masked_fill(~given[:, None], torch.inf)
+    reached = torch.zeros_like(given, dtype=torch.long).scatter_add_(1, distances.argmin(dim=2), valid.long()) > 0
+    usable, centroids = given & reached, initial.clone()
+    first = points[classes, _draw(valid.to(torch.float64), 1, generator)[:, 0]]
+    bare = valid.any(dim=1) & ~usable.any(dim=1)
+    centroids[bare, 0], usable[bare, 0] = first[bare], True
+    nearest = squared_distances(points, centroids).masked_fill(~usable[:, None], torch.inf).amin(dim=2)
+    # A mean of copies misses them by rounding; what lies that close is covered. Empty classes have infinity here.
+    covered = nearest <= _ROUNDING * points.square().sum(dim=2)
+    nearest = nearest.masked_fill(covered | ~valid, 0)
+    for place in range(initial.shape[1]):
+        missing = ~usable[:, place] & (nearest > 0).any(dim=1)
+        if not missing.any():
+            continue
+        seed, updated = _next_seed(points, valid, nearest, candidates)
+        centroids[:, place] = torch.where(missing[:, None], seed, centroids[:, place])
+        nearest = torch.where(missing[:, None], updated, nearest)
+        usable[:, place] |= missing
+    return centroids, usable
+
+
+def _next_seed(points: Tensor, valid: Tensor, nearest: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    """The best candidate `(C, D)`, and the squared distances `(C, N)` to the nearest centroid with it."""
+    classes = torch.arange(len(points), device=points.device)
+    proposed = points[classes[:, None], candidates(nearest)]  # (C, T, D)
+    distances = torch.minimum(nearest[:, :, None], squared_distances(points, proposed) * valid[:, :, None])
+    best = distances.sum(dim=1).argmin(dim=1)  # (C,)
+    centroid = proposed[classes, best]
+    return centroid, _without_copies(distances[classes, :, best], points, centroid)
 
 
 def _without_copies(distances: Tensor, points: Tensor, centroid: Tensor) -> Tensor:
@@ -63,3 +124,6 @@ def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
     cumulative = weights.cumsum(dim=1)
     index = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return index.clamp_max(weights.shape[1] - 1) * (cumulative[:, -1:] > 0)
+
+
+_ROUNDING = 1e-6  # squared distance of float32 copies, as a share of the squared length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ class SemanticAggregation(nn.Module):
 
     prototypes: Tensor
     valid: Tensor
+    factors: Tensor
     labels: Tensor
 
     def __init__(
@@ -79,16 +81,23 @@ class SemanticAggregation(nn.Module):
         total = sum(per_class)
         self.register_buffer("prototypes", torch.zeros(total, dim))
         self.register_buffer("valid", torch.zeros(total, dtype=torch.bool))
+        self.register_buffer("factors", torch.ones(total))
         labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
         self.register_buffer("labels", labels, persistent=False)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Checkpoints from before prototypes had temperatures of their own.
+        state_dict.setdefault(f"{prefix}factors", torch.ones_like(self.factors))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @torch.no_grad()
-    def write(self, prototypes: Tensor, valid: Tensor) -> None:
+    def write(self, prototypes: Tensor, valid: Tensor, factors: Tensor | None = None) -> None:
         """Replace the prototypes.
 
         Args:
             prototypes: `(Q, D)`, class after class, `num_prototypes` rows a class, the background last.
             valid: `(Q,)` boolean, false where a class has fewer prototypes.
+            factors: `(Q,)` above 0, what the temperature of each is multiplied by; `None`: 1.
 
         Raises:
             ArgumentError: if a shape differs or a valid prototype is not finite.
@@ -101,6 +110,7 @@ class SemanticAggregation(nn.Module):
             raise ArgumentError("prototypes", "non-finite", "valid prototypes must be finite numbers")
         self.prototypes.copy_(torch.where(valid[:, None], prototypes, torch.zeros_like(prototypes)))
         self.valid.copy_(valid)
+        self.factors.copy_(torch.ones_like(self.factors) if factors is None else factors)
 
     def by_class(self) -> tuple[Tensor, Tensor]:
         """Prototypes `(L, K, D)` of the foreground classes and which are valid `(L, K)`."""
@@ -120,7 +130,7 @@ class SemanticAggregation(nn.Module):
         if self.normalize:
             queries = F.normalize(queries.float(), dim=2).to(embeddings.dtype)
         prototypes = self.prototypes.to(queries.dtype)
-        logits = (queries @ prototypes.T).float() / self.temperature  # (B, HW, Q)
+        logits = (queries @ prototypes.T).float() / (self.temperature * self.factors)  # (B, HW, Q)
         readable = self._readable(classes)  # (B or 1, Q)
         logits = logits.masked_fill(~readable[:, None], torch.finfo(logits.dtype).min)
         # With nothing readable the softmax is uniform over masked slots; the product makes it zero.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -45,6 +46,47 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
         """The stages that can be frozen, from the image on; empty for a network that has no known stages."""
+
+    def last_stages(self, images: Tensor, count: int) -> list[Tensor]:
+        """Outputs of the last `count` stages, the features last.
+
+        Args:
+            images: as for `forward`.
+            count: at least 1.
+
+        Returns:
+            `count` maps, each `(B, C, H, W)` with sizes of its own.
+        """
+        stages = [stage[-1] for stage in self.stages() if not isinstance(stage[-1], nn.Identity)]
+        found: list[Tensor] = []
+        hooks = [
+            stage.register_forward_hook(lambda module, inputs, output: found.append(output))
+            for stage in stages[len(stages) - count : -1]
+        ]
+        try:
+            features = self(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [*found, features]
+
+    def stage_channels(self, count: int) -> list[int]:
+        """Channels of the last `count` stages, the features' last.
+
+        Raises:
+            ArgumentError: if the network does not have so many stages.
+        """
+        known = sum(not isinstance(stage[-1], nn.Identity) for stage in self.stages())
+        if not 1 <= count <= max(known, 1):
+            raise ArgumentError("embedding_stages", count, f"{type(self).__name__} offers 1 to {max(known, 1)}")
+        if count == 1:
+            return [self.num_features]
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            maps = self.last_stages(torch.zeros(1, 3, 64, 64), count)
+        self.train(training)
+        return [stage.shape[1] for stage in maps]
 
     def weights_target(self) -> nn.Module:
         """The module whose key names a file of weights uses: this one, unless it wraps another."""

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rca_lightning.errors import ArgumentError
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.backbone import Backbone
 from rca_lightning.models.cam import CAMHead, image_logits, max_normalise
+from rca_lightning.models.context import ContextModule
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
 AttentionClasses = Literal["all", "tags"]
@@ -24,8 +27,8 @@ class ActivationMaps:
     Attributes:
         embeddings: what regions are pooled from and prototypes compared with, `(B, D, H, W)`.
         coarse: `P`, maps of the first CAM head, `(B, L, H, W)`.
-        refined: `P^`, maps of the second head on `[F', F]`, `(B, L, H, W)`; `None` without aggregation.
-        attention: attention summed over the prototypes of a class, `(B, L, H, W)`; `None` without aggregation.
+        refined: `P^`, maps of the second head on `[F', F]`, `(B, L, H, W)`; `None` in a plain CAM.
+        attention: attention summed over the prototypes of a class, `(B, L, H, W)`; `None` without prototypes.
     """
 
     embeddings: Tensor
@@ -34,14 +37,14 @@ class ActivationMaps:
     attention: Tensor | None = None
 
     def read(self, final_map: FinalMap) -> Tensor:
-        """Non-negative maps `(B, L, H, W)` to draw masks from; the coarse ones where nothing was aggregated."""
+        """Non-negative maps `(B, L, H, W)` to draw masks from; the refined or coarse ones where others are missing."""
         coarse = self.coarse.float().clamp_min(0)
-        if final_map == "coarse" or self.refined is None or self.attention is None:
+        if final_map == "coarse" or self.refined is None:
             return coarse
-        if final_map == "attention":
+        if final_map == "attention" and self.attention is not None:
             return self.attention.float()
         refined = self.refined.float().clamp_min(0)
-        if final_map == "refined":
+        if final_map != "mean":
             return refined
         return (max_normalise(coarse) + max_normalise(refined)) / 2
 
@@ -65,7 +68,10 @@ class RCANetwork(nn.Module):
         num_classes: foreground classes `L`.
         embedding_dim: `D`, channels of a 1x1 projection that regions and prototypes live in; `None`:
             they live in the features themselves.
+        embedding_stages: how many of the last stages of the backbone embeddings are made of, each with the same
+            weight. The last one knows the class, the one before the parts.
         aggregation: reads the prototypes; `None`: plain CAM.
+        context: another source of context in place of the prototypes; see `build_context`.
         attention_classes: whether a pixel may read all classes or the tags of its image.
         standardize: whether embeddings have mean 0 and variance 1 in every channel. Features behind a ReLU are
             positive, so their cosines are all high and say little; around their mean they point apart.
@@ -73,13 +79,17 @@ class RCANetwork(nn.Module):
             cores and bf16 units of CPUs want.
     """
 
+    stage_weights: Tensor
+
     def __init__(
         self,
         backbone: Backbone,
         num_classes: int,
         *,
         embedding_dim: int | None = None,
+        embedding_stages: int = 1,
         aggregation: SemanticAggregation | None = None,
+        context: ContextModule | None = None,
         attention_classes: AttentionClasses = "all",
         standardize: bool = True,
         channels_last: bool = False,
@@ -87,11 +97,20 @@ class RCANetwork(nn.Module):
         super().__init__()
         channels = backbone.num_features
         self.backbone = backbone
-        self.projection = nn.Conv2d(channels, embedding_dim, 1, bias=False) if embedding_dim else None
-        self.standardization = nn.BatchNorm2d(embedding_dim or channels, affine=False) if standardize else None
+        widths = backbone.stage_channels(embedding_stages)
+        self.embedding_stages = embedding_stages
+        self.projection = nn.Conv2d(sum(widths), embedding_dim, 1, bias=False) if embedding_dim else None
+        embedded = embedding_dim or sum(widths)
+        self.standardization = nn.BatchNorm2d(embedded, affine=False) if standardize else None
+        # Of two stages the one with more channels would decide every cosine.
+        weights = torch.cat([torch.full((width,), (channels / width) ** 0.5) for width in widths])
+        weights = torch.ones(embedded) if embedding_dim else weights
+        self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
         self.coarse_head = CAMHead(channels, num_classes)
         self.aggregation = aggregation
-        self.refined_head = CAMHead(channels + (embedding_dim or channels), num_classes) if aggregation else None
+        self.context = context
+        read = context.context_channels if context else embedded if aggregation else None
+        self.refined_head = CAMHead(channels + read, num_classes) if read else None
         self.attention_classes = attention_classes
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -104,13 +123,16 @@ class RCANetwork(nn.Module):
             tags: `(B, L)`; which classes may be read with `attention_classes="tags"`. Where they are
                 unknown (`None`) the classes with an image probability above one half stand in.
         """
-        features = self.backbone(images.contiguous(memory_format=self.memory_format))
-        embeddings = features if self.projection is None else self.projection(features)
-        if self.standardization is not None:
-            embeddings = self.standardization(embeddings)
+        stages = self.backbone.last_stages(images.contiguous(memory_format=self.memory_format), self.embedding_stages)
+        features = stages[-1]
+        embeddings = self._embed(stages)
         coarse = self.coarse_head(features)
-        if self.aggregation is None or self.refined_head is None:
+        if self.refined_head is None:
             return ActivationMaps(embeddings, coarse)
+        if self.context is not None:
+            completed = torch.cat([self.context(features, coarse.detach(), tags), features], dim=1)
+            return ActivationMaps(embeddings, coarse, self.refined_head(completed))
+        assert self.aggregation is not None
         readable = None
         if self.attention_classes == "tags":
             readable = tags if tags is not None else (image_logits(coarse) > 0)
@@ -120,3 +142,42 @@ class RCANetwork(nn.Module):
         completed = torch.cat([read.context * length, features], dim=1)  # (B, D + C, H, W)
         attention = read.class_attention[:, : coarse.shape[1]]
         return ActivationMaps(embeddings, coarse, self.refined_head(completed), attention)
+
+    def _embed(self, stages: list[Tensor]) -> Tensor:
+        size = stages[-1].shape[2], stages[-1].shape[3]
+        same = [stage if tuple(stage.shape[2:]) == size else F.adaptive_avg_pool2d(stage, size) for stage in stages]
+        embeddings = torch.cat(same, dim=1) if len(same) > 1 else same[0]
+        if self.projection is not None:
+            embeddings = self.projection(embeddings)
+        if self.standardization is not None:
+            embeddings = self.standardization(embeddings)
+        return embeddings * self.stage_weights if len(same) > 1 else embeddings
+
+    def prototype_scores(self, prototypes: Tensor) -> Tensor:
+        """Probability of its own class that the first CAM head gives to a pixel in the direction of each prototype.
+
+        A unit vector has lost its length; that of a pixel with variance 1 in every channel stands in.
+
+        Args:
+            prototypes: `(L, K, D)`, unit length.
+
+        Returns:
+            `(L, K)` in `[0, 1]`.
+
+        Raises:
+            ArgumentError: where embeddings are projected, so that no head reads them.
+        """
+        if self.projection is not None:
+            raise ArgumentError("embedding_dim", self.projection.out_channels, "leave it out to score prototypes")
+        count, channels = self.embedding_stages, self.backbone.num_features
+        pixels = (prototypes * (count * channels) ** 0.5)[..., -channels:]  # the stage that the head reads is the last
+        pixels = pixels.flatten(0, 1)[:, :, None, None]  # (L, K, C) -> (LK, C, 1, 1)
+        if self.standardization is not None:
+            mean, variance = self.standardization.running_mean, self.standardization.running_var
+            assert mean is not None
+            assert variance is not None
+            pixels = pixels * variance[-channels:, None, None].sqrt() + mean[-channels:, None, None]
+        scores = self.coarse_head(pixels).flatten(1).softmax(dim=1).reshape(*prototypes.shape[:2], -1)  # (L, K, L)
+        own = torch.arange(len(prototypes), device=prototypes.device)
+        probabilities: Tensor = scores[own, :, own]
+        return probabilities

@@ -1,82 +1,22 @@
-"""The panel of every validation."""
+"""Panels of validations: what is drawn, and where it goes."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar
-
-import lightning as L
 import numpy as np
 import pytest
-import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
-from torch.utils.data import DataLoader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.unit.callbacks.panel_runs import OtherRank, build, loader, names, samples, trainer
 
-from rca_lightning.callbacks import panels
 from rca_lightning.callbacks.panels import PanelCallback
-from rca_lightning.data.sample import Sample, collate
+from rca_lightning.data.sample import collate
 from rca_lightning.errors import ArgumentError
 from rca_lightning.module import RCAModule
 from rca_lightning.visualization import denormalise, overlay_maps, overlay_mask
 
-SIZE = 32
 ROW = 160 + 4
-
-
-def build(**options) -> RCAModule:
-    torch.manual_seed(0)
-    return RCAModule(
-        num_classes=2, backbone="resnet18", flip=False, contrast=False, aggregation=False, final_map="coarse", **options
-    )
-
-
-def samples(count: int, *, masks: bool = True) -> list[Sample]:
-    generator = torch.Generator().manual_seed(1)
-    found = []
-    for index in range(count):
-        sample = Sample(
-            image=torch.randn(3, SIZE, SIZE, generator=generator),
-            tags=torch.tensor([1.0, float(index % 2)]),
-            image_id=str(index),
-            original_size=torch.tensor([SIZE, SIZE]),
-        )
-        if masks:
-            sample["mask"] = torch.randint(0, 3, (SIZE, SIZE), generator=generator)
-        found.append(sample)
-    return found
-
-
-def trainer(callback: PanelCallback, root: Path, logger=False, **options) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        logger=logger,
-        callbacks=[callback],
-        default_root_dir=root,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        **options,
-    )
-
-
-def loader(data: list[Sample], batch_size: int = 2) -> DataLoader:
-    return DataLoader(data, batch_size=batch_size, collate_fn=collate)
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> list:
-    """What is handed to `draw_panel`."""
-    calls: list = []
-    real = panels.draw_panel
-
-    def record(rows, titles, **options):
-        calls.append(([list(row) for row in rows], list(titles)))
-        return real(rows, titles, **options)
-
-    monkeypatch.setattr(panels, "draw_panel", record)
-    return calls
 
 
 @pytest.mark.parametrize(("images", "batch_size", "count", "rows"), [(3, 2, 5, 3), (1, 4, 4, 1), (6, 2, 3, 3)])
@@ -145,18 +85,34 @@ def test_each_epoch_of_training_has_its_panel_and_the_sanity_check_none(tmp_path
     assert added[0][1][2] == 3
 
 
-class OtherRank:
-    """A trainer as another rank than the first sees it."""
+class Recorder(WandbLogger):
+    """Takes the place of Weights & Biases, which need not be installed."""
 
-    sanity_checking = False
-    loggers: ClassVar[list] = []
-    asked = 0
+    def __init__(self) -> None:
+        Logger.__init__(self)
+        self.images: list[tuple[str, tuple[int, ...], int]] = []
 
-    @property
-    def log_dir(self) -> str:
-        # In Lightning a broadcast: a rank that does not ask leaves the others waiting for ever.
-        self.asked += 1
-        return "unused"
+    name = version = save_dir = experiment = None
+
+    def log_hyperparams(self, *args, **options) -> None: ...
+    def log_metrics(self, *args, **options) -> None: ...
+    def after_save_checkpoint(self, *args) -> None: ...
+    def finalize(self, status: str) -> None: ...
+    def log_image(self, key, images, step=None, **options) -> None:
+        self.images.append((key, images[0].shape, step))
+
+
+def test_panels_go_to_every_logger_that_takes_pictures(tmp_path):
+    board, wandb = TensorBoardLogger(tmp_path, name="run", version=0), Recorder()
+    run = trainer(
+        PanelCallback(images=2, folder=str(tmp_path / "panels")), tmp_path, logger=[board, wandb],
+        max_epochs=2, num_sanity_val_steps=0, check_val_every_n_epoch=2,
+    )  # fmt: skip
+    run.fit(build(lr=1e-4), loader(samples(4)), loader(samples(2)))
+    assert [(key, shape[2], step) for key, shape, step in wandb.images] == [("val/panel", 3, 2), ("val/panel", 3, 4)]
+    events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
+    assert [event.step for event in events.Images("val/panel")] == [2, 4]
+    assert names(tmp_path) == ["epoch-000.png", "epoch-001.png"]
 
 
 def test_other_ranks_draw_nothing_but_take_part_in_the_broadcast(monkeypatch, drawn):

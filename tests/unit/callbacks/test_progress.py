@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.errors import ArgumentError
@@ -21,10 +22,9 @@ class Logged(BoringModel):
 
 
 def trainer(tmp_path, seconds: float) -> L.Trainer:
-    return L.Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, limit_train_batches=2, limit_val_batches=3,
-        limit_predict_batches=2, num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[ProgressLines(seconds)],
+    return quiet_trainer(
+        tmp_path, max_epochs=2, limit_train_batches=2, limit_val_batches=3, limit_predict_batches=2,
+        num_sanity_val_steps=0, callbacks=[ProgressLines(seconds)],
     )  # fmt: skip
 
 

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from tests.folder_contents import file_bytes, file_names
+from tests.quiet_trainer import quiet_trainer
+from tests.tagged_images import tagged_images
 from torch.utils.data import DataLoader
 
 from rca_lightning.callbacks.writers import PseudoLabelWriter
-from rca_lightning.data.sample import Sample, collate
+from rca_lightning.data.sample import collate
 from rca_lightning.errors import OutputError
 from rca_lightning.module import RCAModule
-
-H, W = 32, 40
 
 
 @pytest.fixture(scope="module")
 def module() -> RCAModule:
     torch.manual_seed(0)
     return RCAModule(num_classes=2, backbone="resnet18", output_stride=8, flip=False, background_prototypes=0)
-
-
-def samples(*ids: str) -> list[Sample]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        Sample(
-            image=torch.randn(3, H, W, generator=generator),
-            tags=torch.tensor([1.0, float(index % 2)]),
-            image_id=image_id,
-            original_size=torch.tensor([H, W]),
-        )
-        for index, image_id in enumerate(ids)
-    ]
 
 
 class Counting(L.Callback):
@@ -53,7 +40,7 @@ class Photographs(L.LightningDataModule):
 
     def __init__(self, *ids: str) -> None:
         super().__init__()
-        self.samples, self.left_out = samples(*ids), set()
+        self.samples, self.left_out = tagged_images(*ids, height=32, width=40), set()
 
     def leave_out_of_prediction(self, image_ids: set[str]) -> None:
         self.left_out = set(image_ids)
@@ -65,32 +52,17 @@ class Photographs(L.LightningDataModule):
 
 def predict(module: RCAModule, writer: PseudoLabelWriter, data: Photographs) -> list[str]:
     counting = Counting()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=[writer, counting],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
+    trainer = quiet_trainer(writer.output_dir, callbacks=[writer, counting])
     trainer.predict(module, datamodule=data, return_predictions=False)
     return counting.seen
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in files(folder)}
 
 
 def test_prediction_writes_every_image_and_its_settings(tmp_path, module):
     assert predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.3), Photographs("a", "b", "c"))
     names = [f"{folder}.{ending}" for folder, ending in (("cams/{}", "npz"), ("pseudo_labels/{}", "png"))]
-    assert files(tmp_path) == sorted([name.format(i) for name in names for i in "abc"] + ["predict.json"])
+    assert file_names(tmp_path) == sorted([name.format(i) for name in names for i in "abc"] + ["predict.json"])
     with np.load(tmp_path / "cams" / "b.npz", allow_pickle=False) as found:
-        image = samples("a", "b")[1]
+        image = Photographs("a", "b").samples[1]
         module.eval()
         expected = module.seeds(image["image"][None], image["tags"][None])[0]
         assert np.allclose(found["maps"], expected.maps.numpy(), atol=2e-3)
@@ -102,9 +74,9 @@ def test_prediction_writes_every_image_and_its_settings(tmp_path, module):
 
 def test_complete_images_are_not_computed_again(tmp_path, module):
     assert predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a", "b.1")) == ["a", "b.1"]
-    before = content(tmp_path)
+    before = file_bytes(tmp_path)
     assert predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a", "b.1", "c")) == ["c"]
-    after = content(tmp_path)
+    after = file_bytes(tmp_path)
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2
 
@@ -132,7 +104,7 @@ def test_overwrite_computes_everything(tmp_path, module):
 
 def test_folder_of_another_setting_is_refused_by_name(tmp_path, module):
     predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.2), Photographs("a"))
-    before = content(tmp_path)
+    before = file_bytes(tmp_path)
     with pytest.raises(OutputError) as caught:
         predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.4), Photographs("a", "b"))
     text = str(caught.value)
@@ -140,7 +112,7 @@ def test_folder_of_another_setting_is_refused_by_name(tmp_path, module):
     assert "weights_digest" not in text
     assert str(tmp_path) in text
     assert "existing='overwrite'" in text
-    assert content(tmp_path) == before
+    assert file_bytes(tmp_path) == before
 
 
 def test_folder_of_another_model_is_refused(tmp_path, module):

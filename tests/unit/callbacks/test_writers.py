@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.folder_contents import file_bytes, file_names
+from tests.tagged_images import tagged_images
 
 from rca_lightning.callbacks import writers
 from rca_lightning.callbacks.writers import PseudoLabelWriter
-from rca_lightning.data.sample import Batch, Sample, collate
-from rca_lightning.errors import ArgumentError, OutputError, RCAError
+from rca_lightning.data.sample import Batch, collate
+from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.pseudo_labels.multiscale import Seeds
 from rca_lightning.visualization import denormalise, overlay_mask
 
 H, W = 32, 40
-
-
-def samples(*ids: str) -> list[Sample]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        Sample(
-            image=torch.randn(3, H, W, generator=generator),
-            tags=torch.tensor([1.0, float(index % 2)]),
-            image_id=image_id,
-            original_size=torch.tensor([H, W]),
-        )
-        for index, image_id in enumerate(ids)
-    ]
 
 
 def random_seeds(*classes: int, seed: int = 0) -> Seeds:
@@ -38,17 +25,9 @@ def random_seeds(*classes: int, seed: int = 0) -> Seeds:
 
 
 def write(writer: PseudoLabelWriter, *results: tuple[str, Seeds]) -> None:
-    batch: Batch = collate(samples(*(name for name, _ in results)))
+    batch: Batch = collate(tagged_images(*(name for name, _ in results), height=H, width=W))
     prediction = [{"image_id": name, "seeds": seeds} for name, seeds in results]
     writer.write_on_batch_end(None, None, prediction, None, batch, 0, 0)
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in files(folder)}
 
 
 def palette_of_the_voc_kit() -> list[int]:
@@ -103,15 +82,15 @@ def test_image_without_a_class_is_background(tmp_path):
 def test_overlays_are_written_only_if_asked(tmp_path):
     seeds = random_seeds(0, 1)
     write(PseudoLabelWriter(str(tmp_path / "without")), ("photo", seeds))
-    assert files(tmp_path / "without") == ["cams/photo.npz", "pseudo_labels/photo.png"]
+    assert file_names(tmp_path / "without") == ["cams/photo.npz", "pseudo_labels/photo.png"]
     write(PseudoLabelWriter(str(tmp_path / "with"), overlays=True), ("photo", seeds))
-    assert files(tmp_path / "with") == ["cams/photo.npz", "overlays/photo.jpg", "pseudo_labels/photo.png"]
+    assert file_names(tmp_path / "with") == ["cams/photo.npz", "overlays/photo.jpg", "pseudo_labels/photo.png"]
 
 
 def test_overlay_is_the_labels_over_the_photograph(tmp_path):
     maps = torch.zeros(2, H, W)
     maps[0, :16], maps[1, 16:, :24] = 1, 1
-    batch = collate(samples("photo"))
+    batch = collate(tagged_images("photo", height=H, width=W))
     batch["image"] = torch.linspace(-1, 1, W).expand(1, 3, H, W)
     prediction = [{"image_id": "photo", "seeds": Seeds(maps, torch.tensor([3, 17]), torch.rand(20))}]
     writer = PseudoLabelWriter(str(tmp_path), overlays=True)
@@ -127,12 +106,12 @@ def test_overlay_is_the_labels_over_the_photograph(tmp_path):
 def test_without_a_data_module_complete_images_stay_as_they_are(tmp_path):
     writer = PseudoLabelWriter(str(tmp_path))
     write(writer, ("a", random_seeds(0)))
-    before = content(tmp_path)
+    before = file_bytes(tmp_path)
     again = PseudoLabelWriter(str(tmp_path))
     write(again, ("a", random_seeds(1, seed=5)), ("b", random_seeds(1)))
-    assert {name: content(tmp_path)[name] for name in before} == before
+    assert {name: file_bytes(tmp_path)[name] for name in before} == before
     write(PseudoLabelWriter(str(tmp_path), existing="overwrite"), ("a", random_seeds(1, seed=5)))
-    assert content(tmp_path)["cams/a.npz"] != before["cams/a.npz"]
+    assert file_bytes(tmp_path)["cams/a.npz"] != before["cams/a.npz"]
 
 
 def test_two_images_of_one_id_are_refused(tmp_path):
@@ -150,13 +129,13 @@ def test_ids_that_could_leave_the_folder_are_refused(tmp_path, image_id):
     folder = tmp_path / "inner"
     with pytest.raises(OutputError, match="cannot be a file name"):
         write(PseudoLabelWriter(str(folder)), (image_id, random_seeds(0)))
-    assert files(tmp_path) == []
+    assert file_names(tmp_path) == []
 
 
 @pytest.mark.parametrize("broken", ["npz", "png", "jpg"])
 def test_failure_midway_leaves_former_files_whole(tmp_path, monkeypatch, broken):
     write(PseudoLabelWriter(str(tmp_path), overlays=True), ("a", random_seeds(0)))
-    before = content(tmp_path)
+    before = file_bytes(tmp_path)
 
     def fail(file, **_):
         file.write(b"half of it")
@@ -176,18 +155,17 @@ def test_failure_midway_leaves_former_files_whole(tmp_path, monkeypatch, broken)
     writer = PseudoLabelWriter(str(tmp_path), overlays=True, existing="overwrite")
     with pytest.raises(OSError, match="No space left"):
         write(writer, ("a", random_seeds(1, seed=3)))
-    after = content(tmp_path)
+    after = file_bytes(tmp_path)
     assert set(after) == set(before)  # in particular no .part
     (name,) = [name for name in before if name.endswith(broken)]
     assert after[name] == before[name]
     with pytest.raises(OSError, match="No space left"):
         write(writer, ("b", random_seeds(1)))
     assert not writer.is_complete("b")
-    assert not any(name.endswith(".part") for name in files(tmp_path))
+    assert not any(name.endswith(".part") for name in file_names(tmp_path))
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5])
 def test_threshold_out_of_range_is_refused(tmp_path, threshold):
     with pytest.raises(ArgumentError, match="background_threshold="):
         PseudoLabelWriter(str(tmp_path), background_threshold=threshold)
-    assert issubclass(OutputError, RCAError)

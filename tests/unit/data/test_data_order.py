@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning.data import WSSSDataModule
 from rca_lightning.data.samplers import EpochSampler, ShardSampler
@@ -18,10 +19,9 @@ Seen = list[tuple[tuple[str, ...], float]]
 
 
 @pytest.fixture(autouse=True)
-def seeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the seed of a test when it ends."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    return
 
 
 def module(root: Path, *, seed: int = 1, num_workers: int = 0, **arguments: object) -> WSSSDataModule:
@@ -107,22 +107,10 @@ class Recorder(L.LightningModule):
 
 
 def trainer(tmp_path: Path, *, save_on_train_epoch_end: bool = False, **arguments: object) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[
-            ModelCheckpoint(
-                dirpath=tmp_path,
-                filename="{epoch}",
-                save_top_k=-1,
-                save_on_train_epoch_end=save_on_train_epoch_end,
-            )
-        ],
-        **arguments,
+    every_epoch = ModelCheckpoint(
+        dirpath=tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=save_on_train_epoch_end
     )
+    return quiet_trainer(tmp_path, enable_checkpointing=True, callbacks=[every_epoch], **arguments)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -138,8 +138,34 @@ def test_checkpoint_carries_prototypes():
     module = filled(3, holes=(1,))
     again = SemanticAggregation(D, L, K, background_prototypes=3)
     again.load_state_dict(module.state_dict())
-    assert set(module.state_dict()) == {"prototypes", "valid"}
+    assert set(module.state_dict()) == {"prototypes", "valid", "factors"}
     assert torch.equal(again(pixels()).context, module(pixels()).context)
+
+
+def test_checkpoint_without_factors_is_read():
+    module = filled(3, holes=(1,))
+    state = {name: value for name, value in module.state_dict().items() if name != "factors"}
+    again = SemanticAggregation(D, L, K, background_prototypes=3)
+    again.load_state_dict(state)
+    assert torch.equal(again(pixels()).context, module(pixels()).context)
+
+
+def test_factors_are_temperatures_of_single_prototypes():
+    module, embeddings = filled(temperature=0.2), pixels()
+    factors = torch.linspace(0.5, 2.0, L * K)
+    module.write(module.prototypes.clone(), module.valid.clone(), factors)
+    queries = torch.nn.functional.normalize(embeddings.double().flatten(2).transpose(1, 2), dim=2)
+    expected = torch.zeros(*queries.shape)
+    for b in range(len(queries)):
+        for p in range(queries.shape[1]):
+            scores = [
+                float(queries[b, p] @ module.prototypes[q].double()) / (0.2 * float(factors[q])) for q in range(L * K)
+            ]
+            weights = [math.exp(score - max(scores)) for score in scores]
+            for q in range(L * K):
+                expected[b, p] += weights[q] / sum(weights) * module.prototypes[q]
+    found = module(embeddings).context.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_write_replaces_in_place_and_blanks_what_is_not_valid():
