@@ -1,12 +1,13 @@
 """Regional Semantic Contrast and Aggregation: pixel masks from image tags, on PyTorch Lightning."""
 
+from rca_lightning.callbacks.atlas import PrototypeAtlasCallback
 from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.panels import PanelCallback
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.data import WSSSDataModule
 from rca_lightning.losses.contrast import RegionContrastLoss, region_contrast_loss
 from rca_lightning.memory.bank import RegionMemory
-from rca_lightning.memory.clustering import kmeans
+from rca_lightning.memory.clustering import cluster, kmeans
 from rca_lightning.metrics import SeedIoU
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.backbones import build_backbone
@@ -15,6 +16,7 @@ from rca_lightning.version import __version__
 
 __all__ = [
     "PanelCallback",
+    "PrototypeAtlasCallback",
     "PseudoLabelWriter",
     "RCAModule",
     "RegionContrastLoss",
@@ -25,6 +27,7 @@ __all__ = [
     "WSSSDataModule",
     "__version__",
     "build_backbone",
+    "cluster",
     "kmeans",
     "region_contrast_loss",
 ]

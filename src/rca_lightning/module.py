@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rca_lightning.arguments import checked_arguments
+from rca_lightning.checkpoint import check_fit
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation import Evaluation, TagSource
@@ -61,10 +62,10 @@ class RCAModule(L.LightningModule):
         beta: weight of the classification loss of the second head; 1 as in the paper: both heads learn the same.
         contrast_temperature: tau of InfoNCE.
         positives: of InfoNCE: "all" slots of the class, its "prototypes", or its "hardest" slot.
-        attention_temperature: of the softmax over prototypes, for unit vectors. At 0.1 a pixel still averages over
-            many classes, below 0.03 it copies one prototype.
+        attention_temperature: of the softmax over prototypes, for unit vectors: the lower, the fewer a pixel reads.
         normalize_attention: cosine instead of raw products.
-        attention_classes: "all", or "tags": a pixel reads only the classes of its image.
+        attention_classes: "tags": a pixel reads only the classes of its image, or "all" as in the paper. Worth 3.5
+            points of mIoU on VOC photographs.
         num_prototypes: K a class.
         background_prototypes: prototypes of confidently empty cells, 0 for none. Without them sky and road
             must share their attention among objects.
@@ -75,8 +76,8 @@ class RCAModule(L.LightningModule):
         background_threshold: share of the peak below which a cell counts as confidently empty.
         confidence: image probability a tag must reach before its region enters the memory.
         warmup_epochs: epochs before the first clustering and before contrast; the memory fills meanwhile.
-        final_map: what seeds are read from: "coarse" (P), "refined" (P^), "mean" of both, or "attention" summed by
-            class.
+        final_map: what seeds are read from: "attention" summed by class, "coarse" (P), "refined" (P^, as in the
+            paper) or the "mean" of the last two.
         scales: image scales at evaluation and prediction.
         flip: whether evaluation and prediction add the mirrored image.
         eval_tags: "image" lets a map use the true tags, as seeds for training do; "predicted" does not.
@@ -123,7 +124,7 @@ class RCAModule(L.LightningModule):
         positives: Positives = "all",
         attention_temperature: float = 0.05,
         normalize_attention: bool = True,
-        attention_classes: AttentionClasses = "all",
+        attention_classes: AttentionClasses = "tags",
         num_prototypes: int = 10,
         background_prototypes: int = 64,
         region_threshold: float = 0.5,
@@ -132,7 +133,7 @@ class RCAModule(L.LightningModule):
         background_threshold: float = 0.05,
         confidence: float = 0.5,
         warmup_epochs: int = 1,
-        final_map: FinalMap = "refined",
+        final_map: FinalMap = "attention",
         scales: tuple[float, ...] = (1.0,),
         flip: bool = True,
         eval_tags: TagSource = "image",
@@ -170,8 +171,8 @@ class RCAModule(L.LightningModule):
         needs_embeddings = contrast or reads_prototypes
         rival = None
         if aggregation and context != "prototypes":
-            readable, channels = attention_classes, extractor.num_features
-            rival = build_context(context, channels, num_classes, attention_classes=readable)
+            readable = attention_classes if context == "object_context" else "all"
+            rival = build_context(context, extractor.num_features, num_classes, attention_classes=readable)
         self.network = RCANetwork(
             extractor,
             num_classes,
@@ -228,6 +229,10 @@ class RCAModule(L.LightningModule):
             raise ArgumentError(
                 "callbacks", None, "add RegionMemoryCallback() to the Trainer, or set contrast=False, aggregation=False"
             )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another network in one sentence."""
+        check_fit(checkpoint["state_dict"], self.state_dict(), checkpoint.get("hyper_parameters", {}))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch, and under `regions` what the memory takes in."""

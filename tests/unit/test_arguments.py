@@ -24,6 +24,10 @@ GOOD = {
     "alpha": 0.1,
     "beta": 1.0,
     "warmup_epochs": 1,
+    "contrast": True,
+    "aggregation": True,
+    "context": "prototypes",
+    "positives": "all",
     "scales": (1.0,),
 }
 
@@ -82,3 +86,11 @@ def test_module_checks_before_it_builds_and_keeps_no_path():
     module = RCAModule(num_classes=2, backbone="resnet18", alpha=0.3)
     assert module.hparams["alpha"] == 0.3
     assert not {"self", "__class__", "weights", "weights_sha256"} & set(module.hparams)
+
+
+@pytest.mark.parametrize("without", [{"aggregation": False}, {"context": "object_context"}])
+def test_positives_cannot_be_prototypes_where_there_are_none(without):
+    checked_arguments({**GOOD, "positives": "prototypes"})
+    with pytest.raises(ArgumentError, match="positives"):
+        checked_arguments({**GOOD, "positives": "prototypes", **without})
+    checked_arguments({**GOOD, "positives": "prototypes", **without, "contrast": False})

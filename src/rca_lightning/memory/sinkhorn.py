@@ -27,7 +27,7 @@ def balanced(
     Returns:
         Centroids `(C, K, D)` of unit length, and the assignment `(C, N)` they are the means of.
     """
-    assignment = torch.zeros(valid.shape, dtype=torch.long, device=points.device)
+    assignment = torch.full_like(valid, -1, dtype=torch.long)
     factors = None
     for _ in range(max(iterations, 1)):
         scores = torch.bmm(points, centroids.transpose(1, 2))

@@ -90,7 +90,7 @@ class RCANetwork(nn.Module):
         embedding_stages: int = 1,
         aggregation: SemanticAggregation | None = None,
         context: ContextModule | None = None,
-        attention_classes: AttentionClasses = "all",
+        attention_classes: AttentionClasses = "tags",
         standardize: bool = True,
         channels_last: bool = False,
     ) -> None:

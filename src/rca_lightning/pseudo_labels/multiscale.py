@@ -34,7 +34,7 @@ def infer_seeds(
     images: Tensor,
     tags: Tensor | None = None,
     *,
-    final_map: FinalMap = "refined",
+    final_map: FinalMap = "attention",
     scales: Sequence[float] = (1.0,),
     flip: bool = True,
     tag_threshold: float = 0.5,

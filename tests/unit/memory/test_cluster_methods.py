@@ -76,6 +76,16 @@ def test_spherical_is_a_fixed_point_of_the_cosine(backend):
     assert float(found.objective[0]) == pytest.approx(float((2 - 2 * cosines.amax(dim=1)).sum()), rel=1e-4)
 
 
+@needs_faiss
+@pytest.mark.parametrize("method", ["kmeans", "spherical"])
+def test_faiss_takes_the_same_steps(method):
+    points = uniform(200, 6, classes=2)
+    theirs = cluster(points, 7, method=method, backend="faiss", iterations=3)
+    ours = cluster(points, 7, method=method, backend="torch", iterations=4)  # one more ends those of FAISS
+    torch.testing.assert_close(theirs.centroids, ours.centroids, atol=1e-5, rtol=0)
+    assert theirs.backend == "faiss-cpu"
+
+
 def test_mean_without_direction_keeps_the_last_centroid():
     points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     found = cluster(points, 1, method="spherical", backend="torch")
@@ -174,10 +184,13 @@ def test_clusters_per_class(method):
     assert int(warm.valid.sum()) == 2
 
 
-def test_one_cluster_is_the_mean():
+@every
+@pytest.mark.parametrize("warm", [False, True])
+def test_one_cluster_is_the_mean(method, warm):
     points = uniform(40, 8)
-    for method in ("kmeans", "gmm", "farthest"):
-        torch.testing.assert_close(cluster(points, 1, method=method).centroids[:, 0], points.mean(dim=1))
+    found = cluster(points, 1, method=method, initial=points[:, :1] if warm else None)
+    mean = F.normalize(points.mean(dim=1), dim=1) if found.unit else points.mean(dim=1)
+    torch.testing.assert_close(found.centroids[:, 0], mean)
 
 
 def test_kmeans_is_the_default():

@@ -36,6 +36,7 @@ def build(dim: int | None = None, *, prototypes: bool = True, background: int = 
     if prototypes:
         total = L * K + background
         reader.write(F.normalize(torch.rand(total, dim or C), dim=1), torch.ones(total, dtype=torch.bool))
+    options = {"attention_classes": "all", **options}
     network = RCANetwork(TinyBackbone(), L, embedding_dim=dim, aggregation=reader, **options)
     for head in (network.coarse_head, network.refined_head):
         nn.init.normal_(head.conv.weight)
