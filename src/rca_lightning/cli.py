@@ -1,27 +1,56 @@
-"""The command line: `rca fit | validate | test | predict`."""
+"""The command line: `rca fit | validate | test | predict | atlas`."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from rca_lightning.atlas.checkpoint import AtlasTrainer
 from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.checkpoint import check_checkpoint
 from rca_lightning.data import WSSSDataModule
 from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.module import RCAModule
 from rca_lightning.report import print_report, write_report
+from rca_lightning.version import __version__
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong with the words it is given, not all the words there are."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Leave with status 2, as argparse does."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        reason = " ".join(message.split())
+        self.exit(2, f"rca: {reason}\nSee: {parser.prog.replace(' [options]', '')} --help\n")
 
 
 class RCACLI(LightningCLI):
-    """LightningCLI that knows which callbacks RCA cannot go without, and reports scores."""
+    """LightningCLI that knows which callbacks RCA cannot go without, reports scores, and draws the prototype atlas."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"trainer_class": AtlasTrainer, **kwargs})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of the Trainer, and `atlas`, whose own arguments stand under `--atlas`."""
+        return {**LightningCLI.subcommands(), "atlas": {"model", "datamodule", "folder", "regions"}}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "atlas":
+            skip: set[str | int] = {"model", "datamodule", "ckpt_path"}
+            parser.add_method_arguments(klass, "atlas", "atlas", as_group=False, skip=skip)
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The region memory has arguments of its own; the data knows the classes, the module takes them over."""
@@ -39,8 +68,11 @@ class RCACLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
-        super()._parse_ckpt_path()
         subcommand = self.config.get("subcommand")
+        path = self.config.get(f"{subcommand}.ckpt_path")
+        if path is not None:
+            check_checkpoint(str(path))
+        super()._parse_ckpt_path()
         given = self._given.get(f"{subcommand}.model")
         for name, value in vars(given).items() if given is not None else ():
             self.config[f"{subcommand}.model.{name}"] = value
@@ -58,8 +90,21 @@ class RCACLI(LightningCLI):
             if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
                 raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
 
+    def before_validate(self) -> None:
+        """An untrained network has no scores worth a table."""
+        self._require_checkpoint()
+
+    def before_test(self) -> None:
+        """As for validation."""
+        self._require_checkpoint()
+
+    def _require_checkpoint(self) -> None:
+        if self.config[f"{self.subcommand}.ckpt_path"] is None:
+            raise ArgumentError("ckpt_path", None, "the network is untrained; give a checkpoint of rca fit")
+
     def before_predict(self) -> None:
         """Add a writer where the configuration names none."""
+        self._require_checkpoint()
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(c, PseudoLabelWriter) for c in callbacks):
             callbacks.append(PseudoLabelWriter(str(self._run_folder() / "predictions")))
@@ -100,6 +145,8 @@ class RCACLI(LightningCLI):
         if subcommand == "predict":
             # The writer keeps predictions on disk; a list of all of them would grow with the data.
             kwargs["return_predictions"] = False
+        if subcommand == "atlas":
+            kwargs.update(self.config_init["atlas"]["atlas"])
         return kwargs
 
 
@@ -126,13 +173,29 @@ def main(args: ArgsType = None) -> RCACLI:
         args=args,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"default_env": False},
+        parser_kwargs={"default_env": False, "prog": "rca", "version": __version__},
+        parser_class=OneLineParser,
     )
 
 
 def console() -> None:
-    """Entry point of `rca`: an error made on purpose is one line, not a traceback."""
+    """Entry point of `rca`: a mistake in what was asked for is one line, not a traceback."""
     try:
         main()
     except RCAError as error:
         sys.exit(f"rca: {error}")
+    except (ValueError, MisconfigurationException) as error:
+        # What a callback or logger refuses comes wrapped in what jsonargparse says of the types it tried.
+        reason = _own_reason(error)
+        if reason is None:
+            raise
+        sys.exit(f"rca: {reason}")
+
+
+def _own_reason(error: BaseException | None) -> str | None:
+    """The message of the first error along the chain that was raised on purpose."""
+    while error is not None:
+        if isinstance(error, (RCAError, ModuleNotFoundError, MisconfigurationException)):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None

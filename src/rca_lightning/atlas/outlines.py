@@ -1,0 +1,103 @@
+"""Where in a photograph a region lies, found anew by the network as it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rca_lightning.models.network import RCANetwork, RegionMap
+from rca_lightning.models.regions import RegionRule, background_regions, pool_regions, pseudo_regions
+
+Mask = npt.NDArray[np.bool_]  # (H, W)
+
+
+class ImageRegions:
+    """The pseudo regions of one photograph.
+
+    The memory keeps of a region its embedding, not its shape. The shape is cut from the maps of the network
+    as it is now, so it may differ from the region that was remembered, all the more as that came from
+    a random crop.
+
+    Args:
+        network: in evaluation mode.
+        image: `(3, H, W)`, normalised.
+        tags: `(L,)`.
+        long_side: pixels to which the image is scaled for the network; `None`: as it is.
+        region_threshold: see `pseudo_regions`.
+        region_rule: see `pseudo_regions`.
+        region_map: see `ActivationMaps.located`.
+        background_threshold: see `background_regions`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        network: RCANetwork,
+        image: Tensor,
+        tags: Tensor,
+        *,
+        long_side: int | None = None,
+        region_threshold: float = 0.5,
+        region_rule: RegionRule = "fixed",
+        region_map: RegionMap = "coarse",
+        background_threshold: float = 0.05,
+    ) -> None:
+        weight = next(network.parameters())
+        self._size = (image.shape[1], image.shape[2])
+        self._tags = tags[None].to(weight.device)
+        self._region_threshold = region_threshold
+        self._region_rule: RegionRule = region_rule
+        self._background_threshold = background_threshold
+        maps = network(_scaled(image[None].to(weight), long_side), self._tags)
+        self._maps: Tensor = maps.located(region_map).float()  # (1, L, h, w)
+        self._embeddings: Tensor = maps.embeddings.float()  # (1, D, h, w)
+
+    def of_class(self, label: int) -> Mask | None:
+        """Pixels `(H, W)` of the pseudo region of a class, tagged or not; `None` where its map is constant."""
+        enlarged = _resized(self._maps[:, label : label + 1], self._size)
+        mask = pseudo_regions(enlarged, enlarged.new_ones(1, 1), self._region_threshold, self._region_rule)[0, 0]
+        return _as_mask(mask)
+
+    def of_background(self, embedding: Tensor) -> Mask | None:
+        """Pixels `(H, W)` of the empty tile that resembles a remembered embedding most; `None` if none is empty.
+
+        Args:
+            embedding: `(D,)`.
+        """
+        tiles = background_regions(self._maps, self._tags, self._background_threshold)
+        found = pool_regions(self._embeddings, tiles)
+        if not len(found):
+            return None
+        cosines = F.normalize(found.embeddings, dim=1) @ embedding.to(found.embeddings)
+        tile = int(found.labels[cosines.argmax()])
+        tagged = self._tags[0] > 0
+        enlarged = _resized(self._maps[:, tagged], self._size)
+        smooth = background_regions(enlarged, self._tags[:, tagged], self._background_threshold)[0, tile]
+        # Between cells nothing may be as empty as the cell itself was; then its square is drawn.
+        return _as_mask(smooth) if smooth.any() else _as_mask(_blocks(tiles[0, tile], self._size))
+
+
+def _scaled(images: Tensor, long_side: int | None) -> Tensor:
+    size = images.shape[2:]
+    scale = 1.0 if long_side is None else long_side / max(size)
+    target = [max(1, round(side * scale)) for side in size]
+    if target == list(size):
+        return images
+    return F.interpolate(images, target, mode="bilinear", antialias=scale < 1)
+
+
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _blocks(cells: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(cells[None, None].float(), size=tuple(size), mode="nearest")[0, 0] > 0
+
+
+def _as_mask(mask: Tensor) -> Mask | None:
+    return np.asarray(mask.cpu().numpy(), dtype=np.bool_) if bool(mask.any()) else None

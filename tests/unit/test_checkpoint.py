@@ -1,0 +1,97 @@
+"""Files that are offered as checkpoints: those of `rca fit` pass, everything else is named in one sentence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tests.quiet_trainer import quiet_trainer
+from torch.utils.data import DataLoader
+
+from rca_lightning.checkpoint import check_checkpoint, check_fit
+from rca_lightning.errors import ArgumentError, RCAError, WeightsError
+from rca_lightning.module import RCAModule
+
+
+class Hostile:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
+def network(**options) -> RCAModule:
+    return RCAModule(**({"num_classes": 2, "backbone": "resnet18", "background_prototypes": 0} | options))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "last.ckpt"
+    trainer = quiet_trainer(path.parent, limit_predict_batches=0)
+    trainer.predict(network(), DataLoader([0]), return_predictions=False)
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+def test_checkpoint_of_lightning_passes(checkpoint: Path):
+    check_checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize("keyword", ["last", "best", "hpc"])
+def test_words_that_lightning_looks_up_pass(keyword: str):
+    check_checkpoint(keyword)
+
+
+def test_missing_file_is_named():
+    with pytest.raises(ArgumentError, match=r"ckpt_path='/nowhere/a\.ckpt': there is no such file"):
+        check_checkpoint("/nowhere/a.ckpt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"PK\x03\x04 cut short"])
+def test_damaged_file_is_named(tmp_path: Path, content: bytes):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"a\.ckpt' was not loaded") as caught:
+        check_checkpoint(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path):
+    mark, path = tmp_path / "ran", tmp_path / "a.ckpt"
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6", "more": Hostile(mark)}, path)
+    with pytest.raises(WeightsError, match="more than tensors"):
+        check_checkpoint(str(path))
+    assert not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists()  # so there was code to run
+
+
+@pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(1)}, {"state_dict": {}}, [1]], ids=str)
+def test_other_files_of_tensors_are_no_checkpoints(tmp_path: Path, content: object):
+    path = tmp_path / "a.pth"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=r"a\.pth' is no checkpoint of rca fit; .* go into --model\.weights"):
+        check_checkpoint(str(path))
+
+
+def test_differences_are_counted_and_three_are_shown():
+    needed = {name: torch.zeros(2) for name in "abcde"}
+    found = {"a": torch.zeros(3), "b": torch.zeros(2), "z": torch.zeros(1)}
+    with pytest.raises(WeightsError) as caught:
+        check_fit(found, needed, {"backbone": "vgg16", "num_classes": 7})
+    text = str(caught.value)
+    assert "(backbone='vgg16', num_classes=7): c is missing; d is missing; e is missing and 2 more." in text
+    with pytest.raises(WeightsError, match=r": z is surplus; a \(3,\) instead of \(2,\)\. Leave out"):
+        check_fit(found, {"a": torch.zeros(2), "b": torch.zeros(2)}, {})
+    check_fit(needed, needed, {})
+
+
+@pytest.mark.parametrize("options", [{"backbone": "resnet34"}, {"num_classes": 3}], ids=str)
+def test_module_refuses_the_checkpoint_of_another_network(checkpoint: Path, options: dict):
+    data = DataLoader([0])
+    with pytest.raises(RCAError, match=r"of another network \(backbone='resnet18', num_classes=2\)"):
+        quiet_trainer(checkpoint.parent).predict(network(**options), data, ckpt_path=checkpoint)
+    assert RCAModule.load_from_checkpoint(checkpoint).hparams["num_classes"] == 2
