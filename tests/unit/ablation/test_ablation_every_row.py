@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ablate.commandline import CommandLine
+from ablate.commandline import CommandLine, check_settings
 from ablate.gridfile import load_grid
 from ablate.jobs import choose
 from ablate.preflight import check
+from ablate.words import as_words
 
-from rca_lightning.errors import ArgumentError
+from rca_lightning.errors import ArgumentError, DataError
 
 ROOT = Path(__file__).resolve().parents[3]
 ABLATION = ROOT / "experiments" / "ablation"
@@ -29,20 +30,28 @@ def test_grids_are_found():
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
-def test_row(name: str, row: str, tmp_path: Path):
+def test_row(name: str, row: str):
     grid = GRIDS[name]
-    checked = check(grid, choose(grid, [row], None, None), tmp_path, [])
-    assert set(checked.settings) == {row, grid.fitted_row(row).name}
-    assert checked.settings[row]["data"]["dataset"] == {"synthetic": "synthetic"}.get(name, "voc2012")
-    assert [run.row for run in checked.chosen] == ([] if checked.repeats else [row] * len(grid.rows[row].seeds))
+    words = ["fit", *(f"--config={path}" for path in grid.config), *as_words(grid.overrides(row))]
+    found = CommandLine().settings(words, whose=row)
+    check_settings(found, grid.overrides(row), whose=row)
+    assert found["data"]["dataset"] == {"synthetic": "synthetic"}.get(name, "voc2012")
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("config: experiments/none.yaml\nrows: {rca: {}}\n")
+    grid = load_grid(path)
+    with pytest.raises(DataError, match=r"^configuration experiments/none\.yaml: is not there"):
+        check(grid, choose(grid, None, None, None), tmp_path, [])
 
 
 def test_what_the_reference_has_anyway_is_not_run_again(tmp_path: Path):
     grid = GRIDS["voc2012_mini"]
     prototypes = CommandLine().settings(["fit", f"--config={grid.config[0]}"], whose="rca")["model"]["num_prototypes"]
-    rows = [name for name in grid.rows if name.startswith("K")]
-    assert f"K{prototypes}" in rows
-    assert check(grid, choose(grid, rows, None, None), tmp_path, []).repeats == [f"K{prototypes}"]
+    checked = check(grid, choose(grid, ["K1", f"K{prototypes}"], None, None), tmp_path, [])
+    assert checked.repeats == [f"K{prototypes}"]
+    assert [run.row for run in checked.chosen] == ["K1"]
     # With another number for every run the rows still say their own.
     typed = check(grid, choose(grid, ["rca"], None, None), tmp_path, ["--model.num_prototypes=7"])
     assert typed.settings["rca"]["model"]["num_prototypes"] == 7
