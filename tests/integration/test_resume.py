@@ -13,7 +13,7 @@ from rca_lightning.cli import main
 def test_resume_equals_uninterrupted(config: Path, tmp_path: Path):
     def fit(folder: str, *more: object, stop_after: int | None = None) -> object:
         content = yaml.safe_load(config.read_text())
-        content["trainer"]["callbacks"][1]["init_args"]["dirpath"] = str(tmp_path / folder)
+        content["trainer"]["callbacks"][0]["init_args"]["dirpath"] = str(tmp_path / folder)
         if stop_after is not None:
             stop = {"class_path": "tests.integration.stopping.StopAfter", "init_args": {"epochs": stop_after}}
             content["trainer"]["callbacks"].append(stop)

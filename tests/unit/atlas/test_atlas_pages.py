@@ -51,6 +51,12 @@ def test_long_names_stay_in_their_tile():
     ink = np.any(long != 255, axis=2)
     last_column = np.nonzero(np.all(long == 7, axis=2))[1].max()
     assert not ink[:, last_column + 1 :].any()
+    # As much as there is room for: under the first tile all but the gap before the cosine is written upon.
+    bottom, right = np.argwhere(np.all(long == 7, axis=2)).max(axis=0)
+    left = right - 2 * TILE - 9
+    written = np.nonzero(ink[bottom + 4 : bottom + 18, left : left + TILE].any(axis=0))[0]
+    assert np.diff(written).max() < 20
+    assert (written[0] < 4, written[-1] > TILE - 4) == (True, True)
 
 
 def test_unreadable_photograph_is_said_so():
@@ -67,11 +73,13 @@ def test_index_escapes_names_and_shows_what_was_measured():
         IndexEntry("empty", None, 0, 0, 0, math.nan, math.nan),
     ]
     page = Contents(
-        index_page(entries, note="a & b", diagnostics={name: {"seed_IoU": 0.5, "dead<": 2, "age": None, "regions": 99}})
+        index_page(
+            entries, note="a <b> & c", diagnostics={name: {"seed_IoU": 0.5, "dead<": 2, "age": None, "regions": 99}}
+        )
     )
-    assert "script" not in page.tags
+    assert not {"script", "b"} & set(page.tags)
     assert page.links == ["001_script.png"]
-    assert "a & b" in page.words
+    assert "a <b> & c" in page.words
     start = page.words.index(name)
     assert page.words[start : start + 9] == [name, "12", "5", "3", "0.75", "0.12", "0.50", "2", "-"]
     assert page.words[start + 9 :] == ["empty", "0", "0", "0", "-", "-", "-", "-", "-"]
