@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,12 @@ def test_memory_has_arguments_of_its_own(config: Path):
     cli = run("fit", config, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0, "--memory.slots", 7)
     assert cli.model.memory.slots == 7
     assert int(cli.model.memory.counts.sum()) > 0
+
+
+def test_missing_faiss_is_told_before_training(config: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(RCAError, match="pip install"):
+        run("fit", config, "--memory.backend", "faiss")
 
 
 def test_second_memory_is_refused(config: Path):

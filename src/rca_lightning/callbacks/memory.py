@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, is_distributed
-from rca_lightning.errors import ArgumentError
+from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.memory.clustering import ClusteringBackend, ClusteringMethod
 from rca_lightning.memory.diagnostics import diagnose
@@ -98,6 +98,8 @@ class RegionMemoryCallback(L.Callback):
         """Build the memory for this module."""
         if stage != "fit" or not isinstance(pl_module, RCAModule) or not pl_module.needs_memory:
             return
+        if self.maker.backend == "faiss":
+            require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
         if self.maker.drop_below is not None and pl_module.network.projection is not None:
             raise ArgumentError(
                 "drop_below", self.maker.drop_below, "leave it out: no head scores projected embeddings"

@@ -86,9 +86,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (OSError, ImportError):
         raise
     except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
-        reason = str(error).strip().split("\n")[0]
         raise WeightsError(
-            f"{path} was not loaded: it is damaged, or holds more than tensors, which could run code ({reason}). "
+            f"{path} was not loaded: it is damaged, or holds more than tensors, which could run code. "
             "Save the state dictionary alone: torch.save(network.state_dict(), path)."
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

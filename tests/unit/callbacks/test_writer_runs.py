@@ -72,6 +72,21 @@ def test_prediction_writes_every_image_and_its_settings(tmp_path, module):
     assert (settings["num_classes"], settings["backbone"], settings["flip"]) == (2, "resnet18", False)
 
 
+@pytest.mark.parametrize(
+    ("options", "given", "expected"),
+    [
+        ({}, None, 0.7),
+        ({"final_map": "coarse"}, None, 0.2),
+        ({"contrast": False, "aggregation": False}, None, 0.2),
+        ({}, 0.2, 0.2),
+    ],
+)
+def test_threshold_suits_the_map_unless_given(tmp_path, options, given, expected):
+    module = RCAModule(num_classes=2, backbone="resnet14", flip=False, background_prototypes=0, **options)
+    predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=given), Photographs("a"))
+    assert json.loads((tmp_path / "predict.json").read_text())["background_threshold"] == expected
+
+
 def test_complete_images_are_not_computed_again(tmp_path, module):
     assert predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a", "b.1")) == ["a", "b.1"]
     before = file_bytes(tmp_path)
