@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,11 +83,6 @@ class SemanticAggregation(nn.Module):
         self.register_buffer("factors", torch.ones(total))
         labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
         self.register_buffer("labels", labels, persistent=False)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Checkpoints from before prototypes had temperatures of their own.
-        state_dict.setdefault(f"{prefix}factors", torch.ones_like(self.factors))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def write(self, prototypes: Tensor, valid: Tensor, factors: Tensor | None = None) -> None:

@@ -142,14 +142,6 @@ def test_checkpoint_carries_prototypes():
     assert torch.equal(again(pixels()).context, module(pixels()).context)
 
 
-def test_checkpoint_without_factors_is_read():
-    module = filled(3, holes=(1,))
-    state = {name: value for name, value in module.state_dict().items() if name != "factors"}
-    again = SemanticAggregation(D, L, K, background_prototypes=3)
-    again.load_state_dict(state)
-    assert torch.equal(again(pixels()).context, module(pixels()).context)
-
-
 def test_factors_are_temperatures_of_single_prototypes():
     module, embeddings = filled(temperature=0.2), pixels()
     factors = torch.linspace(0.5, 2.0, L * K)
