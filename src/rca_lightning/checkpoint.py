@@ -1,15 +1,19 @@
-"""Is a file a checkpoint of `rca fit`, and does it fit the network that is to take it?"""
+"""Checkpoints of `rca fit`: read without running code in them, and only into the network that wrote them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from rca_lightning.errors import ArgumentError, WeightsError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _KEYWORDS = ("last", "best", "hpc")  # names that Lightning looks up itself
 _SHOWN = 3
@@ -20,31 +24,44 @@ def check_checkpoint(path: str) -> None:
 
     Args:
         path: what stands behind `--ckpt_path`; words and folders that Lightning looks up itself pass.
+
+    Raises:
+        ArgumentError: if there is no such file, or it is the address of one elsewhere.
+        WeightsError: if the file is no checkpoint of `rca fit`.
     """
     if path in _KEYWORDS or path.startswith("registry") or Path(path).is_dir():
         return
     read_checkpoint(path, map_location="meta")  # no tensor is read
 
 
-def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: str = "ckpt_path") -> dict[str, Any]:
     """Read a checkpoint of `rca fit`; only tensors and plain values are unpickled.
 
+    Args:
+        path: a file on this machine.
+        map_location: device of the tensors; `"meta"` reads everything but them.
+        argument: what the caller calls the path, for the errors.
+
     Raises:
-        ArgumentError: if there is no such file.
+        ArgumentError: if there is no such file, or the path is a folder or the address of a file elsewhere.
         WeightsError: if the file is damaged, holds more than tensors, or is not a checkpoint of Lightning.
     """
     shown = str(path)
+    if "://" in shown:
+        raise ArgumentError(argument, shown, "checkpoints are not downloaded; fetch the file and give its path here")
+    if Path(path).is_dir():
+        raise ArgumentError(argument, shown, "this is a folder; give a checkpoint in it")
     if not Path(path).is_file():
-        raise ArgumentError("ckpt_path", shown, "there is no such file; give a checkpoint of rca fit, or 'last'")
+        raise ArgumentError(argument, shown, "there is no such file; give a checkpoint of rca fit")
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
         raise WeightsError(
-            f"ckpt_path={shown!r} was not loaded: damaged, or more than tensors in it; give a checkpoint of rca fit"
+            f"{argument}={shown!r} was not loaded: damaged, or more than tensors in it; give a checkpoint of rca fit"
         ) from error
     if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
         raise WeightsError(
-            f"ckpt_path={shown!r} is no checkpoint of rca fit; weights of a backbone alone go into --model.weights"
+            f"{argument}={shown!r} is no checkpoint of rca fit; weights of a backbone alone go into --model.weights"
         )
     return dict(content)
 
@@ -74,3 +91,46 @@ def check_fit(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], argumen
             f"num_classes={arguments.get('num_classes')!r}): {'; '.join(differences[:_SHOWN])}{more}. "
             "Leave out the arguments that change the network, or give the checkpoint of this one"
         )
+
+
+class CheckedLoading(L.LightningModule):
+    """A LightningModule that takes checkpoints of its own network only, and no code from them."""
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Build the module from a checkpoint; to be called on the class.
+
+        Args:
+            checkpoint_path: a checkpoint of `rca fit` on this machine, or an open file.
+            map_location: device of the weights, such as `"cpu"`; default: the one they were on.
+            hparams_file: YAML file of arguments to use instead of those in the checkpoint.
+            strict: whether names must match; they are checked anyway.
+            weights_only: False also unpickles classes, which may run any code in the file.
+            **kwargs: arguments of the module to use instead of those in the checkpoint.
+
+        Raises:
+            ArgumentError: if there is no such file, or it is the address of one elsewhere.
+            WeightsError: if the file is damaged, holds more than tensors and plain values, or is of another network.
+        """
+        if weights_only is not False and isinstance(checkpoint_path, (str, Path)):
+            read_checkpoint(checkpoint_path, map_location="meta", argument="checkpoint_path")  # no tensor is read
+        return super().load_from_checkpoint(
+            checkpoint_path,
+            map_location=map_location,
+            hparams_file=hparams_file,
+            strict=strict,
+            weights_only=weights_only is not False,
+            **kwargs,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another network in one sentence."""
+        check_fit(checkpoint["state_dict"], self.state_dict(), checkpoint.get("hyper_parameters", {}))

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rca_lightning.arguments import checked_arguments
-from rca_lightning.checkpoint import check_fit
+from rca_lightning.checkpoint import CheckedLoading
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation import Evaluation, TagSource
 from rca_lightning.losses.contrast import Positives
 from rca_lightning.losses.objective import Objective, RCALoss
 from rca_lightning.memory.bank import RegionMemory
-from rca_lightning.models.aggregation import SemanticAggregation
-from rca_lightning.models.backbones import OutputStride, build_backbone
-from rca_lightning.models.context import ContextName, build_context
-from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RCANetwork, RegionMap
+from rca_lightning.models.backbones import OutputStride
+from rca_lightning.models.building import Context, build_network
+from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RegionMap
 from rca_lightning.models.regions import RegionRule
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
 from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
 
-Context = Literal["prototypes"] | ContextName
 
-
-class RCAModule(L.LightningModule):
+class RCAModule(CheckedLoading):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
@@ -39,8 +35,7 @@ class RCAModule(L.LightningModule):
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables and pictures.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
-        weights: "none", a local file with torchvision's key names, or a URL. Not kept in checkpoints, which
-            hold the trained weights anyway.
+        weights: "none", a local file with torchvision's key names, or a URL; checkpoints do not keep it.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
@@ -60,12 +55,12 @@ class RCAModule(L.LightningModule):
             all alike in direction without.
         alpha: weight of the contrast. At 0.1 it already costs seeds on the generated images, at 0.5 a lot.
         beta: weight of the classification loss of the second head; 1 as in the paper: both heads learn the same.
+            0 leaves that head out, which the map of the attention has no need of.
         contrast_temperature: tau of InfoNCE.
         positives: of InfoNCE: "all" slots of the class, its "prototypes", or its "hardest" slot.
         attention_temperature: of the softmax over prototypes, for unit vectors: the lower, the fewer a pixel reads.
         normalize_attention: cosine instead of raw products.
-        attention_classes: "tags": a pixel reads only the classes of its image, or "all" as in the paper. Worth 3.5
-            points of mIoU on VOC photographs.
+        attention_classes: "tags": a pixel reads only the classes of its image, or "all" as in the paper.
         num_prototypes: K a class.
         background_prototypes: prototypes of confidently empty cells, 0 for none. Without them sky and road
             must share their attention among objects.
@@ -83,8 +78,7 @@ class RCAModule(L.LightningModule):
         eval_tags: "image" lets a map use the true tags, as seeds for training do; "predicted" does not.
         predict_tags: the same for prediction. Images whose tags are unknown always use predicted ones.
         tag_threshold: image probability above which a tag is predicted.
-        seed_threshold: background threshold of the score; none: the best of 0.05, 0.10, ... 0.95, tuned on
-            the masks.
+        seed_threshold: background threshold of the score; none: tuned on the masks, over 0.05, 0.10, ... 0.95.
         optimizer: "sgd" or "adamw".
         lr: learning rate of the backbone.
         new_layer_lr_ratio: rate of the heads and the projection, as a multiple of lr.
@@ -150,39 +144,28 @@ class RCAModule(L.LightningModule):
         super().__init__()
         # An explicit dict: what the command line read plus what it linked, and no paths of one machine.
         self.save_hyperparameters(checked_arguments(locals()))
-        extractor = build_backbone(
-            backbone,
-            output_stride=output_stride,
+        self.network = build_network(
+            num_classes,
+            backbone=backbone,
             weights=weights,
             weights_sha256=weights_sha256,
+            output_stride=output_stride,
             stride_in=stride_in,
             frozen_batchnorm=frozen_batchnorm,
             frozen_stages=frozen_stages,
-        )
-        reader = SemanticAggregation(
-            embedding_dim or sum(extractor.stage_channels(embedding_stages)),
-            num_classes,
+            channels_last=channels_last,
+            contrast=contrast,
+            aggregation=aggregation,
+            context=context,
+            beta=beta,
+            embedding_dim=embedding_dim,
+            embedding_stages=embedding_stages,
+            standardize=standardize,
+            attention_temperature=attention_temperature,
+            normalize_attention=normalize_attention,
+            attention_classes=attention_classes,
             num_prototypes=num_prototypes,
             background_prototypes=background_prototypes,
-            temperature=attention_temperature,
-            normalize=normalize_attention,
-        )
-        reads_prototypes = aggregation and context == "prototypes"
-        needs_embeddings = contrast or reads_prototypes
-        rival = None
-        if aggregation and context != "prototypes":
-            readable = attention_classes if context == "object_context" else "all"
-            rival = build_context(context, extractor.num_features, num_classes, attention_classes=readable)
-        self.network = RCANetwork(
-            extractor,
-            num_classes,
-            embedding_dim=embedding_dim if needs_embeddings else None,
-            embedding_stages=embedding_stages if needs_embeddings else 1,
-            aggregation=reader if reads_prototypes else None,
-            context=rival,
-            attention_classes=attention_classes,
-            standardize=standardize and needs_embeddings,
-            channels_last=channels_last,
         )
         self.loss = RCALoss(
             alpha=alpha,
@@ -230,10 +213,6 @@ class RCAModule(L.LightningModule):
                 "callbacks", None, "add RegionMemoryCallback() to the Trainer, or set contrast=False, aggregation=False"
             )
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another network in one sentence."""
-        check_fit(checkpoint["state_dict"], self.state_dict(), checkpoint.get("hyper_parameters", {}))
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch, and under `regions` what the memory takes in."""
         tags = batch["tags"]
@@ -271,9 +250,8 @@ class RCAModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the score of the split."""
         result = self.evaluation.finish()
-        tags: TagSource = self.hparams["eval_tags"]
         if result is not None:
-            self.log_dict(result.logged(tags, prefix="val"), prog_bar=True, sync_dist=False)
+            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), prog_bar=True, sync_dist=False)
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

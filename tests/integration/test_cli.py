@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -12,13 +15,23 @@ import torch
 import yaml
 from PIL import Image
 
-from rca_lightning import RCAModule
+from rca_lightning import RCAModule, RegionMemoryCallback
 from rca_lightning.cli import main
 from rca_lightning.errors import OutputError, RCAError
 
 
 def run(command: str, config: Path, *more: object) -> object:
     return main([command, "--config", str(config), *map(str, more)])
+
+
+class Trap:
+    """Unpickled carelessly, it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.target,)
 
 
 @pytest.fixture
@@ -102,6 +115,31 @@ def test_memory_has_arguments_of_its_own(config: Path):
     assert int(cli.model.memory.counts.sum()) > 0
 
 
+def test_every_argument_of_the_memory_is_explained(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    details = capsys.readouterr().out.split("  --memory CONFIG")[1]
+    for name in inspect.signature(RegionMemoryCallback).parameters:
+        explained = re.search(rf"\n  --memory\.{name} \S+\s+(.+?)\(type: ", details, flags=re.DOTALL)
+        assert explained, name
+        assert len(explained[1].split()) >= 3, explained[1]
+    assert re.search(r"--memory\.clustering.*?default:\s+kmeans\)", details, flags=re.DOTALL)
+
+
+def test_last_checkpoint_is_read_without_running_code(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # what is not asked for explicitly unpickles anything
+    (tmp_path / "run").mkdir()
+    torch.save({"state_dict": {}, "trap": Trap(tmp_path / "ran")}, tmp_path / "run" / "last.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        run("fit", config, "--ckpt_path", "last")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(RCAError, match="weights_only=False: leave it out"):
+        run("fit", config, "--ckpt_path", "last", "--weights_only", "false")
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # so there was code to run
+
+
 def test_missing_faiss_is_told_before_training(config: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(RCAError, match="pip install"):
@@ -123,6 +161,7 @@ def test_second_memory_is_refused(config: Path):
         (["--model.backbone", "resnet99"], "resnet99"),
         (["--model.weights", "/no/such/weights.pth"], "/no/such/weights.pth"),
         (["--model.region_threshold", "1.5"], "region_threshold"),
+        (["--ckpt_path", "https://example.org/last.ckpt"], "ckpt_path=.*fetch the file"),
     ],
 )
 def test_wrong_arguments_are_named(config: Path, arguments: list[str], message: str):

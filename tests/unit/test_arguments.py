@@ -27,6 +27,7 @@ GOOD = {
     "contrast": True,
     "aggregation": True,
     "context": "prototypes",
+    "final_map": "attention",
     "positives": "all",
     "scales": (1.0,),
 }
@@ -94,3 +95,12 @@ def test_positives_cannot_be_prototypes_where_there_are_none(without):
     with pytest.raises(ArgumentError, match="positives"):
         checked_arguments({**GOOD, "positives": "prototypes", **without})
     checked_arguments({**GOOD, "positives": "prototypes", **without, "contrast": False})
+
+
+@pytest.mark.parametrize("needs_it", [{"final_map": "refined"}, {"final_map": "mean"}, {"context": "co_attention"}])
+def test_a_second_head_without_weight_is_refused_where_it_is_needed(needs_it):
+    checked_arguments({**GOOD, "beta": 0.0})
+    with pytest.raises(ArgumentError, match=r"beta.*(second head|co_attention)"):
+        checked_arguments({**GOOD, "beta": 0.0, **needs_it})
+    checked_arguments({**GOOD, "beta": 0.0, **needs_it, "aggregation": False})
+    checked_arguments({**GOOD, "beta": 0.5, **needs_it})

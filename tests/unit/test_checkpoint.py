@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from tests.quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
-from rca_lightning.checkpoint import check_checkpoint, check_fit
+from rca_lightning.checkpoint import check_checkpoint, check_fit, read_checkpoint
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError
 from rca_lightning.module import RCAModule
 
@@ -50,6 +52,19 @@ def test_missing_file_is_named():
         check_checkpoint("/nowhere/a.ckpt")
 
 
+@pytest.mark.parametrize("address", ["https://example.org/a.ckpt", "s3://bucket/a.ckpt"])
+def test_address_is_not_downloaded(address: str):
+    with pytest.raises(ArgumentError, match=r"^ckpt_path='.*a\.ckpt': checkpoints are not downloaded; fetch the file"):
+        check_checkpoint(address)
+    with pytest.raises(ArgumentError, match=r"^checkpoint_path='.*a\.ckpt': checkpoints are not downloaded"):
+        RCAModule.load_from_checkpoint(address)
+
+
+def test_folder_is_no_checkpoint(tmp_path: Path):
+    with pytest.raises(ArgumentError, match="this is a folder; give a checkpoint in it"):
+        read_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"hello\n", b"PK\x03\x04 cut short"])
 def test_damaged_file_is_named(tmp_path: Path, content: bytes):
     path = tmp_path / "a.ckpt"
@@ -67,6 +82,28 @@ def test_code_in_a_file_is_not_run(tmp_path: Path):
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists()  # so there was code to run
+
+
+def test_module_is_loaded_without_running_code(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # what is not asked for explicitly unpickles anything
+    mark, path = tmp_path / "ran", tmp_path / "a.ckpt"
+    torch.save({**torch.load(checkpoint, weights_only=True), "more": Hostile(mark)}, path)
+    with pytest.raises(WeightsError, match=r"^checkpoint_path='.*a\.ckpt' was not loaded: .*more than tensors"):
+        RCAModule.load_from_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError):
+        RCAModule.load_from_checkpoint(io.BytesIO(path.read_bytes()))
+    assert not mark.exists()
+    assert RCAModule.load_from_checkpoint(str(path), weights_only=False).hparams["num_classes"] == 2
+    assert mark.exists()  # so there was code to run
+
+
+def test_arguments_of_loading_reach_lightning(checkpoint: Path):
+    module = RCAModule.load_from_checkpoint(checkpoint, map_location="cpu", flip=False, tag_threshold=0.25)
+    assert (module.hparams["flip"], module.hparams["tag_threshold"]) == (False, 0.25)
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert saved.keys() == module.state_dict().keys()
+    assert all(torch.equal(value, saved[name]) for name, value in module.state_dict().items())
+    assert isinstance(RCAModule.load_from_checkpoint(io.BytesIO(checkpoint.read_bytes())), RCAModule)
 
 
 @pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(1)}, {"state_dict": {}}, [1]], ids=str)

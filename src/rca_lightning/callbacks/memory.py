@@ -38,11 +38,13 @@ class RegionMemoryCallback(L.Callback):
         backend: of k-means: "faiss", "torch", or "auto" for FAISS where it is installed.
         iterations: steps of the clustering.
         restarts: runs from other seeds, of which the best counts.
-        warm_start: whether a clustering starts from the last prototypes.
-        regions_per_prototype: a class of few regions gets one prototype for so many; none: K for all.
+        warm_start: whether a clustering starts from the last prototypes, so that prototype k stays what it was.
+        regions_per_prototype: a class of few regions gets one prototype for so many, up to K; none: K for all.
         reseed: place prototypes without a region where the class is covered worst.
-        merge_above: cosine above which two prototypes of a class are merged; none: never.
-        drop_below: probability of its own class under which a prototype is left out; none: never.
+        merge_above: cosine above which two prototypes of a class become one, and the freed one is placed where the
+            class is covered worst; none: never.
+        drop_below: probability of its own class, by the first CAM head, under which a prototype is left out;
+            none: never.
         concentration: whether tight prototypes get a lower attention temperature than loose ones.
         seed: of the clustering; the epoch is added.
 
@@ -149,10 +151,8 @@ class RegionMemoryCallback(L.Callback):
             )
         ]
         if module.hparams["background_prototypes"]:
-            # All of it is one class, which no CAM head scores and whose copies hurt nobody.
-            plain = PrototypeMaker(backend=self.maker.backend, iterations=self.maker.iterations)
             rows, number = slice(count, None), int(module.hparams["background_prototypes"])
-            parts.append(plain(memory.embeddings[rows], memory.valid[rows], number, seed=self.seed + epoch))
+            parts.append(self.maker.plain(memory.embeddings[rows], memory.valid[rows], number, seed=self.seed + epoch))
         return parts
 
     def _report(self, memory: RegionMemory, module: RCAModule, classes: Prototypes) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,8 +49,8 @@ class PseudoLabelWriter(BasePredictionWriter):
         existing: "skip" what is complete, "overwrite" everything.
 
     Raises:
-        OutputError: while predicting, if two images have one id, an id cannot be a file name, or the folder holds
-            predictions of another model or setting.
+        OutputError: when predicting starts, if the folder cannot be made or written to, or holds predictions of
+            another model or setting; later, if two images have one id, or an id cannot be a file name.
     """
 
     def __init__(
@@ -80,7 +82,8 @@ class PseudoLabelWriter(BasePredictionWriter):
             return
         self._seen.clear()
         self._written = 0
-        done = set() if self.existing == "overwrite" else self._complete_ids()
+        with _output_errors(self.output_dir):
+            done = set() if self.existing == "overwrite" else self._complete_ids()
         # Without a data module the images are computed and then not written again.
         leave_out = getattr(getattr(trainer, "datamodule", None), "leave_out_of_prediction", None)
         if done and leave_out is not None:
@@ -99,10 +102,19 @@ class PseudoLabelWriter(BasePredictionWriter):
         reads_attention = pl_module.hparams["final_map"] == "attention" and pl_module.network.aggregation is not None
         if reads_attention and not self._threshold_is_given:
             self.background_threshold = _ATTENTION_THRESHOLD
-        self._settings = self._checked_settings(pl_module, trainer.ckpt_path)
+        with _output_errors(self.output_dir):
+            self._settings = self._checked_settings(pl_module, trainer.ckpt_path)
+            self._make_folders()
         trainer.strategy.barrier("predictions folder")
         if trainer.is_global_zero:
-            self._write_settings(overwriting=self.existing == "overwrite")
+            with _output_errors(self.output_dir):
+                self._write_settings(overwriting=self.existing == "overwrite")
+
+    def _make_folders(self) -> None:
+        for folder in (self.output_dir, *(path.parent for path in self._paths("any").values())):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a disk mounted read-only
+                pass
 
     def _checked_settings(self, module: RCAModule, checkpoint: str | Path | None) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(json.dumps(self._describe(module, checkpoint)))
@@ -201,6 +213,17 @@ class PseudoLabelWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             self._write_settings(overwriting=False)
         logger.info("wrote %d images to %s", self._written, self.output_dir)
+
+
+@contextmanager
+def _output_errors(folder: Path) -> Iterator[None]:
+    """Say of a refusal by the file system which argument it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"output_dir={str(folder)!r} cannot be written to ({error}); give a folder where files can be made"
+        ) from error
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -36,57 +36,38 @@ class Prototypes:
     asked: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
 class PrototypeMaker:
-    """Clusters the regions of every class; further steps are optional and run in the order of the arguments.
+    """Clusters the regions of every class; further steps are optional.
 
-    Args:
-        clustering: see `cluster`.
-        backend: see `cluster`.
-        iterations: see `cluster`.
-        restarts: see `cluster`.
-        warm_start: start from the last prototypes, so that prototype `k` stays what it was.
-        regions_per_prototype: a class gets one prototype for so many regions, up to K; none: K.
-        reseed: place prototypes without a region where the class is covered worst.
-        merge_above: cosine above which two prototypes of a class become one, and the freed one is placed where the
-            class is covered worst; none: never.
-        drop_below: probability of its own class, by the first CAM head, under which a prototype is left out;
-            none: never.
-        concentration: whether tight prototypes get a lower and loose ones a higher attention temperature.
+    Each argument is the one of `RegionMemoryCallback` of its name, which says what it does and what its default is.
+    The steps run in the order of the arguments.
+
+    Raises:
+        ArgumentError: for a value out of its range.
     """
 
-    def __init__(
-        self,
-        *,
-        clustering: ClusteringMethod = "kmeans",
-        backend: ClusteringBackend = "auto",
-        iterations: int = 20,
-        restarts: int = 1,
-        warm_start: bool = False,
-        regions_per_prototype: int | None = None,
-        reseed: bool = False,
-        merge_above: float | None = None,
-        drop_below: float | None = None,
-        concentration: bool = False,
-    ) -> None:
-        for name, value in (("iterations", iterations), ("restarts", restarts)):
+    clustering: ClusteringMethod
+    backend: ClusteringBackend
+    iterations: int
+    restarts: int
+    warm_start: bool
+    regions_per_prototype: int | None
+    reseed: bool
+    merge_above: float | None
+    drop_below: float | None
+    concentration: bool
+
+    def __post_init__(self) -> None:
+        for name, value in (("iterations", self.iterations), ("restarts", self.restarts)):
             if value < 1:
                 raise ArgumentError(name, value, "give at least 1")
-        if regions_per_prototype is not None and regions_per_prototype < 1:
-            raise ArgumentError("regions_per_prototype", regions_per_prototype, "give at least 1, or null")
-        if merge_above is not None and not -1 < merge_above < 1:
-            raise ArgumentError("merge_above", merge_above, "give a cosine between -1 and 1, such as 0.9, or null")
-        if drop_below is not None and not 0 <= drop_below <= 1:
-            raise ArgumentError("drop_below", drop_below, "give a probability in [0, 1], or null")
-        self.clustering: ClusteringMethod = clustering
-        self.backend: ClusteringBackend = backend
-        self.iterations = iterations
-        self.restarts = restarts
-        self.warm_start = warm_start
-        self.regions_per_prototype = regions_per_prototype
-        self.reseed = reseed
-        self.merge_above = merge_above
-        self.drop_below = drop_below
-        self.concentration = concentration
+        if self.regions_per_prototype is not None and self.regions_per_prototype < 1:
+            raise ArgumentError("regions_per_prototype", self.regions_per_prototype, "give at least 1, or null")
+        if self.merge_above is not None and not -1 < self.merge_above < 1:
+            raise ArgumentError("merge_above", self.merge_above, "give a cosine between -1 and 1, such as 0.9, or null")
+        if self.drop_below is not None and not 0 <= self.drop_below <= 1:
+            raise ArgumentError("drop_below", self.drop_below, "give a probability in [0, 1], or null")
 
     @torch.no_grad()
     def __call__(
@@ -132,8 +113,19 @@ class PrototypeMaker:
             found = merge_copies(found, points, valid, self.merge_above)
         if self.drop_below is not None and score is not None:
             found = drop_unlike(found, points, score(F.normalize(found.centroids, dim=2)), self.drop_below)
-        factors = concentration(points, found) if self.concentration else torch.ones_like(found.centroids[:, :, 0])
-        # A mean of unit vectors is shorter than they are; attention compares directions.
+        factors = concentration(points, found) if self.concentration else None
         fewer = self.merge_above is not None or self.drop_below is not None
-        asked = found.valid.sum(dim=1) if fewer else most
-        return Prototypes(F.normalize(found.centroids, dim=2), found.valid, factors, found, asked)
+        return _prototypes(found, asked=found.valid.sum(dim=1) if fewer else most, factors=factors)
+
+    def plain(self, points: Tensor, valid: Tensor, number: int, *, seed: int) -> Prototypes:
+        """K-means and no further step, for a class that no CAM head scores and whose copies hurt nobody."""
+        found = cluster(points, number, valid=valid, iterations=self.iterations, seed=seed, backend=self.backend)
+        return _prototypes(found, asked=torch.full_like(valid[:, 0], number, dtype=torch.long))
+
+
+def _prototypes(clusters: Clusters, *, asked: Tensor, factors: Tensor | None = None) -> Prototypes:
+    # A mean of unit vectors is shorter than they are; attention compares directions.
+    vectors = F.normalize(clusters.centroids, dim=2)
+    return Prototypes(
+        vectors, clusters.valid, torch.ones_like(vectors[:, :, 0]) if factors is None else factors, clusters, asked
+    )

@@ -27,7 +27,7 @@ class ActivationMaps:
     Attributes:
         embeddings: what regions are pooled from and prototypes compared with, `(B, D, H, W)`.
         coarse: `P`, maps of the first CAM head, `(B, L, H, W)`.
-        refined: `P^`, maps of the second head on `[F', F]`, `(B, L, H, W)`; `None` in a plain CAM.
+        refined: `P^`, maps of the second head on `[F', F]`, `(B, L, H, W)`; `None` without that head.
         attention: attention summed over the prototypes of a class, `(B, L, H, W)`; `None` without prototypes.
     """
 
@@ -38,11 +38,11 @@ class ActivationMaps:
 
     def read(self, final_map: FinalMap) -> Tensor:
         """Non-negative maps `(B, L, H, W)` to draw masks from; the refined or coarse ones where others are missing."""
+        if final_map == "attention" and self.attention is not None:
+            return self.attention.float()
         coarse = self.coarse.float().clamp_min(0)
         if final_map == "coarse" or self.refined is None:
             return coarse
-        if final_map == "attention" and self.attention is not None:
-            return self.attention.float()
         refined = self.refined.float().clamp_min(0)
         if final_map != "mean":
             return refined
@@ -72,6 +72,7 @@ class RCANetwork(nn.Module):
             weight. The last one knows the class, the one before the parts.
         aggregation: reads the prototypes; `None`: plain CAM.
         context: another source of context in place of the prototypes; see `build_context`.
+        second_head: whether a second CAM head reads the context. Without, prototypes serve the attention alone.
         attention_classes: whether a pixel may read all classes or the tags of its image.
         standardize: whether embeddings have mean 0 and variance 1 in every channel. Features behind a ReLU are
             positive, so their cosines are all high and say little; around their mean they point apart.
@@ -90,6 +91,7 @@ class RCANetwork(nn.Module):
         embedding_stages: int = 1,
         aggregation: SemanticAggregation | None = None,
         context: ContextModule | None = None,
+        second_head: bool = True,
         attention_classes: AttentionClasses = "tags",
         standardize: bool = True,
         channels_last: bool = False,
@@ -110,7 +112,7 @@ class RCANetwork(nn.Module):
         self.aggregation = aggregation
         self.context = context
         read = context.context_channels if context else embedded if aggregation else None
-        self.refined_head = CAMHead(channels + read, num_classes) if read else None
+        self.refined_head = CAMHead(channels + read, num_classes) if read and second_head else None
         self.attention_classes = attention_classes
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -127,21 +129,23 @@ class RCANetwork(nn.Module):
         features = stages[-1]
         embeddings = self._embed(stages)
         coarse = self.coarse_head(features)
-        if self.refined_head is None:
-            return ActivationMaps(embeddings, coarse)
-        if self.context is not None:
+        if self.context is not None and self.refined_head is not None:
             completed = torch.cat([self.context(features, coarse.detach(), tags), features], dim=1)
             return ActivationMaps(embeddings, coarse, self.refined_head(completed))
-        assert self.aggregation is not None
+        if self.aggregation is None:
+            return ActivationMaps(embeddings, coarse)
         readable = None
         if self.attention_classes == "tags":
             readable = tags if tags is not None else (image_logits(coarse) > 0)
+        classes = coarse.shape[1]
+        if self.refined_head is None:
+            attention = self.aggregation.class_attention(embeddings.detach(), readable)
+            return ActivationMaps(embeddings, coarse, attention=attention[:, :classes])
         read = self.aggregation(embeddings, readable)
         # Prototypes are unit vectors: with the length of the pixel both halves of F^ have one scale.
         length = embeddings.detach().norm(dim=1, keepdim=True)
         completed = torch.cat([read.context * length, features], dim=1)  # (B, D + C, H, W)
-        attention = read.class_attention[:, : coarse.shape[1]]
-        return ActivationMaps(embeddings, coarse, self.refined_head(completed), attention)
+        return ActivationMaps(embeddings, coarse, self.refined_head(completed), read.class_attention[:, :classes])
 
     def _embed(self, stages: list[Tensor]) -> Tensor:
         size = stages[-1].shape[2], stages[-1].shape[3]

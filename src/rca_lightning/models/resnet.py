@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def _conv(width_in: int, width_out: int, size: int, *, stride: int = 1, dilation
     return nn.Conv2d(width_in, width_out, size, stride=stride, padding=padding, dilation=dilation, bias=False)
 
 
-class _Block(nn.Module):
+class _Block(nn.Module, ABC):
     """What both kinds of residual block share: the shortcut."""
 
     downsample: nn.Sequential | None
@@ -46,8 +47,9 @@ class _Block(nn.Module):
         residual: Tensor = self.relu(self.residual(x) + shortcut)
         return residual
 
+    @abstractmethod
     def residual(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What is added to the shortcut."""
 
 
 class _BasicBlock(_Block):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rca_lightning.errors import ArgumentError, WeightsError, require_extra
 from rca_lightning.models.download import check_sha256, fetch
 
+MODULE_PREFIX = "network."  # of every weight in a checkpoint of `rca fit`
 CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
 LISTED = 20
 
@@ -40,8 +41,8 @@ def load_weights(
 
     Raises:
         ArgumentError: if `sha256` is malformed, or is missing for a URL.
-        WeightsError: if the file is missing, cannot be downloaded, has another checksum, holds anything else than
-            finite tensors, or its keys or shapes are not those of the network.
+        WeightsError: if the file is missing or a folder, cannot be downloaded, has another checksum, is a checkpoint
+            of `rca fit`, holds anything else than finite tensors, or its keys or shapes are not those of the network.
         MissingExtraError: for a `.safetensors` file without the package safetensors.
 
     Example:
@@ -51,7 +52,9 @@ def load_weights(
     if source == "none":
         return
     path = _locate(source, sha256)
-    state = {key: value for key, value in _read(path).items() if not key.startswith(ignore_prefixes)}
+    content = _read(path)
+    _refuse_checkpoint_of_fit(path, content)
+    state = {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
     needed = {key: value for key, value in module.state_dict().items() if not key.startswith(ignore_prefixes)}
     problems = [*_key_problems(needed, state), *_value_problems(needed, state)]
     if problems:
@@ -70,6 +73,8 @@ def _locate(source: str, sha256: str | None) -> Path:
     if source.startswith(("http://", "https://")):
         return fetch(source, sha256=sha256)
     path = Path(source).expanduser()
+    if path.is_dir():
+        raise WeightsError(f"weights={source!r}: this is a folder; give the path of the weights file in it")
     if not path.is_file():
         raise WeightsError(
             f"weights={source!r}: there is no such file; give the path of a weights file, a URL or 'none'"
@@ -107,6 +112,14 @@ def _unpack(path: Path) -> Any:
         reader = require_extra("safetensors.torch", extra="timm", needed_for="reading .safetensors files")
         return reader.load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refuse_checkpoint_of_fit(path: Path, content: Iterable[str]) -> None:
+    if any(key.startswith(MODULE_PREFIX) for key in content):
+        raise WeightsError(
+            f"weights={str(path)!r}: this is a checkpoint of rca fit and not of a backbone alone; "
+            "give it as --ckpt_path, or in Python to RCAModule.load_from_checkpoint, and leave weights at 'none'"
+        )
 
 
 def _key_problems(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterable[str]:

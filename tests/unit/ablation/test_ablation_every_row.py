@@ -25,7 +25,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_grids_are_found():
-    assert set(GRIDS) == {"confirm", "synthetic", "voc2012_mini"}
+    assert set(GRIDS) == {"confirm", "frozen", "synthetic", "voc2012_mini"}
     assert len(ROWS) > 40
 
 

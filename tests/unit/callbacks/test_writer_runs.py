@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import lightning as L
@@ -13,6 +14,7 @@ from tests.quiet_trainer import quiet_trainer
 from tests.tagged_images import tagged_images
 from torch.utils.data import DataLoader
 
+from rca_lightning.callbacks import writers
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.data.sample import collate
 from rca_lightning.errors import OutputError
@@ -153,6 +155,31 @@ def test_unreadable_settings_are_named(tmp_path, module, text):
     (tmp_path / "predict.json").write_text(text)
     with pytest.raises(OutputError, match=r"predict\.json.*delete it, or give existing='overwrite'"):
         predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+
+
+@pytest.mark.parametrize("existing", ["skip", "overwrite"])
+@pytest.mark.parametrize("occupied", ["file", "results/cams", "results/pseudo_labels", "results/overlays"])
+def test_file_where_a_folder_must_be_is_named_before_predicting(tmp_path, module, occupied, existing):
+    path = tmp_path / occupied
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("in the way")
+    folder = tmp_path / "file" / "below" if occupied == "file" else tmp_path / "results"
+    writer = PseudoLabelWriter(str(folder), overlays=True, existing=existing)
+    monitor = Counting()
+    trainer = quiet_trainer(tmp_path, callbacks=[writer, monitor])
+    with pytest.raises(OutputError, match=rf"^output_dir='{folder}' cannot be written to .*; give a folder where"):
+        trainer.predict(module, datamodule=Photographs("a"), return_predictions=False)
+    assert monitor.seen == []
+    assert path.read_text() == "in the way"
+
+
+def test_folder_that_takes_no_files_is_named_before_predicting(tmp_path, module, monkeypatch):
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    monkeypatch.setattr(writers.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OutputError, match=r"output_dir='.*out' cannot be written to \(.*Read-only file system"):
+        predict(module, PseudoLabelWriter(str(tmp_path / "out")), Photographs("a"))
 
 
 def test_the_same_writer_may_predict_twice(tmp_path, module):

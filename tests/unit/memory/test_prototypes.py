@@ -6,10 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.clustering import kmeans
 from rca_lightning.memory.concentration import concentration
 from rca_lightning.memory.prototypes import PrototypeMaker
+
+
+def maker(**options) -> PrototypeMaker:
+    """With the defaults of the callback, which are the only ones."""
+    return RegionMemoryCallback(**{"backend": "torch", **options}).maker
 
 
 def modes(count: int, each: int = 8, dim: int = 16, noise: float = 0.02) -> torch.Tensor:
@@ -30,7 +36,7 @@ def bank() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_default_is_k_means_scaled_to_unit_length():
     points, valid = bank()
-    found = PrototypeMaker(backend="torch")(points, valid, 6, seed=3)
+    found = maker()(points, valid, 6, seed=3)
     expected = kmeans(points, 6, valid=valid, seed=3, backend="torch")
     torch.testing.assert_close(found.vectors, F.normalize(expected.centroids, dim=2))
     assert torch.equal(found.valid, expected.valid)
@@ -39,31 +45,48 @@ def test_default_is_k_means_scaled_to_unit_length():
     torch.testing.assert_close(found.vectors.norm(dim=2), found.valid.float())
 
 
+def test_plain_prototypes_are_k_means_whatever_else_is_asked_for():
+    points, valid = bank()
+    everything = maker(clustering="farthest", iterations=7, restarts=2, regions_per_prototype=8, reseed=True,
+                       merge_above=0.9, drop_below=0.5, concentration=True)  # fmt: skip
+    found = everything.plain(points, valid, 6, seed=3)
+    expected = kmeans(points, 6, valid=valid, seed=3, iterations=7, backend="torch")
+    torch.testing.assert_close(found.vectors, F.normalize(expected.centroids, dim=2))
+    assert torch.equal(found.valid, expected.valid)
+    assert (found.factors == 1).all()
+    assert found.asked.tolist() == [6, 6, 6, 6]
+
+
+def test_no_argument_has_a_second_default():
+    with pytest.raises(TypeError, match=r"clustering.*concentration"):
+        PrototypeMaker(backend="torch")
+
+
 @pytest.mark.parametrize("clustering", ["kmeans", "spherical", "sinkhorn", "gmm", "farthest"])
 def test_every_method_finds_six_modes(clustering):
     points, valid = bank()
-    found = PrototypeMaker(clustering=clustering, backend="torch", restarts=5)(points[:1], valid[:1], 6)
+    found = maker(clustering=clustering, restarts=5)(points[:1], valid[:1], 6)
     nearest = (found.vectors[0] @ torch.eye(16)[:6].T).amax(dim=0)
     assert (nearest > 0.98).all()
 
 
 def test_merging_leaves_only_what_differs():
     points, valid = bank()
-    found = PrototypeMaker(backend="torch", merge_above=0.9)(points, valid, 6)
+    found = maker(merge_above=0.9)(points, valid, 6)
     assert found.valid.sum(dim=1).tolist() == [6, 2, 3, 0]
     assert found.asked.tolist() == [6, 2, 3, 0]
 
 
 def test_classes_of_few_regions_get_fewer():
     points, valid = bank()
-    found = PrototypeMaker(backend="torch", regions_per_prototype=8)(points, valid, 6)
+    found = maker(regions_per_prototype=8)(points, valid, 6)
     assert found.valid.sum(dim=1).tolist() == found.asked.tolist() == [6, 2, 1, 0]
 
 
 def test_low_scores_are_dropped_but_never_all():
     points, valid = bank()
     score = lambda vectors: (vectors[:, :, 0] > 0.5).float()  # noqa: E731 - only the first axis is believed
-    found = PrototypeMaker(backend="torch", drop_below=0.5)(points, valid, 6, score=score)
+    found = maker(drop_below=0.5)(points, valid, 6, score=score)
     assert found.valid.sum(dim=1)[0] == 1
     assert found.vectors[0, 0, 0] > 0.98
     assert found.valid.any(dim=1).tolist() == [True, True, True, False]
@@ -75,13 +98,13 @@ def test_warm_start_keeps_places():
     last[0, range(6), range(5, -1, -1)] = 1.0
     usable = torch.zeros(4, 6, dtype=torch.bool)
     usable[0] = True
-    found = PrototypeMaker(backend="torch", warm_start=True)(points, valid, 6, last=(last, usable))
+    found = maker(warm_start=True)(points, valid, 6, last=(last, usable))
     assert found.vectors[0].argmax(dim=1).tolist() == [5, 4, 3, 2, 1, 0]
 
 
 def test_concentration_gives_the_factors():
     points, valid = bank()
-    found = PrototypeMaker(backend="torch", concentration=True)(points, valid, 2)
+    found = maker(concentration=True)(points, valid, 2)
     torch.testing.assert_close(found.factors, concentration(points, found.clusters))
     assert found.factors[found.valid].unique().numel() > 1
 
@@ -92,4 +115,4 @@ def test_concentration_gives_the_factors():
 )
 def test_wrong_arguments_are_named(wrong):
     with pytest.raises(ArgumentError, match=next(iter(wrong))):
-        PrototypeMaker(**wrong)
+        maker(**wrong)

@@ -39,7 +39,8 @@ def build(dim: int | None = None, *, prototypes: bool = True, background: int = 
     options = {"attention_classes": "all", **options}
     network = RCANetwork(TinyBackbone(), L, embedding_dim=dim, aggregation=reader, **options)
     for head in (network.coarse_head, network.refined_head):
-        nn.init.normal_(head.conv.weight)
+        if head is not None:
+            nn.init.normal_(head.conv.weight)
     return network
 
 
@@ -96,6 +97,24 @@ def test_without_aggregation_it_is_a_plain_cam():
     for name in ("coarse", "refined", "attention", "mean"):
         assert torch.equal(maps.read(name), maps.coarse.clamp_min(0))
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"backbone", "coarse_head"}
+
+
+def test_without_second_head_the_attention_stays_as_it_is():
+    whole, lean = (
+        build(4, attention_classes="tags").eval(),
+        build(4, attention_classes="tags", second_head=False).eval(),
+    )
+    left = whole.load_state_dict(lean.state_dict(), strict=False)
+    assert left.missing_keys == ["refined_head.conv.weight"]
+    tags = torch.tensor([[1, 0, 0], [0, 1, 1]])
+    maps, expected = lean(images(), tags), whole(images(), tags)
+    torch.testing.assert_close(maps.attention, expected.attention)
+    assert maps.refined is None
+    torch.testing.assert_close(maps.read("attention"), expected.attention)
+    assert torch.equal(maps.read("coarse"), maps.coarse.clamp_min(0))
+    maps = lean.train()(images(), tags)
+    (maps.coarse.mean() + maps.embeddings.sum() * 0).backward()
+    assert all(parameter.grad is not None for parameter in lean.parameters())
 
 
 def test_all_parameters_get_a_gradient_before_the_first_clustering():

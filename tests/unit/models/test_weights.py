@@ -152,6 +152,20 @@ def test_missing_file_is_named(tmp_path):
         load_weights(network(), str(tmp_path / "nowhere.pth"))
 
 
+def test_folder_is_called_a_folder(tmp_path):
+    with pytest.raises(WeightsError, match=r"weights='.*': this is a folder; give the path of the weights file in it"):
+        load_weights(network(), str(tmp_path))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_checkpoint_of_fit_is_sent_where_it_belongs(tmp_path, wrapped):
+    state = {f"network.backbone.{key}": value for key, value in network().state_dict().items()}
+    content = {"state_dict": state, "pytorch-lightning_version": "2.6.0"} if wrapped else state
+    with pytest.raises(WeightsError, match=r"last\.ckpt': this is a checkpoint of rca fit.* --ckpt_path") as caught:
+        load_weights(network(), saved(tmp_path, content, "last.ckpt"))
+    assert "missing keys" not in str(caught.value)
+
+
 def test_checksum_of_a_local_file(tmp_path):
     path = saved(tmp_path, network().state_dict())
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()

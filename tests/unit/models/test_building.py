@@ -1,0 +1,85 @@
+"""Which parts the network gets for what it is to do."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from rca_lightning.errors import ArgumentError
+from rca_lightning.models.building import build_network
+from rca_lightning.models.network import RCANetwork
+from rca_lightning.module import RCAModule
+
+L = 3
+C = 128  # channels of resnet14
+
+
+def build(**options) -> RCANetwork:
+    taken = inspect.signature(build_network).parameters
+    defaults = {name: p.default for name, p in inspect.signature(RCAModule).parameters.items() if name in taken}
+    return build_network(**{**defaults, "num_classes": L, "backbone": "resnet14", **options})
+
+
+def parts(network: RCANetwork) -> set[str]:
+    return {name for name, child in network.named_children() if child is not None}
+
+
+PLAIN = {"backbone", "coarse_head"}
+BOTH_HEADS = PLAIN | {"refined_head"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, BOTH_HEADS | {"aggregation", "standardization"}),
+        ({"beta": 0.0}, PLAIN | {"aggregation", "standardization"}),
+        ({"standardize": False}, BOTH_HEADS | {"aggregation"}),
+        ({"embedding_dim": 8}, BOTH_HEADS | {"aggregation", "standardization", "projection"}),
+        ({"aggregation": False}, PLAIN | {"standardization"}),
+        ({"aggregation": False, "contrast": False, "embedding_dim": 8}, PLAIN),
+        ({"context": "co_attention"}, BOTH_HEADS | {"context", "standardization"}),
+        ({"context": "double_attention", "contrast": False, "embedding_dim": 8}, BOTH_HEADS | {"context"}),
+        ({"context": "object_context", "aggregation": False, "contrast": False}, PLAIN),
+    ],
+    ids=str,
+)
+def test_network_has_the_parts_it_needs(options, expected):
+    network = build(**options)
+    assert parts(network) == expected
+    maps = network.eval()(torch.zeros(1, 3, 32, 32))
+    assert (maps.refined is None) == ("refined_head" not in expected)
+    assert (maps.attention is None) == ("aggregation" not in expected)
+
+
+def test_prototypes_are_as_wide_as_what_they_are_compared_with():
+    assert build(num_prototypes=4, background_prototypes=5).aggregation.prototypes.shape == (L * 4 + 5, C)
+    assert build(embedding_dim=8).aggregation.prototypes.shape[1] == 8
+    assert build(embedding_stages=2).aggregation.prototypes.shape[1] == C + C // 2
+
+
+def test_stages_nobody_embeds_are_not_computed():
+    assert build(embedding_stages=2, aggregation=False).embedding_stages == 2
+    assert build(embedding_stages=2, aggregation=False, contrast=False).embedding_stages == 1
+
+
+@pytest.mark.parametrize("readable", ["all", "tags"])
+def test_object_context_reads_the_classes_asked_for(readable):
+    torch.manual_seed(0)
+    network = build(context="object_context", attention_classes=readable).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    first, second = (network(images, torch.eye(L)[[index]]).refined for index in (0, 1))
+    assert torch.equal(first, second) == (readable == "all")
+
+
+@pytest.mark.parametrize("wrong", [{"attention_temperature": 0.0}, {"num_prototypes": 0}])
+def test_arguments_of_parts_left_out_are_checked_too(wrong):
+    with pytest.raises(ArgumentError):
+        build(aggregation=False, contrast=False, **wrong)
+
+
+def test_every_argument_is_one_of_the_module_and_has_no_default_of_its_own():
+    own = inspect.signature(build_network).parameters
+    assert set(own) <= set(inspect.signature(RCAModule).parameters)
+    assert all(parameter.default is inspect.Parameter.empty for parameter in own.values())
