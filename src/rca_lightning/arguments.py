@@ -34,6 +34,8 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             raise ArgumentError(name, kept[name], "give a number in [0, 1]")
     if kept["seed_threshold"] is not None and not 0 <= kept["seed_threshold"] <= 1:
         raise ArgumentError("seed_threshold", kept["seed_threshold"], "give a number in [0, 1], or null")
+    if kept["embedding_stages"] is not None and kept["embedding_stages"] < 1:
+        raise ArgumentError("embedding_stages", kept["embedding_stages"], "give 1 or more, or null")
     for name in ("alpha", "beta", "warmup_epochs"):
         if kept[name] < 0:
             raise ArgumentError(name, kept[name], "give 0 or more")

@@ -49,8 +49,8 @@ class RCAModule(CheckedLoading):
             ("co_attention") or the image itself ("double_attention", "object_context"); see `build_context`.
         embedding_dim: channels of a learned 1x1 projection for memory and prototypes; none: the features
             themselves, which need no warm-up to mean something.
-        embedding_stages: how many of the last stages of the backbone embeddings are made of; 2 adds the parts
-            that the features of the last have merged.
+        embedding_stages: how many of the last stages of the backbone embeddings are made of; none: 2, which adds
+            parts that the features of the last have merged, or 1 for a timm model, whose stages are not known.
         standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
             all alike in direction without.
         alpha: weight of the contrast. At 0.1 it already costs seeds on the generated images, at 0.5 a lot.
@@ -110,7 +110,7 @@ class RCAModule(CheckedLoading):
         aggregation: bool = True,
         context: Context = "prototypes",
         embedding_dim: int | None = None,
-        embedding_stages: int = 1,
+        embedding_stages: int | None = None,
         standardize: bool = True,
         alpha: float = 0.01,
         beta: float = 1.0,
@@ -119,14 +119,14 @@ class RCAModule(CheckedLoading):
         attention_temperature: float = 0.05,
         normalize_attention: bool = True,
         attention_classes: AttentionClasses = "tags",
-        num_prototypes: int = 10,
+        num_prototypes: int = 20,
         background_prototypes: int = 64,
         region_threshold: float = 0.5,
         region_rule: RegionRule = "fixed",
         region_map: RegionMap = "attention",
         background_threshold: float = 0.05,
         confidence: float = 0.5,
-        warmup_epochs: int = 1,
+        warmup_epochs: int = 2,
         final_map: FinalMap = "attention",
         scales: tuple[float, ...] = (1.0,),
         flip: bool = True,

@@ -44,6 +44,7 @@ def config(tmp_path: Path, synthetic_root: Path) -> Path:
             "output_stride": 16,
             "frozen_batchnorm": False,
             "num_prototypes": 3,
+            "warmup_epochs": 1,
             "background_prototypes": 4,
             # A network that has seen four batches is sure of nothing; everything may enter the memory.
             "confidence": 0.0,

@@ -24,6 +24,7 @@ GOOD = {
     "alpha": 0.1,
     "beta": 1.0,
     "warmup_epochs": 1,
+    "embedding_stages": None,
     "contrast": True,
     "aggregation": True,
     "context": "prototypes",
@@ -47,6 +48,7 @@ def test_keeps_all_but_where_weights_came_from():
         ("alpha", 0.0),
         ("beta", 0.0),
         ("warmup_epochs", 0),
+        ("embedding_stages", 1),
         ("scales", (0.5, 2.0)),
     ],
 )
@@ -61,6 +63,7 @@ def test_edges_are_accepted(name, value):
         ("num_classes", 0),
         ("num_classes", 255),
         ("class_names", ["cat"]),
+        ("embedding_stages", 0),
         ("class_names", []),
         ("region_threshold", -0.1),
         ("background_threshold", 1.1),

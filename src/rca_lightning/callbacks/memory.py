@@ -59,7 +59,7 @@ class RegionMemoryCallback(L.Callback):
 
     def __init__(
         self,
-        slots: int = 500,
+        slots: int = 100,
         rule: WriteRule = "fifo",
         ema: float = 0.99,
         clustering: ClusteringMethod = "kmeans",

@@ -70,15 +70,19 @@ class Backbone(nn.Module, ABC):
                 hook.remove()
         return [*found, features]
 
+    @property
+    def num_stages(self) -> int:
+        """How many stages `last_stages` offers; 1 of a network that has no known stages."""
+        return max(1, sum(not isinstance(stage[-1], nn.Identity) for stage in self.stages()))
+
     def stage_channels(self, count: int) -> list[int]:
         """Channels of the last `count` stages, the features' last.
 
         Raises:
             ArgumentError: if the network does not have so many stages.
         """
-        known = sum(not isinstance(stage[-1], nn.Identity) for stage in self.stages())
-        if not 1 <= count <= max(known, 1):
-            raise ArgumentError("embedding_stages", count, f"{type(self).__name__} offers 1 to {max(known, 1)}")
+        if not 1 <= count <= self.num_stages:
+            raise ArgumentError("embedding_stages", count, f"{type(self).__name__} offers 1 to {self.num_stages}")
         if count == 1:
             return [self.num_features]
         training = self.training

@@ -29,7 +29,7 @@ def build_network(
     context: Context,
     beta: float,
     embedding_dim: int | None,
-    embedding_stages: int,
+    embedding_stages: int | None,
     standardize: bool,
     attention_temperature: float,
     normalize_attention: bool,
@@ -56,9 +56,11 @@ def build_network(
         frozen_batchnorm=frozen_batchnorm,
         frozen_stages=frozen_stages,
     )
+    # The last stage knows the class, the one before the parts.
+    stages = embedding_stages or min(2, extractor.num_stages)
     # Made even if nothing reads it, since it refuses wrong arguments.
     reader = SemanticAggregation(
-        embedding_dim or sum(extractor.stage_channels(embedding_stages)),
+        embedding_dim or sum(extractor.stage_channels(stages)),
         num_classes,
         num_prototypes=num_prototypes,
         background_prototypes=background_prototypes,
@@ -75,7 +77,7 @@ def build_network(
         extractor,
         num_classes,
         embedding_dim=embedding_dim if needs_embeddings else None,
-        embedding_stages=embedding_stages if needs_embeddings else 1,
+        embedding_stages=stages if needs_embeddings else 1,
         aggregation=reader if reads_prototypes else None,
         context=rival,
         second_head=beta > 0,
