@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ablate.prototypes import prototype_table
 from ablate.publish import without_places
 from ablate.spread import Spread, paired, ratio, spread
 from ablate.summary import RowResults, Summary
@@ -19,6 +20,8 @@ def markdown(summary: Summary, pictures: Sequence[str] = ()) -> str:
         if group:
             parts.append(f"## {group}")
         parts.append(_table(summary, group, rows))
+    if table := prototype_table(summary):
+        parts.append(table)
     parts += [f"![{name.partition('.')[0]}]({name})" for name in pictures]
     parts.append(f"{_legend(summary)}\n{_origin(summary)}")
     return "\n\n".join(parts) + "\n"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+from ablate.grid import Grid, Row
 from ablate.markdown import in_words
 from ablate.progress import duration
 from ablate.protocols import best, fixed
+from ablate.prototypes import prototype_table
 from ablate.publish import without_places
 from ablate.spread import Spread, paired, ratio, spread
+from ablate.summary import RowResults, Summary
 
 
 def test_spread_is_that_of_a_sample():
@@ -84,3 +89,36 @@ def test_durations(seconds: float, text: str):
 )
 def test_paths_of_one_machine_are_shortened(text: str, cleaned: str):
     assert without_places(text) == cleaned
+
+
+def result(row: str, seed: int, miou: float, cosine: float | None) -> dict[str, Any]:
+    classes = {} if cosine is None else {"cat": {"mean_cosine": cosine, "coverage": 0.5}, "dog": {"mean_cosine": None}}
+    return {"row": row, "seed": seed, "splits": {"train": {"curve": {"0.5": miou}}}, "diagnostics": classes}
+
+
+def test_prototypes_are_told_beside_the_seeds():
+    rows = {
+        name: RowResults(
+            Row(name, name.upper(), group, {}, None, (0, 1), ("train",)),
+            {seed: result(name, seed, values[seed], cosine) for seed in values},
+        )
+        for name, group, values, cosine in (
+            ("cam", "", {0: 0.4, 1: 0.4}, None),
+            ("rca", "Method", {0: 0.5, 1: 0.6}, 0.25),
+            ("gmm", "Clustering", {1: 0.63}, 0.75),
+        )
+    }
+    grid = Grid(Path("g"), "G", (), {}, {name: found.row for name, found in rows.items()}, "cam", "rca", "train", False)
+    table = prototype_table(Summary(grid, rows, []))
+    assert table is not None
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    assert [line[0] for line in lines[2:]] == ["Method: RCA", "Clustering: GMM"]
+    by_name = {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+    assert by_name["Method: RCA"]["mean cosine"] == "0.25"
+    assert by_name["Method: RCA"]["train over RCA"] == ""
+    assert by_name["Clustering: GMM"]["seeds"] == "1"
+    assert by_name["Clustering: GMM"]["coverage"] == "0.50"
+    assert by_name["Clustering: GMM"]["dead"] == "-"
+    assert by_name["Clustering: GMM"]["train over RCA"] == "+3.0"
+    del rows["rca"], rows["gmm"]
+    assert prototype_table(Summary(grid, rows, [])) is None
