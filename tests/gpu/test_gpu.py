@@ -64,6 +64,7 @@ def test_fit_and_predict(precision: str, tmp_path: Path):
     module = RCAModule(
         data.num_classes, data.class_names, backbone="resnet14", output_stride=8, frozen_batchnorm=False,
         optimizer="adamw", lr=0.002, new_layer_lr_ratio=1, num_prototypes=2, background_prototypes=4, confidence=0.0,
+        warmup_epochs=1,
     )  # fmt: skip
     callback = RegionMemoryCallback(slots=20, backend="torch")
     before = {name: value.clone() for name, value in module.named_parameters()}

@@ -163,6 +163,12 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]
     return sys.executable, "-S", str(script)
 
 
+def cells_by_row(text: str) -> dict[str, list[str]]:
+    """Cells of the lines of a table in Markdown, by the first one."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return {line.split(" | ")[0].strip("| "): [cell.strip() for cell in line.split(" | ")] for line in lines}
+
+
 @pytest.fixture
 def grid(config: Path, tmp_path: Path) -> Path:
     """Two rows with two seeds, one of them with another number of prototypes, a reading row, and one that fails."""
@@ -233,8 +239,8 @@ def test_table_and_plots(grid: Path, tmp_path: Path, stand_in: tuple[str, ...], 
     text = (report / "table.md").read_text()
     assert text in capsys.readouterr().out
     assert text.startswith("# A small grid\n\n")
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    cells = {line.split(" | ")[0].strip("| "): [cell.strip() for cell in line.split(" | ")] for line in lines}
+    scores, prototypes = text.split("## What the prototypes are like")
+    cells = cells_by_row(scores)
     # mIoU of the stand-in: 1 a prototype, 0.1 a seed, 10 more on train.
     assert cells["plain CAM"][1:4] == ["0, 1", "11.1 ± 0.1 (11.0..11.1)", ""]
     assert cells["K3"][1:4] == ["0, 1", "13.1 ± 0.1 (13.0..13.1)", "+2.0 ± 0.0 (+2.0..+2.0)"]
@@ -242,6 +248,11 @@ def test_table_and_plots(grid: Path, tmp_path: Path, stand_in: tuple[str, ...], 
     assert cells["K5"][-3:-1] == ["0.50", "1.00"]  # coverage and cosine of the stand-in's checkpoint
     assert cells["read"][-1].startswith("reads K3")
     assert cells["*K3*"][2] == cells["K3"][2]  # in the group of the reading rows, to compare with
+    measured = cells_by_row(prototypes)
+    assert list(measured) == ["row", "---", "plain CAM", "Prototypes: K3", "Prototypes: K5"]  # a reading row has none
+    found = dict(zip(measured["row"], measured["Prototypes: K5"], strict=True))
+    assert (found["seeds"], found["coverage"], found["rank"]) == ("1", "0.50", "-")
+    assert [measured[name][-1] for name in list(measured)[2:]] == ["-2.0 |", "|", "+2.0 |"]  # on train, over K3
     assert "- The same as K3: K 3 again.\n- Not run: bad." in text
     for name in ("miou.png", "curves.png", "prototypes.png", "cost.png"):
         assert f"]({name})" in text

@@ -38,7 +38,7 @@ class SemanticAggregation(nn.Module):
         num_prototypes: prototypes `K` a class.
         background_prototypes: prototypes of the background; 0 leaves the background out.
         temperature: of the softmax. Against unit vectors the similarity lies in `[-1, 1]`, so 1 would be
-            all but uniform over 200 prototypes; 0.05 to 0.1 lets a pixel choose.
+            all but uniform over hundreds of prototypes; 0.05 to 0.1 lets a pixel choose.
         normalize: compare directions (cosine) instead of raw products. Raw products let the
             norm of a pixel act as its temperature.
 

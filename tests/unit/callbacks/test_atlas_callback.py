@@ -47,8 +47,8 @@ def loader(folder: Path, count: int = 4) -> DataLoader:
 
 def build(**options) -> RCAModule:
     torch.manual_seed(0)
-    # Unsure as it is, everything may enter the memory.
-    given = {"confidence": 0.0, "num_prototypes": 2, "background_prototypes": 0} | options
+    # Unsure as it is, everything may enter the memory, and one epoch is all that some get.
+    given = {"confidence": 0.0, "num_prototypes": 2, "background_prototypes": 0, "warmup_epochs": 1} | options
     return RCAModule(num_classes=2, class_names=["cat", "dog"], backbone="resnet14", lr=1e-3, **given)
 
 

@@ -6,8 +6,11 @@ import inspect
 
 import pytest
 import torch
+from torch import nn
 
 from rca_lightning.errors import ArgumentError
+from rca_lightning.models import building
+from rca_lightning.models.backbone import Backbone
 from rca_lightning.models.building import build_network
 from rca_lightning.models.network import RCANetwork
 from rca_lightning.module import RCAModule
@@ -54,9 +57,41 @@ def test_network_has_the_parts_it_needs(options, expected):
 
 
 def test_prototypes_are_as_wide_as_what_they_are_compared_with():
-    assert build(num_prototypes=4, background_prototypes=5).aggregation.prototypes.shape == (L * 4 + 5, C)
+    wanted = {"num_prototypes": 4, "background_prototypes": 5, "embedding_stages": 1}
+    assert build(**wanted).aggregation.prototypes.shape == (L * 4 + 5, C)
     assert build(embedding_dim=8).aggregation.prototypes.shape[1] == 8
     assert build(embedding_stages=2).aggregation.prototypes.shape[1] == C + C // 2
+
+
+class WithoutStages(Backbone):
+    """A network whose stages are not known, as those of timm."""
+
+    num_features = 8
+    output_stride = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 16, stride=16)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.conv(images)
+
+    def stages(self) -> list[list[nn.Module]]:
+        return []
+
+
+def test_without_a_number_embeddings_are_made_of_two_stages_where_they_are_known(monkeypatch):
+    network = build(embedding_stages=None)
+    assert network.embedding_stages == 2
+    assert network.aggregation.prototypes.shape[1] == C // 2 + C
+    assert network.eval()(torch.zeros(1, 3, 32, 32)).embeddings.shape[1] == C // 2 + C
+    monkeypatch.setattr(building, "build_backbone", lambda *_, **__: WithoutStages())
+    network = build(embedding_stages=None)
+    assert network.embedding_stages == 1
+    assert network.aggregation.prototypes.shape[1] == 8
+    assert network.eval()(torch.zeros(1, 3, 32, 32)).embeddings.shape[1] == 8
+    with pytest.raises(ArgumentError, match="embedding_stages=2: WithoutStages offers 1 to 1"):
+        build(embedding_stages=2)
 
 
 def test_stages_nobody_embeds_are_not_computed():
