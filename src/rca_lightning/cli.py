@@ -145,7 +145,7 @@ class RCACLI(LightningCLI):
         if subcommand == "predict":
             # The writer keeps predictions on disk; a list of all of them would grow with the data.
             kwargs["return_predictions"] = False
-        if "weights_only" in kwargs:  # from Lightning 2.6 on; what it finds for "last" has not been checked here
+        if "weights_only" in kwargs:  # what Lightning finds for "last" has not been checked here
             if kwargs["weights_only"] is False:
                 raise ArgumentError(
                     "weights_only", False, "leave it out; checkpoints of rca fit hold no code to unpickle"
