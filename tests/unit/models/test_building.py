@@ -46,7 +46,6 @@ BOTH_HEADS = PLAIN | {"refined_head"}
         ({"context": "double_attention", "contrast": False, "embedding_dim": 8}, BOTH_HEADS | {"context"}),
         ({"context": "object_context", "aggregation": False, "contrast": False}, PLAIN),
     ],
-    ids=str,
 )
 def test_network_has_the_parts_it_needs(options, expected):
     network = build(**options)
