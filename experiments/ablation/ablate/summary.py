@@ -56,10 +56,10 @@ class RowResults:
         return self._each(of)
 
     def cpu_minutes(self) -> dict[int, float]:
-        """Processor time of its trainings; nothing for a row that only reads."""
+        """Processor time of its trainings where all of it was measured; nothing for a row that only reads."""
         if self.row.fit is not None:
             return {}
-        return self._each(lambda run: run["fit"] and run["fit"]["cpu_seconds"] / 60)
+        return self._each(lambda run: run["fit"]["cpu_seconds"] / 60 if (run["fit"] or {}).get("complete") else None)
 
     @property
     def interrupted(self) -> bool:

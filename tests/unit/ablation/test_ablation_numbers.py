@@ -122,3 +122,9 @@ def test_prototypes_are_told_beside_the_seeds():
     assert by_name["Clustering: GMM"]["train over RCA"] == "+3.0"
     del rows["rca"], rows["gmm"]
     assert prototype_table(Summary(grid, rows, [])) is None
+
+
+def test_a_training_that_was_measured_in_part_tells_no_cost():
+    whole, partly = {"cpu_seconds": 120.0, "complete": True}, {"cpu_seconds": 9.0, "complete": False}
+    runs = {seed: {**result("cam", seed, 0.4, None), "fit": fit} for seed, fit in enumerate((whole, partly, None))}
+    assert RowResults(Row("cam", "CAM", "", {}, None, (0, 1, 2), ("train",)), runs).cpu_minutes() == {0: 2.0}
