@@ -1,0 +1,98 @@
+"""Fully connected conditional random field, by the optional package pydensecrf2."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rca_lightning.errors import require_extra
+from rca_lightning.pseudo_labels.inputs import check_count, check_images, check_maps, check_positive
+
+_LEAST_PROBABILITY = 1e-5  # its negative logarithm is the highest energy
+
+
+@torch.no_grad()
+def dense_crf(
+    maps: Tensor,
+    images: Tensor,
+    *,
+    iterations: int = 10,
+    smooth_weight: float = 3.0,
+    smooth_reach: float = 3.0,
+    colour_weight: float = 10.0,
+    colour_reach: float = 80.0,
+    colour_tolerance: float = 13.0,
+) -> Tensor:
+    """Mean-field marginals of a CRF that links all pairs of pixels (Krähenbühl & Koltun, NIPS 2011, arXiv 1210.5644).
+
+    The unary energy is the negative logarithm of the maps, scaled to sum to 1 at each pixel. Two Potts terms make
+    neighbours agree: one by distance alone, one by distance and colour. Only channels that are above 0 somewhere take
+    part, as the cost grows with their number; the others stay 0. The inference runs on the CPU, image by image.
+
+    The defaults are those of the usage example in the package's documentation (https://pypi.org/project/pydensecrf2).
+
+    Args:
+        maps: `(B, C, H, W)` in `[0, 1]`, the background among them.
+        images: `(B, 3, H, W)` in `[0, 1]`, not normalised for a network.
+        iterations: of the mean field, 1 or more.
+        smooth_weight: of the term by distance, above 0.
+        smooth_reach: its standard deviation in pixels, above 0.
+        colour_weight: of the term by distance and colour, above 0.
+        colour_reach: its standard deviation in pixels, above 0.
+        colour_tolerance: its standard deviation in grey levels of 0..255, above 0.
+
+    Returns:
+        `(B, C, H, W)` float32 in `[0, 1]` on the device of the maps; sums to 1 at each pixel if any channel takes part.
+
+    Raises:
+        ArgumentError: for a value out of its range, maps or images that are not finite and in `[0, 1]`, or images of
+            another number or size than the maps.
+        MissingExtraError: without the package; the extra `crf` brings it.
+    """
+    check_count("iterations", iterations, least=1)
+    for name, value in (
+        ("smooth_weight", smooth_weight),
+        ("smooth_reach", smooth_reach),
+        ("colour_weight", colour_weight),
+        ("colour_reach", colour_reach),
+        ("colour_tolerance", colour_tolerance),
+    ):
+        check_positive(name, value)
+    check_maps(maps, dims=4)
+    check_images(images, maps)
+    package = require_extra("pydensecrf.densecrf", extra="crf", needed_for="dense_crf")
+    marginals = torch.zeros_like(maps, dtype=torch.float32)
+    for scores, image, found in zip(maps, images, marginals, strict=True):
+        present = scores.flatten(1).gt(0).any(1)
+        if not present.any():
+            continue
+        field = _field(package, _probabilities(scores[present]), smooth_weight, smooth_reach)
+        field.addPairwiseBilateral(sxy=colour_reach, srgb=colour_tolerance, rgbim=_pixels(image), compat=colour_weight)
+        inferred = np.asarray(field.inference(iterations), dtype=np.float32)
+        # (C', HW) -> (C', H, W)
+        found[present] = torch.from_numpy(inferred).view(-1, *scores.shape[1:]).to(found)
+    return marginals
+
+
+def _field(package: ModuleType, probabilities: Tensor, weight: float, reach: float) -> Any:
+    labels, height, width = probabilities.shape
+    field = package.DenseCRF2D(width, height, labels)
+    # (C', H, W) -> (C', HW)
+    field.setUnaryEnergy(np.ascontiguousarray((-probabilities.log()).flatten(1).numpy()))
+    field.addPairwiseGaussian(sxy=reach, compat=weight)
+    return field
+
+
+def _probabilities(scores: Tensor) -> Tensor:
+    positive = scores.float().cpu().clamp_min(_LEAST_PROBABILITY)
+    return positive / positive.sum(0)
+
+
+def _pixels(image: Tensor) -> npt.NDArray[np.uint8]:
+    # (3, H, W) in [0, 1] -> (H, W, 3) in 0..255
+    return np.ascontiguousarray((image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0))

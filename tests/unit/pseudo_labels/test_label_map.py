@@ -1,0 +1,130 @@
+"""Label images: where each rule sees background, a class, or nothing sure."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rca_lightning.errors import ArgumentError
+from rca_lightning.pseudo_labels.background import threshold_background
+from rca_lightning.pseudo_labels.label_map import IGNORED, label_map, label_scores
+
+CLASSES = torch.tensor([3, 11, 253])
+RULES = ("fixed", "power", "saliency", "two_thresholds")
+
+
+def random_maps() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(3, 9, 8, generator=generator) ** 2
+    return maps * torch.rand(9, 8, generator=generator), torch.rand(9, 8, generator=generator)
+
+
+def expected_label(values: list[float], salient: bool, rule: str) -> int:
+    best = max(values)
+    label = int(CLASSES[values.index(best)]) + 1
+    if rule == "fixed":
+        return label if best > 0.25 else 0
+    if rule == "power":
+        return label if best > (1 - best) ** 3 else 0
+    if rule == "two_thresholds":
+        return 0 if best <= 0.1 else label if best > 0.4 else 255
+    if salient:
+        return label if best > 0.1 else 255
+    return 255 if best > 0.4 else 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_pixel_by_its_rule(rule):
+    maps, saliency = random_maps()
+    found = label_map(
+        maps,
+        CLASSES,
+        rule=rule,
+        threshold=0.25,
+        power=3,
+        low=0.1,
+        high=0.4,
+        saliency=saliency,
+        saliency_threshold=0.6,
+    )
+    assert found.dtype == torch.uint8
+    expected = [
+        [expected_label(maps[:, row, column].tolist(), bool(saliency[row, column] > 0.6), rule) for column in range(8)]
+        for row in range(9)
+    ]
+    assert found.tolist() == expected
+    assert len(found.unique()) > 3  # the case is not trivial
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_order_of_the_maps_does_not_matter(rule):
+    maps, saliency = random_maps()
+    order = torch.tensor([2, 0, 1])
+    found = label_map(maps[order], CLASSES[order], rule=rule, saliency=saliency)
+    assert torch.equal(found, label_map(maps, CLASSES, rule=rule, saliency=saliency))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_mirrored_maps_make_a_mirrored_label(rule):
+    maps, saliency = random_maps()
+    found = label_map(maps.flip(2), CLASSES, rule=rule, saliency=saliency.flip(1))
+    assert torch.equal(found.flip(1), label_map(maps, CLASSES, rule=rule, saliency=saliency))
+
+
+def test_fixed_is_the_plain_threshold():
+    maps, _ = random_maps()
+    assert torch.equal(label_map(maps, torch.arange(3), threshold=0.3), threshold_background(maps, 0.3))
+
+
+def test_equal_to_a_threshold_counts_as_below():
+    maps = torch.tensor([[[0.25, 0.5]]])
+    assert label_map(maps, CLASSES[:1], rule="two_thresholds", low=0.25, high=0.5).tolist() == [[0, IGNORED]]
+    assert label_map(maps, CLASSES[:1], threshold=0.5).tolist() == [[0, 0]]
+
+
+def test_equal_thresholds_leave_nothing_between():
+    maps, _ = random_maps()
+    found = label_map(maps, CLASSES, rule="two_thresholds", low=0.3, high=0.3)
+    assert torch.equal(found, label_map(maps, CLASSES, threshold=0.3))
+
+
+def test_without_maps():
+    maps, classes = torch.zeros(0, 1, 2), torch.zeros(0, dtype=torch.int64)
+    saliency = torch.tensor([[0.0, 1.0]])
+    found = {rule: label_map(maps, classes, rule=rule, saliency=saliency).tolist()[0] for rule in RULES}
+    assert found == {"fixed": [0, 0], "power": [0, 0], "two_thresholds": [0, 0], "saliency": [0, IGNORED]}
+
+
+def test_scores_compete_and_a_tie_is_background():
+    scores = torch.tensor([[[0.5, 0.5, 0.2]], [[0.5, 0.1, 0.3]], [[0.2, 0.6, 0.4]]])
+    assert label_scores(scores, torch.tensor([8, 1])).tolist() == [[0, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "otsu"}, "rule='otsu': give one of fixed, power, saliency, two_thresholds"),
+        ({"rule": "two_thresholds", "low": 0.5, "high": 0.4}, "low=0.5: give at most high=0.4"),
+        ({"rule": "two_thresholds", "high": 1.2}, "high=1.2"),
+        ({"rule": "saliency"}, "saliency=None"),
+        ({"rule": "saliency", "saliency": torch.zeros(2, 3)}, r"saliency=\(2, 3\): the maps are 2 x 2"),
+        ({"rule": "saliency", "saliency": torch.zeros(1, 2, 2)}, r"saliency=\(1, 2, 2\): give \(H, W\)"),
+        ({"rule": "saliency", "saliency": torch.full((2, 2), 255.0)}, "saliency='values from 255 to 255'"),
+        ({"rule": "saliency", "saliency": torch.zeros(2, 2), "saliency_threshold": 2}, "saliency_threshold=2"),
+        ({"classes": torch.tensor([1, 1])}, r"classes=\[1, 1\]: give each class once"),
+        ({"classes": torch.tensor([1, 254])}, r"classes=\[1, 254\]: give each class once, from 0 to 253"),
+        ({"classes": torch.tensor([-1, 2])}, r"classes=\[-1, 2\]"),
+        ({"classes": torch.tensor([1])}, r"classes=\[1\]: give one integer for each of the 2 class maps"),
+        ({"classes": torch.tensor([1.0, 2.0])}, r"classes=\[1.0, 2.0\]: give one integer"),
+        ({"maps": torch.full((2, 2, 2), float("nan"))}, "maps='8 of 8 values NaN"),
+    ],
+)
+def test_refused(options, message):
+    arguments = {"maps": torch.zeros(2, 2, 2), "classes": torch.tensor([0, 1])} | options
+    with pytest.raises(ArgumentError, match=message):
+        label_map(**arguments)
+
+
+def test_scores_without_background_are_refused():
+    with pytest.raises(ArgumentError, match="scores="):
+        label_scores(torch.zeros(0, 2, 2), torch.zeros(0, dtype=torch.int64))
