@@ -54,8 +54,9 @@ def pamr(
 
     Example:
         >>> image = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, 3, 4, 4)
-        >>> pamr(torch.tensor([0.9, 0.6, 0.1, 0.1]).expand(1, 1, 4, 4), image, dilations=(1,))[0, 0, 0].round(decimals=1)
-        tensor([0.8, 0.8, 0.1, 0.1])
+        >>> maps = torch.tensor([0.9, 0.6, 0.1, 0.1]).expand(1, 1, 4, 4)
+        >>> pamr(maps, image, dilations=(1,))[0, 0, 0]
+        tensor([0.7846, 0.7846, 0.1000, 0.1000])
     """
     check_count("iterations", iterations, least=0)
     check_positive("sharpness", sharpness)

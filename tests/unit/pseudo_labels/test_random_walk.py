@@ -68,7 +68,7 @@ def test_a_seed_fills_its_object_against_the_background():
     features = torch.stack([inside, ~inside, inside, ~inside]).float() + noise
     seed = torch.zeros(12, 12)
     seed[3:6, 4:7] = 0.9
-    scores = torch.stack([(1 - seed) ** 16 * (~inside) + 0.3 * inside * (seed == 0), seed])
+    scores = torch.stack([(1 - seed) ** 16 * (~inside) + 0.15 * inside * (seed == 0), seed])
     before = seed > scores[0]
     found = random_walk(scores[None], features[None], radius=3, steps=8)[0]
     after = found[1] > found[0]
