@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 torch.set_num_threads(1)
+# The ablation tool is a folder of scripts, no installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments" / "ablation"))
 
 
 @pytest.fixture(scope="session")

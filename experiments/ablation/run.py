@@ -58,14 +58,7 @@ def read_options(words: Sequence[str], program: tuple[str, ...] = RCA) -> Campai
     """What was typed, checked against the grid."""
     options, others = _parser().parse_known_args(words)
     grid = load_grid(options.grid)
-    for name in options.rows or ():
-        if name not in grid.rows:
-            raise ArgumentError(
-                "rows", name, f"there is no such row in {options.grid}; there are {', '.join(grid.rows)}"
-            )
     chosen = choose(grid, options.rows, options.seeds, options.splits)
-    if not chosen:
-        raise ArgumentError("seeds", options.seeds, f"no row that was chosen from {options.grid} has such a seed")
     if options.processes is not None and options.processes < 1:
         raise ArgumentError("processes", options.processes, "give 1 or more")
     return Campaign(

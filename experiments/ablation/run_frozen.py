@@ -37,9 +37,6 @@ def main(args: Sequence[str] | None = None) -> int:
     from frozen.campaign import FrozenCampaign
 
     grid = load_grid(options.grid)
-    for name in options.rows or ():
-        if name not in grid.rows:
-            raise ArgumentError("rows", name, f"there are {', '.join(grid.rows)}")
     campaign = FrozenCampaign(
         grid=grid,
         chosen=choose(grid, options.rows, options.seeds, options.splits),

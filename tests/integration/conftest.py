@@ -9,6 +9,15 @@ import yaml
 
 from rca_lightning.data.synthetic import generate
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def one_thread_at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user runs the scripts of `experiments`."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -10,73 +9,26 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import pytest
-import torch
-import yaml
-from PIL import Image
-
-# The tool is a folder of scripts, no installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments" / "ablation"))
-
 import run as run_script
 import table as table_script
+import torch
 from ablate.lock import locked
 from ablate.markdown import markdown
 from ablate.summary import read_results
+from PIL import Image
 
 from rca_lightning.errors import ArgumentError, DataError, MissingExtraError, OutputError, RCAError
+from tests.integration.grids import result, without_dirpath, write_grid
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def one_thread_at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-class PauseAfter(L.Callback):
-    """Waits in the second epoch for the signal that ends the training, once.
-
-    Args:
-        mark: file that says that it is waiting, or has waited.
-    """
-
-    def __init__(self, mark: str) -> None:
-        self.mark = Path(mark)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch == 1 and not self.mark.exists():
-            self.mark.touch()
-            while not trainer.received_sigterm:
-                time.sleep(0.02)
-
-
-def result(out: Path, name: str) -> dict[str, Any]:
-    return json.loads((out / "results" / f"{name}.json").read_text())
-
-
-def write_grid(folder: Path, **content: Any) -> Path:
-    path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
-
-
-def without_dirpath(config: Path, *callbacks: dict[str, Any]) -> str:
-    content = yaml.safe_load(config.read_text())
-    keeper = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
-    content["trainer"]["callbacks"] = [*callbacks, keeper]
-    config.write_text(yaml.safe_dump(content))
-    return str(config)
+pytestmark = pytest.mark.usefixtures("one_thread_at_the_root")
 
 
 @pytest.mark.timeout(900)  # five processes that each import torch, perhaps on a busy machine
 def test_stopped_run_goes_on(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     mark, out = tmp_path / "waiting", tmp_path / "out"
-    pause = {"class_path": "tests.integration.test_ablation.PauseAfter", "init_args": {"mark": str(mark)}}
+    pause = {"class_path": "tests.integration.grids.PauseAfter", "init_args": {"mark": str(mark)}}
     grid = write_grid(
         tmp_path,
         config=without_dirpath(config, pause),

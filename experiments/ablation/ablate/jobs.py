@@ -11,6 +11,8 @@ from ablate.folders import RunFiles, read_json
 from ablate.grid import Grid
 from ablate.words import as_words
 
+from rca_lightning.errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -58,14 +60,24 @@ class Job:
 def choose(
     grid: Grid, rows: Sequence[str] | None, seeds: Sequence[int] | None, splits: Sequence[str] | None
 ) -> list[Chosen]:
-    """The runs of a grid that the options leave, in its order."""
-    return [
+    """The runs of a grid that the options leave, in its order.
+
+    Raises:
+        ArgumentError: a row that is not there, or seeds that leave no run.
+    """
+    for name in rows or ():
+        if name not in grid.rows:
+            raise ArgumentError("rows", name, f"there is no such row in {grid.path}; there are {', '.join(grid.rows)}")
+    chosen = [
         Chosen(row.name, seed, tuple(splits or row.splits))
         for row in grid.rows.values()
         if rows is None or row.name in rows
         for seed in row.seeds
         if seeds is None or seed in seeds
     ]
+    if not chosen:
+        raise ArgumentError("seeds", seeds, f"no row that was chosen from {grid.path} has such a seed")
+    return chosen
 
 
 def plan(
