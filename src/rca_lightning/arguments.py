@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rca_lightning.errors import ArgumentError
+from rca_lightning.views import check_views
 
 # Where weights came from says nothing once there is a checkpoint, and the path may not exist elsewhere.
 _NOT_KEPT = ("self", "__class__", "weights", "weights_sha256")
@@ -48,6 +49,5 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if kept["final_map"] in {"refined", "mean"}:
             remedy = f"give a weight above 0, or final_map='attention': {kept['final_map']!r} needs the second head"
             raise ArgumentError("beta", 0, remedy)
-    if not kept["scales"] or min(kept["scales"]) <= 0:
-        raise ArgumentError("scales", kept["scales"], "give at least one factor above 0")
+    check_views(kept["scales"], kept["max_side"])
     return kept

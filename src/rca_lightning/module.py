@@ -22,6 +22,7 @@ from rca_lightning.models.regions import RegionRule
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
 from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
+from rca_lightning.views import MAX_SIDE
 
 
 class RCAModule(CheckedLoading):
@@ -75,6 +76,8 @@ class RCAModule(CheckedLoading):
             paper) or the "mean" of the last two.
         scales: image scales at evaluation and prediction.
         flip: whether evaluation and prediction add the mirrored image.
+        max_side: longest side of a view in pixels at evaluation and prediction, which bounds memory; larger photographs
+            are computed smaller, and that is logged.
         eval_tags: "image" lets a map use the true tags, as seeds for training do; "predicted" does not.
         predict_tags: the same for prediction. Images whose tags are unknown always use predicted ones.
         tag_threshold: image probability above which a tag is predicted.
@@ -130,6 +133,7 @@ class RCAModule(CheckedLoading):
         final_map: FinalMap = "attention",
         scales: tuple[float, ...] = (1.0,),
         flip: bool = True,
+        max_side: int = MAX_SIDE,
         eval_tags: TagSource = "image",
         predict_tags: TagSource = "image",
         tag_threshold: float = 0.5,
@@ -180,6 +184,7 @@ class RCAModule(CheckedLoading):
         )
         self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)
         self.memory: RegionMemory | None = None
+        self.keeps_features = False  # a writer that walks over them asks for them
 
     @property
     def class_names(self) -> list[str]:
@@ -239,6 +244,8 @@ class RCAModule(CheckedLoading):
             scales=self.hparams["scales"],
             flip=self.hparams["flip"],
             tag_threshold=self.hparams["tag_threshold"],
+            max_side=self.hparams["max_side"],
+            keep_features=self.keeps_features,
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -257,13 +264,10 @@ class RCAModule(CheckedLoading):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """For each image `image_id` and `seeds` on the CPU."""
+        """For each image `image_id` and `seeds`, on the device that computed them."""
         known = self.hparams["predict_tags"] == "image" and bool((batch["tags"] > 0).any(dim=1).all())
         seeds = self.seeds(batch["image"], batch["tags"] if known else None)
-        return [
-            {"image_id": image_id, "seeds": Seeds(s.maps.cpu(), s.classes.cpu(), s.probabilities.cpu())}
-            for image_id, s in zip(batch["image_id"], seeds, strict=True)
-        ]
+        return [{"image_id": image_id, "seeds": s} for image_id, s in zip(batch["image_id"], seeds, strict=True)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD or AdamW with poly decay, a step at a time."""

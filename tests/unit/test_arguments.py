@@ -31,6 +31,7 @@ GOOD = {
     "final_map": "attention",
     "positives": "all",
     "scales": (1.0,),
+    "max_side": 1280,
 }
 
 
@@ -76,6 +77,7 @@ def test_edges_are_accepted(name, value):
         ("warmup_epochs", -1),
         ("scales", ()),
         ("scales", (1.0, 0.0)),
+        ("max_side", 8),
     ],
 )
 def test_value_out_of_range_names_the_argument(name, value):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rca_lightning.models.cam import image_logits, max_normalise
 from rca_lightning.models.network import FinalMap, RCANetwork
+from rca_lightning.views import MAX_SIDE, views
 
 
 @dataclass
@@ -21,11 +22,13 @@ class Seeds:
         maps: `(K, H, W)` float32 in `[0, 1]`, each with maximum 1 or all 0.
         classes: `(K,)` int64, class of each map, ascending.
         probabilities: `(L,)`, image probability of every class.
+        features: `(D, h, w)`, embeddings of the largest view, which `random_walk` walks over; None unless asked for.
     """
 
     maps: Tensor
     classes: Tensor
     probabilities: Tensor
+    features: Tensor | None = None
 
 
 @torch.no_grad()
@@ -38,6 +41,8 @@ def infer_seeds(
     scales: Sequence[float] = (1.0,),
     flip: bool = True,
     tag_threshold: float = 0.5,
+    max_side: int = MAX_SIDE,
+    keep_features: bool = False,
 ) -> list[Seeds]:
     """Class maps of whole images.
 
@@ -53,31 +58,42 @@ def infer_seeds(
         scales: factors on the image size.
         flip: whether to add the mirrored image at every scale.
         tag_threshold: in `[0, 1]`.
+        max_side: longest side of a view in pixels; see `views`.
+        keep_features: whether to give the embeddings of the largest view as well, averaged with its mirror image.
 
     Returns:
         One `Seeds` for each image.
+
+    Raises:
+        ArgumentError: for scales or a side of which no view can be made.
     """
-    size = (images.shape[2], images.shape[3])
-    maps: list[Tensor] = []
+    summed: Tensor | None = None
     logits: list[Tensor] = []
-    for scale in scales:
-        target = [max(1, round(side * scale)) for side in size]
-        scaled = images if scale == 1.0 else F.interpolate(images, target, mode="bilinear", antialias=scale < 1)
-        for mirrored in (False, True) if flip else (False,):
-            view = network(scaled.flip(3) if mirrored else scaled, tags)
-            read = view.read(final_map)
-            maps.append(read.flip(3) if mirrored else read)
-            logits.append(image_logits(view.coarse))
-    reference = max((m.shape[2:] for m in maps), key=lambda cells: cells[0] * cells[1])
-    mean = torch.stack([m if m.shape[2:] == reference else _resize(m, reference) for m in maps]).mean(0)
+    features: list[Tensor] = []
+    # The largest view first: its cells are those on which all are averaged.
+    for view, mirrored in views(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side):
+        seen = network(view, tags)
+        read = _unmirrored(seen.read(final_map), mirrored)
+        logits.append(image_logits(seen.coarse))
+        if keep_features and len(features) < 1 + flip:
+            features.append(_unmirrored(seen.embeddings.float(), mirrored))
+        summed = read if summed is None else summed + _resize(read, summed.shape[2:])
+    assert summed is not None  # there is at least one scale
     probabilities = torch.stack(logits).mean(0).sigmoid()
+    size = (images.shape[2], images.shape[3])
     seeds = []
     for index in range(len(images)):
         keep = _kept(probabilities[index], None if tags is None else tags[index], tag_threshold)
         # Only kept classes are enlarged: 80 maps of a photograph would take 100 MB.
-        enlarged = _resize(mean[index : index + 1, keep], size)[0] if len(keep) else mean.new_zeros(0, *size)
-        seeds.append(Seeds(max_normalise(enlarged), keep, probabilities[index]))
+        mean = summed[index : index + 1, keep] / len(logits)
+        enlarged = _resize(mean, size)[0] if len(keep) else mean.new_zeros(0, *size)
+        walked = torch.stack([of_view[index] for of_view in features]).mean(0) if features else None
+        seeds.append(Seeds(max_normalise(enlarged), keep, probabilities[index], walked))
     return seeds
+
+
+def _unmirrored(maps: Tensor, mirrored: bool) -> Tensor:
+    return maps.flip(3) if mirrored else maps
 
 
 def _kept(probabilities: Tensor, tags: Tensor | None, tag_threshold: float) -> Tensor:
@@ -88,4 +104,6 @@ def _kept(probabilities: Tensor, tags: Tensor | None, tag_threshold: float) -> T
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -76,7 +76,7 @@ def test_average_of_all_views(final_map, scales, flip):
 def test_each_scale_and_mirror_image_is_looked_at_once_with_the_tags():
     network, tags = Brightness(), torch.ones(2, L)
     infer_seeds(network, images(), tags, scales=(0.5, 1.0), flip=True)
-    assert [shape for shape, _ in network.calls] == [(2, 3, 6, 8)] * 2 + [(2, 3, 12, 16)] * 2
+    assert [shape for shape, _ in network.calls] == [(2, 3, 12, 16)] * 2 + [(2, 3, 6, 8)] * 2
     assert all(given is tags for _, given in network.calls)
 
 
