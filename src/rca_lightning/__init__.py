@@ -5,6 +5,7 @@ from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.panels import PanelCallback
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.data import WSSSDataModule
+from rca_lightning.label_iou import LabelIoU
 from rca_lightning.losses.contrast import RegionContrastLoss, region_contrast_loss
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.memory.clustering import cluster, kmeans
@@ -15,6 +16,7 @@ from rca_lightning.module import RCAModule
 from rca_lightning.version import __version__
 
 __all__ = [
+    "LabelIoU",
     "PanelCallback",
     "PrototypeAtlasCallback",
     "PseudoLabelWriter",

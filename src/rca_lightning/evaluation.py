@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import binary_average_precision
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.metrics import SeedIoU, SeedScores
 from rca_lightning.pseudo_labels.multiscale import Seeds
+from rca_lightning.score_content import score_content
 
 TagSource = Literal["image", "predicted"]
 
@@ -40,19 +41,16 @@ class EvaluationResult:
 
     def as_dict(self, *, split: str, tags: TagSource, class_names: list[str]) -> dict[str, Any]:
         """The content of `validate.json`; NaN becomes null."""
-        names = ["background", *class_names]
-        return {
-            "split": split,
-            "images": self.images,
-            "tags": tags,
-            "threshold": self.seeds.threshold,
-            "miou": _number(self.seeds.miou),
-            "curve": {f"{threshold:g}": _number(value) for threshold, value in self.seeds.curve.items()},
-            "per_class_iou": _by_class(names, self.seeds.iou),
-            "per_class_precision": _by_class(names, self.seeds.precision),
-            "per_class_recall": _by_class(names, self.seeds.recall),
-            "classification_map": _number(self.classification_map),
-        }
+        return score_content(
+            self.seeds,
+            split=split,
+            images=self.images,
+            tags=tags,
+            class_names=class_names,
+            threshold=self.seeds.threshold,
+            curve=self.seeds.curve,
+            classification_map=self.classification_map,
+        )
 
 
 class Evaluation(nn.Module):
@@ -111,11 +109,3 @@ def mean_average_precision(probabilities: Tensor, tags: Tensor) -> float:
     occurs = (tags > 0).any(dim=0)
     per_class = [binary_average_precision(probabilities[:, c], tags[:, c]) for c in torch.nonzero(occurs)[:, 0]]
     return float(torch.stack(per_class).mean()) if per_class else float("nan")
-
-
-def _by_class(names: list[str], values: Tensor) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in zip(names, values.tolist(), strict=True)}
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value

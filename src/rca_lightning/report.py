@@ -12,6 +12,8 @@ from rich.text import Text
 
 from rca_lightning.atomic import write_atomically
 
+_TAGS = {"image": "true tags", "predicted": "predicted tags"}
+
 
 def write_report(result: dict[str, Any], path: Path) -> None:
     """Write `validate.json` whole or not at all."""
@@ -23,12 +25,13 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     """Print scores by class under a line that says of what they are.
 
     Args:
-        result: see `EvaluationResult.as_dict`.
+        result: see `EvaluationResult.as_dict` for seeds, `LabelScores.as_dict` for labels, which have no threshold.
         console: where to print; default standard output.
     """
     console = console or Console()
-    whose = "true tags" if result["tags"] == "image" else "predicted tags"
-    table = Table(title=f"Seeds of split {result['split']!r}, {result['images']} images, {whose}")
+    what = "Labels" if result["threshold"] is None else "Seeds"
+    tags = f", {_TAGS[result['tags']]}" if result["tags"] is not None else ""
+    table = Table(title=f"{what} of split {result['split']!r}, {result['images']} images{tags}")
     table.add_column("class")
     for column in ("IoU", "precision", "recall"):
         table.add_column(column, justify="right")
@@ -38,9 +41,11 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     table.add_section()
     table.add_row("mean", f"[bold]{_percent(result['miou'])}[/bold]", "", "")
     console.print(table)
-    console.print(
-        f"background threshold {result['threshold']:g}, classification mAP {_percent(result['classification_map'])}"
-    )
+    if result["threshold"] is not None:
+        classification = _percent(result["classification_map"])
+        console.print(f"background threshold {result['threshold']:g}, classification mAP {classification}")
+    if result.get("ignored"):
+        console.print(f"{_percent(result['ignored'])} % of the pixels have no label")
 
 
 def _percent(value: float | None) -> str:
