@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
-from rca_lightning.data.records import Source
+from rca_lightning.data.records import Record, Source
 from rca_lightning.data.sample import Sample
 from rca_lightning.data.sources import DatasetName, SourceOptions
 from rca_lightning.data.splits import evaluation_records, training_records
@@ -150,6 +150,11 @@ class WSSSDataModule(L.LightningDataModule):
     def class_names(self) -> list[str]:
         """The L foreground class names; index c is mask value c + 1."""
         return list(self._class_names)
+
+    @property
+    def predict_records(self) -> Sequence[Record]:
+        """What is known of the images of `predict_split`, complete or not; after `setup("predict")`."""
+        return _set_up(self._predict, "predict").records
 
     def prepare_data(self) -> None:
         """Generate the synthetic images if they are not there yet; other data sets are never downloaded."""

@@ -73,14 +73,34 @@ def label_map(
     if low > high:
         raise ArgumentError("low", low, f"give at most high={high}")
     weak, strong = threshold_background(maps, low), threshold_background(maps, high)
+    # Labels of the given maps become classes.
+    weak, strong = _as_classes(weak, classes), _as_classes(strong, classes)
+    return join_labels(
+        weak, strong, salient=_salient(saliency, maps, saliency_threshold) if rule == "saliency" else None
+    )
+
+
+def join_labels(weak: Tensor, strong: Tensor, *, salient: Tensor | None = None) -> Tensor:
+    """One label image of two: one made with a low background, one with a high background that only cores exceed.
+
+    Without `salient`: a class where `strong` has one, background where `weak` is background, ignored between. With it:
+    a salient pixel has the class of `weak`, or is ignored if that is background; any other pixel is background, but
+    ignored where `strong` has a class.
+
+    Args:
+        weak: `(H, W)` uint8.
+        strong: `(H, W)` uint8.
+        salient: `(H, W)` bool, or None.
+
+    Returns:
+        `(H, W)` uint8.
+    """
     ignored = torch.full_like(weak, IGNORED)
-    if rule == "two_thresholds":
-        # 0 in weak is 0 in strong; a pixel that only weak labels lies between.
-        return torch.where((weak > 0) & (strong == 0), ignored, _as_classes(strong, classes))
-    salient = _salient(saliency, maps, saliency_threshold)
-    inside = torch.where(weak > 0, _as_classes(weak, classes), ignored)
+    if salient is None:
+        return torch.where(strong > 0, strong, torch.where(weak > 0, ignored, weak))
+    inside = torch.where(weak > 0, weak, ignored)
     outside = torch.where(strong > 0, ignored, torch.zeros_like(ignored))
-    return torch.where(salient, inside, outside)
+    return torch.where(salient.to(weak.device), inside, outside)
 
 
 def label_scores(scores: Tensor, classes: Tensor) -> Tensor:

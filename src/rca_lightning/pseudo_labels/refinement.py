@@ -122,14 +122,27 @@ def refine(
         >>> (scores[1] > scores[0])[0].tolist()
         [True, True, False, False]
     """
-    check_maps(maps)
     check_images(image, maps, name="image")
-    score = background_score(maps, rule=background, threshold=threshold, power=power)
-    scores = torch.cat([score[None], maps]).float()[None]  # (1, 1 + K, H, W)
+    return run_steps(add_background(maps, rule=background, threshold=threshold, power=power), image, steps)
+
+
+def add_background(maps: Tensor, *, rule: BackgroundScore, threshold: float, power: float) -> Tensor:
+    """The maps `(K, H, W)` of a photograph behind a score of the background: `(1 + K, H, W)` float32."""
+    check_maps(maps)
+    score = background_score(maps, rule=rule, threshold=threshold, power=power)
+    return torch.cat([score[None], maps]).float()
+
+
+def run_steps(scores: Tensor, image: Tensor, steps: Sequence[Refinement]) -> Tensor:
+    """Scores `(1 + K, H, W)` of the photograph `(3, H, W)` after all steps.
+
+    Raises:
+        ArgumentError: for a step that changes the shape, and for what a step refuses.
+    """
     for step in steps:
-        refined = step(scores, image[None])
+        refined = step(scores[None], image[None])[0]
         if refined.shape != scores.shape:
             remedy = f"a step must give back the shape {tuple(scores.shape)}, this one gave {tuple(refined.shape)}"
             raise ArgumentError("steps", step, remedy)
         scores = refined
-    return scores[0]
+    return scores

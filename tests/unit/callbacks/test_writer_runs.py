@@ -14,7 +14,7 @@ from tests.quiet_trainer import quiet_trainer
 from tests.tagged_images import tagged_images
 from torch.utils.data import DataLoader
 
-from rca_lightning.callbacks import writers
+from rca_lightning.callbacks import prediction_folder
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.data.sample import collate
 from rca_lightning.errors import OutputError
@@ -62,7 +62,9 @@ def predict(module: RCAModule, writer: PseudoLabelWriter, data: Photographs) -> 
 def test_prediction_writes_every_image_and_its_settings(tmp_path, module):
     assert predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.3), Photographs("a", "b", "c"))
     names = [f"{folder}.{ending}" for folder, ending in (("cams/{}", "npz"), ("pseudo_labels/{}", "png"))]
-    assert file_names(tmp_path) == sorted([name.format(i) for name in names for i in "abc"] + ["predict.json"])
+    assert file_names(tmp_path) == sorted(
+        [name.format(i) for name in names for i in "abc"] + ["predict.json", "quality.json"]
+    )
     with np.load(tmp_path / "cams" / "b.npz", allow_pickle=False) as found:
         image = Photographs("a", "b").samples[1]
         module.eval()
@@ -94,8 +96,9 @@ def test_complete_images_are_not_computed_again(tmp_path, module):
     before = file_bytes(tmp_path)
     assert predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a", "b.1", "c")) == ["c"]
     after = file_bytes(tmp_path)
+    del before["quality.json"]  # counts all images
     assert {name: after[name] for name in before} == before
-    assert len(after) == len(before) + 2
+    assert len(after) == len(before) + 3
 
 
 @pytest.mark.parametrize("lost", ["cams/a.npz", "pseudo_labels/a.png", "overlays/a.jpg"])
@@ -143,7 +146,7 @@ def test_folder_of_another_model_is_refused(tmp_path, module):
 def test_overwriting_cut_short_is_remembered(tmp_path, module, monkeypatch):
     predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=0.2), Photographs("a", "b"))
     writer = PseudoLabelWriter(str(tmp_path), background_threshold=0.9, existing="overwrite")
-    monkeypatch.setattr(writer, "_write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(writer, "write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         predict(module, writer, Photographs("a", "b"))
     with pytest.raises(OutputError, match="overwriting: True there, False now"):
@@ -177,7 +180,7 @@ def test_folder_that_takes_no_files_is_named_before_predicting(tmp_path, module,
     def refuse(dir):
         raise OSError(errno.EROFS, "Read-only file system", str(dir))
 
-    monkeypatch.setattr(writers.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(prediction_folder.tempfile, "TemporaryFile", refuse)
     with pytest.raises(OutputError, match=r"output_dir='.*out' cannot be written to \(.*Read-only file system"):
         predict(module, PseudoLabelWriter(str(tmp_path / "out")), Photographs("a"))
 

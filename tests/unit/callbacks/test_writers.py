@@ -9,10 +9,10 @@ from PIL import Image
 from tests.folder_contents import file_bytes, file_names
 from tests.tagged_images import tagged_images
 
-from rca_lightning.callbacks import writers
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.data.sample import Batch, collate
 from rca_lightning.errors import ArgumentError, OutputError
+from rca_lightning.pseudo_labels import label_files
 from rca_lightning.pseudo_labels.multiscale import Seeds
 from rca_lightning.visualization import denormalise, overlay_mask
 
@@ -46,7 +46,7 @@ def test_npz_holds_maps_classes_and_size(tmp_path):
     seeds = random_seeds(3, 17)
     write(PseudoLabelWriter(str(tmp_path)), ("a.b", seeds))
     with np.load(tmp_path / "cams" / "a.b.npz", allow_pickle=False) as found:
-        assert set(found) == {"maps", "classes", "size"}
+        assert {"maps", "classes", "size"} <= set(found)
         assert (found["maps"].dtype, found["classes"].dtype, found["size"].dtype) == (np.float16, np.int64, np.int64)
         assert np.array_equal(found["maps"], seeds.maps.numpy().astype(np.float16))
         assert found["classes"].tolist() == [3, 17]
@@ -142,7 +142,7 @@ def test_failure_midway_leaves_former_files_whole(tmp_path, monkeypatch, broken)
         raise OSError(28, "No space left on device")
 
     if broken == "npz":
-        monkeypatch.setattr(writers.np, "savez_compressed", fail)
+        monkeypatch.setattr(label_files.np, "savez_compressed", fail)
     else:
         real = Image.Image.save
 
@@ -161,7 +161,7 @@ def test_failure_midway_leaves_former_files_whole(tmp_path, monkeypatch, broken)
     assert after[name] == before[name]
     with pytest.raises(OSError, match="No space left"):
         write(writer, ("b", random_seeds(1)))
-    assert not writer.is_complete("b")
+    assert not writer.folder.is_complete("b")
     assert not any(name.endswith(".part") for name in file_names(tmp_path))
 
 

@@ -1,0 +1,109 @@
+"""What every writer of predictions does: skip what is complete, refuse what does not belong, say what was written."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from rca_lightning.callbacks.prediction_folder import Existing, PredictionFolder
+from rca_lightning.data.sample import Batch
+
+logger = logging.getLogger(__name__)
+
+
+class PredictionWriter(BasePredictionWriter, ABC):
+    """Writes each prediction as soon as it is there, whole or not at all; a subclass says what.
+
+    Args:
+        output_dir: folder of the results.
+        kinds: see `PredictionFolder`.
+        existing: "skip" what is complete, "overwrite" everything.
+    """
+
+    def __init__(self, output_dir: str | Path, kinds: Mapping[str, str], existing: Existing) -> None:
+        super().__init__(write_interval="batch")
+        self.folder = PredictionFolder(output_dir, kinds, existing=existing)
+        self.written = 0
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the results."""
+        return self.folder.root
+
+    @abstractmethod
+    def describe(self, module: L.LightningModule) -> dict[str, Any]:
+        """What the predictions depend on, as JSON values; refuses a module whose predictions it cannot write."""
+
+    @abstractmethod
+    def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
+        """Write what was predicted of `image (3, H, W)`, which is the one at `index` of the batch."""
+
+    def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Called on every rank once its images are predicted, before the others are waited for."""
+
+    def summarise(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Called on the first rank once all images are written."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Tell the data module which images are done, before it makes its loader."""
+        if stage != "predict":
+            return
+        self.written = 0
+        done = self.folder.done()
+        # Without a data module the images are computed and then not written again.
+        leave_out = getattr(getattr(trainer, "datamodule", None), "leave_out_of_prediction", None)
+        if done and leave_out is not None:
+            leave_out(done)
+            logger.info("%d images are complete in %s and are skipped", len(done), self.output_dir)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the folder; only now does the module have the weights of the checkpoint."""
+        # Every rank looks, so that none waits for one that has raised.
+        checkpoint = trainer.ckpt_path
+        settings = {
+            "checkpoint": None if checkpoint is None else Path(checkpoint).name,
+            "weights_digest": weights_digest(pl_module),
+            **self.describe(pl_module),
+        }
+        self.folder.prepare(settings)
+        trainer.strategy.barrier("predictions folder")
+        if trainer.is_global_zero:
+            self.folder.begin()
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: list[dict[str, Any]],
+        batch_indices: Sequence[int] | None,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the images of one batch."""
+        for index, (image, result) in enumerate(zip(batch["image"], prediction, strict=True)):
+            if self.folder.claim(result["image_id"]):
+                self.write(result, image, batch, index)
+                self.written += 1
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what was written."""
+        self.finish(trainer, pl_module)
+        trainer.strategy.barrier("predictions written")
+        if trainer.is_global_zero:
+            self.folder.end()
+            self.summarise(trainer, pl_module)
+        logger.info("wrote %d images to %s", self.written, self.output_dir)
+
+
+def weights_digest(module: L.LightningModule) -> str:
+    """A number that tells trained weights apart, the same on every run."""
+    total = sum(float(value.double().abs().sum()) for value in module.state_dict().values())
+    return f"{total:.6e}"

@@ -1,0 +1,80 @@
+"""The files of one photograph: its maps, its pseudo label, and a picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rca_lightning.atomic import write_atomically
+from rca_lightning.data.palette import voc_palette
+from rca_lightning.pseudo_labels.making import HalfMade, LabelMaker
+from rca_lightning.pseudo_labels.quality import LabelQuality, label_quality
+from rca_lightning.visualization import overlay_mask
+
+
+def write_label_files(
+    image_id: str,
+    made: HalfMade,
+    maker: LabelMaker,
+    maps: npt.NDArray[np.float16],
+    probabilities: npt.NDArray[np.float32],
+    paths: Mapping[str, Path],
+) -> None:
+    """Finish a pseudo label and write its files, each whole or not at all, the label last.
+
+    Args:
+        image_id: of the photograph.
+        made: first half of the label.
+        maker: makes the second half.
+        maps: `(K, H, W)` in `[0, 1]`, before any refinement.
+        probabilities: `(L,)`, image probability of every class.
+        paths: of "cams" (npz), "pseudo_labels" (PNG) and perhaps "overlays" (JPEG).
+    """
+    label, scores = maker.finish(made)
+    quality = label_quality(image_id, label, scores, torch.from_numpy(made.classes), torch.from_numpy(probabilities))
+    arrays = {
+        "maps": maps,
+        "classes": made.classes,
+        "size": np.array(label.shape, dtype=np.int64),
+        "confidence": np.float32(quality.confidence),
+        "coverage": np.array(quality.coverage, dtype=np.float32),
+        "probabilities": np.array(quality.probabilities, dtype=np.float32),
+        "ignored": np.float32(quality.ignored),
+    }
+    write_atomically(paths["cams"], lambda file: np.savez_compressed(file, **arrays))
+    if "overlays" in paths:
+        picture = (made.picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (3, H, W) -> (H, W, 3)
+        drawn = Image.fromarray(overlay_mask(picture, label.numpy()))
+        write_atomically(paths["overlays"], lambda file: drawn.save(file, format="JPEG", quality=90))
+    write_mask_file(label, paths["pseudo_labels"])
+
+
+def write_mask_file(label: Tensor, path: Path) -> None:
+    """Write a label image `(H, W)` uint8 as PNG with the VOC palette, whole or not at all."""
+    picture = Image.fromarray(label.numpy())
+    picture.putpalette(voc_palette().flatten().tolist())
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def read_qualities(files: Iterable[tuple[str, Path]]) -> list[LabelQuality]:
+    """What `write_label_files` noted of each image id and npz file; their maps are not read."""
+    found = []
+    for image_id, path in files:
+        with np.load(path, allow_pickle=False) as arrays:
+            found.append(
+                LabelQuality(
+                    image_id=image_id,
+                    confidence=float(arrays["confidence"]),
+                    classes=tuple(arrays["classes"].tolist()),
+                    coverage=tuple(arrays["coverage"].tolist()),
+                    probabilities=tuple(arrays["probabilities"].tolist()),
+                    ignored=float(arrays["ignored"]),
+                )
+            )
+    return found

@@ -1,0 +1,128 @@
+"""How far a pseudo label can be trusted, without any mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rca_lightning.pseudo_labels.label_map import IGNORED
+
+LOOK_AT = 100
+"""How many images the list for a human names at most."""
+
+_NEARLY_NOTHING = 0.002  # of the photograph: 375 pixels of 375 x 500
+_NEARLY_ALL = 0.98
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """What is known of one pseudo label.
+
+    Attributes:
+        image_id: of the photograph.
+        confidence: in `[0, 1]`, see `label_confidence`.
+        classes: class of each tag that was drawn or should have been.
+        coverage: share of the photograph that each of them has.
+        probabilities: image probability of each of them.
+        ignored: share of the photograph that is undecided.
+    """
+
+    image_id: str
+    confidence: float
+    classes: tuple[int, ...]
+    coverage: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    ignored: float = 0.0
+
+    def reasons(self, class_names: Sequence[str], *, doubted: float = 0.5) -> list[str]:
+        """What is odd about the label, in words; often nothing."""
+        found = []
+        for index, share, probability in zip(self.classes, self.coverage, self.probabilities, strict=True):
+            if share < _NEARLY_NOTHING:
+                found.append(f"{class_names[index]} is hardly drawn")
+            if probability < doubted:
+                found.append(f"the network doubts {class_names[index]} ({probability:.2f})")
+        if not self.classes:
+            found.append("no class")
+        elif sum(self.coverage) > _NEARLY_ALL:
+            found.append("no background")
+        if self.ignored > 0.5:
+            found.append(f"{100 * self.ignored:.0f} % undecided")
+        return found
+
+
+def label_confidence(scores: Tensor) -> float:
+    """How clearly the strongest score stands above the next, where there is something to tell apart.
+
+    At each pixel the margin is `(first - second) / first`. It is averaged over the photograph with weight `1 - b`, `b`
+    the share of the background in the sum of the scores, so that wide plain backgrounds do not make a label look sure.
+
+    Args:
+        scores: `(1 + K, H, W)` in `[0, 1]`, the background first.
+
+    Returns:
+        In `[0, 1]`: 1 where every pixel belongs to one score alone, 0 where the two best are equal, or without a class.
+    """
+    if len(scores) < 2:
+        return 0.0
+    first, second = scores.float().topk(2, dim=0).values
+    margin = (first - second) / first.clamp_min(1e-6)
+    weight = 1 - scores[0] / scores.sum(0).clamp_min(1e-6)
+    return float((margin * weight).sum() / weight.sum().clamp_min(1e-6))
+
+
+def label_quality(image_id: str, label: Tensor, scores: Tensor, classes: Tensor, probabilities: Tensor) -> LabelQuality:
+    """Quality of one pseudo label.
+
+    Args:
+        image_id: of the photograph.
+        label: `(H, W)` uint8: 0 background, class + 1, 255 undecided.
+        scores: `(1 + K, H, W)`, the refined scores that it was read from.
+        classes: `(K,)`.
+        probabilities: `(L,)`, image probability of every class.
+    """
+    counts = torch.bincount(label.flatten().long(), minlength=IGNORED + 1).double() / label.numel()
+    kept = classes.long().cpu()
+    return LabelQuality(
+        image_id=image_id,
+        confidence=label_confidence(scores),
+        classes=tuple(kept.tolist()),
+        coverage=tuple(counts[kept + 1].tolist()),
+        probabilities=tuple(probabilities.float().cpu()[kept].tolist()),
+        ignored=float(counts[IGNORED]),
+    )
+
+
+def quality_report(labels: Sequence[LabelQuality], class_names: Sequence[str]) -> dict[str, Any]:
+    """What `quality.json` holds: the spread of the confidence, and the images most worth a human look.
+
+    Images with something odd about them come first, then by rising confidence.
+
+    Args:
+        labels: of all images.
+        class_names: of the `L` classes.
+    """
+    order = sorted(labels, key=lambda label: (not label.reasons(class_names), label.confidence, label.image_id))
+    values = torch.tensor([label.confidence for label in labels], dtype=torch.float64)
+    quantiles = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    spread = torch.quantile(values, quantiles).tolist() if len(values) else [None] * 3
+    return {
+        "images": len(labels),
+        "confidence": {
+            "mean": float(values.mean()) if len(values) else None,
+            **dict(zip(("10 %", "median", "90 %"), spread, strict=True)),
+        },
+        "odd": sum(bool(label.reasons(class_names)) for label in labels),
+        "look_at": [
+            {
+                "image_id": label.image_id,
+                "confidence": round(label.confidence, 4),
+                "reasons": label.reasons(class_names),
+            }
+            for label in order[:LOOK_AT]
+        ],
+    }

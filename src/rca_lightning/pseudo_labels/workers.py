@@ -1,0 +1,82 @@
+"""Work that the network does not wait for: in other processes, with a bounded queue."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+
+from rca_lightning.errors import ArgumentError, RCAError
+
+
+class WorkQueue:
+    """Calls a function in `workers` processes; without any, at once in this one.
+
+    At most two calls a worker wait, so that memory stays bounded: then `submit` waits for the oldest.
+
+    Args:
+        workers: processes, 0 or more. They start with the first call.
+        name: what the caller calls their number, for errors.
+    """
+
+    def __init__(self, workers: int, *, name: str = "workers") -> None:
+        if workers < 0:
+            raise ArgumentError(name, workers, "give 0 (work in the main process) or more")
+        self.workers = workers
+        self._name = name
+        self._pool: ProcessPoolExecutor | None = None
+        self._waiting: deque[Future[Any]] = deque()
+
+    def submit(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call `function(*arguments)`; both must be picklable if there are workers.
+
+        Raises:
+            Exception: what an earlier call has raised, as soon as it is known.
+        """
+        if self.workers == 0:
+            function(*arguments)
+            return
+        if self._pool is None:
+            # A forked process would share the GPU and the threads of this one.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start)
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= 2 * self.workers):
+            self._wait_for_oldest()
+        self._waiting.append(self._pool.submit(function, *arguments))
+
+    def join(self) -> None:
+        """Wait for all calls and end the processes.
+
+        Raises:
+            Exception: the first that a call has raised.
+        """
+        try:
+            while self._waiting:
+                self._wait_for_oldest()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the processes; calls that have not begun are not made."""
+        self._waiting.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _wait_for_oldest(self) -> None:
+        try:
+            self._waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise RCAError(
+                f"{self._name}={self.workers}: a worker process was killed, perhaps for want of memory; "
+                f"give fewer, or 0 to work in the main process"
+            ) from error
+
+
+def _start() -> None:
+    torch.set_num_threads(1)  # the workers share the cores already
