@@ -13,6 +13,7 @@ from rca_lightning.metrics import SeedIoU
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.backbones import build_backbone
 from rca_lightning.module import RCAModule
+from rca_lightning.segmentation import SegmentationModule
 from rca_lightning.version import __version__
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RegionMemory",
     "RegionMemoryCallback",
     "SeedIoU",
+    "SegmentationModule",
     "SemanticAggregation",
     "WSSSDataModule",
     "__version__",

@@ -1,4 +1,4 @@
-"""Which arguments of `RCAModule` a checkpoint keeps, and what they may be."""
+"""Which arguments of a module a checkpoint keeps, and what they may be."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _NOT_KEPT = ("self", "__class__", "weights", "weights_sha256")
 _SHARES = ("region_threshold", "background_threshold", "confidence", "tag_threshold")
 
 
-def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that belong into a checkpoint, once they are known to make sense together.
+def shared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that belong into a checkpoint, once those that every module has are known to make sense.
 
     Args:
-        arguments: `locals()` of `RCAModule.__init__`.
+        arguments: `locals()` of `__init__` of `RCAModule` or `SegmentationModule`.
 
     Raises:
         ArgumentError: for the first value out of its range.
@@ -30,6 +30,20 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     names = kept["class_names"]
     if names is not None and len(names) != kept["num_classes"]:
         raise ArgumentError("class_names", names, f"give {kept['num_classes']} names, one a class")
+    check_views(kept["scales"], kept["max_side"])
+    return kept
+
+
+def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that belong into a checkpoint, once they are known to make sense together.
+
+    Args:
+        arguments: `locals()` of `RCAModule.__init__`.
+
+    Raises:
+        ArgumentError: for the first value out of its range.
+    """
+    kept = shared_arguments(arguments)
     for name in _SHARES:
         if not 0 <= kept[name] <= 1:
             raise ArgumentError(name, kept[name], "give a number in [0, 1]")
@@ -49,5 +63,4 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if kept["final_map"] in {"refined", "mean"}:
             remedy = f"give a weight above 0, or final_map='attention': {kept['final_map']!r} needs the second head"
             raise ArgumentError("beta", 0, remedy)
-    check_views(kept["scales"], kept["max_side"])
     return kept

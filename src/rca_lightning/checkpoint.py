@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _KEYWORDS = ("last", "best", "hpc")  # names that Lightning looks up itself
 _SHOWN = 3
+_OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head."}  # weights that one task alone has
 
 
 def check_checkpoint(path: str) -> None:
@@ -93,8 +94,33 @@ def check_fit(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], argumen
         )
 
 
+def check_task(found: Iterable[str], needed: str) -> None:
+    """Refuse the checkpoint of another task.
+
+    Args:
+        found: names in the `state_dict` of the checkpoint.
+        needed: "localize" or "segment".
+
+    Raises:
+        WeightsError: if it is of the other one; a checkpoint of neither passes.
+    """
+    names = tuple(found)
+    for task, prefix in _OWN_NAMES.items():
+        if task != needed and any(name.startswith(prefix) for name in names):
+            raise WeightsError(
+                f"the checkpoint is of the task {task!r}, not of {needed!r}; "
+                f"give --task {task}, or a checkpoint of rca fit --task {needed}"
+            )
+
+
 class CheckedLoading(L.LightningModule):
-    """A LightningModule that takes checkpoints of its own network only, and no code from them."""
+    """A LightningModule that takes checkpoints of its own network only, and no code from them.
+
+    Attributes:
+        task: what the command line calls the module.
+    """
+
+    task: ClassVar[str]
 
     @classmethod
     def load_from_checkpoint(
@@ -133,4 +159,5 @@ class CheckedLoading(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network in one sentence."""
+        check_task(checkpoint["state_dict"], self.task)
         check_fit(checkpoint["state_dict"], self.state_dict(), checkpoint.get("hyper_parameters", {}))

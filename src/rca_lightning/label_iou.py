@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
+from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
 from rca_lightning.metrics import IGNORE_INDEX
 from rca_lightning.score_content import number, score_content
@@ -123,3 +124,34 @@ class LabelIoU(Metric):
         if values.is_floating_point() or wrong.numel():
             found = str(values.dtype) if values.is_floating_point() else sorted(set(wrong.tolist()))
             raise ArgumentError(name, found, f"give integers 0..{self.num_classes} or {IGNORE_INDEX}")
+
+
+class LabelEvaluation(nn.Module):
+    """Collects the score of a split image by image, exact over all ranks.
+
+    Args:
+        num_classes: foreground classes `L`.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.label_iou = LabelIoU(num_classes)
+        self.last_result: LabelScores | None = None
+
+    def update(self, labels: Sequence[Tensor], masks: Tensor | None) -> None:
+        """Add a batch; one without masks is passed over.
+
+        Args:
+            labels: `(H, W)` of each image.
+            masks: `(B, H, W)`, or `None`.
+        """
+        if masks is not None:
+            for image, mask in zip(labels, masks, strict=True):
+                self.label_iou.update(image, mask)
+
+    def finish(self) -> LabelScores | None:
+        """Scores over all ranks, then start anew; `None` when no image had a mask on any rank."""
+        (images,) = gather_uneven(self.label_iou.images[None])
+        self.last_result = self.label_iou.compute() if int(images.sum()) else None
+        self.label_iou.reset()
+        return self.last_result

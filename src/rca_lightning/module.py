@@ -96,6 +96,8 @@ class RCAModule(CheckedLoading):
         torch.Size([1, 3, 4, 4])
     """
 
+    task = "localize"
+
     def __init__(
         self,
         num_classes: int,

@@ -5,19 +5,16 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from rich.console import Console
 from sklearn.metrics import confusion_matrix
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.label_iou import LabelIoU, LabelScores
+from rca_lightning.label_iou import LabelEvaluation, LabelIoU, LabelScores
 from rca_lightning.report import print_report, write_report
 
 CLASSES = 4
@@ -140,24 +137,30 @@ def test_no_class_is_refused():
         LabelIoU(0)
 
 
-def _one_rank(rank: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    metric = LabelIoU(CLASSES)
-    for pair in random_pairs(5, seed=4)[rank::2]:  # three images here, two there
-        metric.update(*pair)
-    scores = metric.compute()
-    torch.save({"iou": scores.iou, "miou": scores.miou, "images": scores.images}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+def test_merged_halves_equal_the_whole():
+    pairs = random_pairs(5, seed=4)
+    whole, first, second = LabelIoU(CLASSES), LabelIoU(CLASSES), LabelIoU(CLASSES)
+    for index, pair in enumerate(pairs):
+        whole.update(*pair)
+        (first if index % 2 else second).update(*pair)
+    for name in ("counts", "images"):  # as over ranks
+        setattr(first, name, first._reductions[name](torch.stack([getattr(first, name), getattr(second, name)])))
+    assert torch.equal(first.compute().iou, whole.compute().iou)
+    assert first.compute().images == 5
 
 
-def test_two_processes_equal_one(tmp_path: Path):
-    mp.spawn(_one_rank, args=(str(tmp_path),), nprocs=2)
-    whole = scored(random_pairs(5, seed=4))
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert (found["miou"], found["images"]) == (whole.miou, 5)
-        assert torch.equal(found["iou"], whole.iou)
+def test_evaluation_starts_anew_and_passes_over_images_without_masks():
+    evaluation = LabelEvaluation(CLASSES)
+    labels, mask = random_pairs(1, seed=5)[0]
+    evaluation.update([labels], None)
+    assert evaluation.finish() is None
+    evaluation.update([labels], mask[None])
+    assert evaluation.finish().miou == scored([(labels, mask)]).miou
+    assert evaluation.last_result.images == 1
+    evaluation.update([mask], mask[None])
+    assert evaluation.finish().miou == 1.0
+    assert evaluation.finish() is None
+    assert evaluation.last_result is None
 
 
 def some_scores(**changes) -> LabelScores:

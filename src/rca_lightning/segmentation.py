@@ -1,0 +1,196 @@
+"""`SegmentationModule`: the second stage, a segmentation network trained on pseudo labels or real masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from rca_lightning.arguments import shared_arguments
+from rca_lightning.checkpoint import CheckedLoading
+from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.sample import Batch
+from rca_lightning.errors import DataError, require_extra
+from rca_lightning.label_inference import LabelImage, label_images
+from rca_lightning.label_iou import LabelEvaluation
+from rca_lightning.losses.pixels import pixel_cross_entropy
+from rca_lightning.models.backbones import OutputStride, build_backbone
+from rca_lightning.models.resnet import StrideIn
+from rca_lightning.models.segmentation_network import HeadName, SegmentationNetwork
+from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
+from rca_lightning.views import MAX_SIDE
+
+_REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
+
+
+class SegmentationModule(CheckedLoading):
+    """A DeepLab network trained with cross-entropy on masks, in which 255 marks pixels without a label.
+
+    Tags are not used: not in training, and not to choose what is drawn. Averaged weights come from Lightning's
+    callback `EMAWeightAveraging`; checkpoints then hold the averaged weights, and those training goes on with.
+
+    Args:
+        num_classes: foreground classes `L`. The command line takes it from the data.
+        class_names: their names, for tables.
+        backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
+        weights: "none", a local file with torchvision's key names, or a URL; checkpoints do not keep it.
+        weights_sha256: checksum of the file; needed for a URL.
+        output_stride: pixels a cell of the features.
+        stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
+        frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
+            small batches; turn it off to train from scratch.
+        frozen_stages: how many of the first stages to freeze, 0 to 5.
+        channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
+        head: "deeplabv2", parallel dilated classifiers (arXiv 1606.00915), or "deeplabv3plus", ASPP with image pooling
+            and a decoder that reads an early stage (arXiv 1802.02611), with sharper outlines at twice the time or more.
+        scales: image scales at evaluation and prediction.
+        flip: whether evaluation and prediction add the mirrored image.
+        max_side: longest side in pixels of what evaluation and prediction compute at once; bounds memory.
+        crf: whether a fully connected CRF refines the probabilities in validate, test and predict, but not in the
+            validations of fit; needs the extra "crf".
+        optimizer: "sgd" or "adamw".
+        lr: learning rate of the backbone.
+        new_layer_lr_ratio: rate of the head, as a multiple of lr.
+        weight_decay: weight decay.
+        momentum: of SGD.
+        poly_power: exponent of the poly decay over all training steps.
+
+    Raises:
+        RCAError: for an argument out of its range.
+
+    Example:
+        >>> import torch
+        >>> module = SegmentationModule(num_classes=3, backbone="resnet18")
+        >>> module(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 4, 4, 4])
+    """
+
+    task = "segment"
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: list[str] | None = None,
+        *,
+        backbone: str = "resnet50",
+        weights: str = "none",
+        weights_sha256: str | None = None,
+        output_stride: OutputStride = 16,
+        stride_in: StrideIn = "3x3",
+        frozen_batchnorm: bool = True,
+        frozen_stages: int = 0,
+        channels_last: bool = False,
+        head: HeadName = "deeplabv2",
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = True,
+        max_side: int = MAX_SIDE,
+        crf: bool = False,
+        optimizer: OptimizerName = "sgd",
+        lr: float = 0.01,
+        new_layer_lr_ratio: float = 10.0,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.9,
+        poly_power: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(shared_arguments(locals()))
+        extractor = build_backbone(
+            backbone,
+            output_stride=output_stride,
+            weights=weights,
+            weights_sha256=weights_sha256,
+            stride_in=stride_in,
+            frozen_batchnorm=frozen_batchnorm,
+            frozen_stages=frozen_stages,
+        )
+        self.network = SegmentationNetwork(extractor, head, num_classes + 1, channels_last=channels_last)
+        self.evaluation = LabelEvaluation(num_classes)
+        self.use_crf = crf
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the `L` classes; their numbers where none were given."""
+        names: list[str] | None = self.hparams["class_names"]
+        return names or [f"class {index + 1}" for index in range(self.hparams["num_classes"])]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, L + 1, h, w)` of images `(B, 3, H, W)`; see `SegmentationNetwork.forward`."""
+        return self.network(images)  # type: ignore[no-any-return]
+
+    def setup(self, stage: str) -> None:
+        """Leave the CRF out of training, and find out before the first image whether it is there otherwise."""
+        self.use_crf = self.hparams["crf"] and stage != "fit"
+        if self.use_crf:
+            require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
+
+    def on_train_start(self) -> None:
+        """Refuse images without a mask before the first of them is met."""
+        images = getattr(self.trainer.train_dataloader, "dataset", None)
+        if isinstance(images, TaggedImages):
+            without = [record.image_id for record in images.records if record.mask is None]
+            if without:
+                found = f"{len(without)} of {len(images)} training images have no mask, such as {without[0]}"
+                raise DataError(f"train_masks: {found}; {_REMEDY}")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        if "mask" not in batch:
+            raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
+        loss = pixel_cross_entropy(self(batch["image"]), batch["mask"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["mask"]))
+        return loss
+
+    def label_images(self, images: Tensor) -> list[LabelImage]:
+        """Label images of photographs at their own size, with this module's scales, flip and CRF."""
+        return label_images(
+            self.network,
+            images,
+            scales=self.hparams["scales"],
+            flip=self.hparams["flip"],
+            max_side=self.hparams["max_side"],
+            crf=self.use_crf,
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the labels of images that have a mask."""
+        if "mask" in batch:
+            found = self.label_images(batch["image"])
+            self.evaluation.update([image.labels for image in found], batch["mask"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score of the split."""
+        self._log_score("val")
+
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Log the score of the split."""
+        self._log_score("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """For each image `image_id`, `labels` on the CPU, and `confidence`; see `LabelImage`."""
+        return [
+            {"image_id": image_id, "labels": found.labels.cpu(), "confidence": found.confidence}
+            for image_id, found in zip(batch["image_id"], self.label_images(batch["image"]), strict=True)
+        ]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD or AdamW with poly decay, a step at a time."""
+        optimizer = build_optimizer(
+            self.network.backbone.parameters(),
+            self.network.head.parameters(),
+            name=self.hparams["optimizer"],
+            lr=self.hparams["lr"],
+            new_layer_lr_ratio=self.hparams["new_layer_lr_ratio"],
+            weight_decay=self.hparams["weight_decay"],
+            momentum=self.hparams["momentum"],
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = poly_decay(optimizer, steps, self.hparams["poly_power"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _log_score(self, split: str) -> None:
+        scores = self.evaluation.finish()
+        if scores is not None:
+            self.log(f"{split}/miou", scores.miou, prog_bar=True, sync_dist=False)
