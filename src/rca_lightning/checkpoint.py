@@ -20,19 +20,22 @@ _SHOWN = 3
 _OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head."}  # weights that one task alone has
 
 
-def check_checkpoint(path: str) -> None:
+def check_checkpoint(path: str, task: str | None = None) -> None:
     """Refuse what is not a checkpoint before anything is built; see `read_checkpoint`.
 
     Args:
         path: what stands behind `--ckpt_path`; words and folders that Lightning looks up itself pass.
+        task: what it must be of, see `check_task`; default any.
 
     Raises:
         ArgumentError: if there is no such file, or it is the address of one elsewhere.
-        WeightsError: if the file is no checkpoint of `rca fit`.
+        WeightsError: if the file is no checkpoint of `rca fit`, or of another task.
     """
     if path in _KEYWORDS or path.startswith("registry") or Path(path).is_dir():
         return
-    read_checkpoint(path, map_location="meta")  # no tensor is read
+    content = read_checkpoint(path, map_location="meta")  # no tensor is read
+    if task is not None:
+        check_task(content["state_dict"], task)
 
 
 def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: str = "ckpt_path") -> dict[str, Any]:

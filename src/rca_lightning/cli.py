@@ -1,41 +1,39 @@
-"""The command line: `rca fit | validate | test | predict | atlas`."""
+"""The command line: `rca fit | validate | test | predict | atlas`, and `export | check` without a Trainer."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rca_lightning.atlas.checkpoint import AtlasTrainer
 from rca_lightning.callbacks.memory import RegionMemoryCallback
-from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.callbacks.writers import PseudoLabelWriter
-from rca_lightning.checkpoint import check_checkpoint
 from rca_lightning.data import WSSSDataModule
 from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.module import RCAModule
-from rca_lightning.report import print_report, write_report
+from rca_lightning.segmentation import SegmentationModule
+from rca_lightning.task import find_task
+from rca_lightning.trainer_cli import OneLineParser, TaskCLI
 from rca_lightning.version import __version__
 
-
-class OneLineParser(LightningArgumentParser):
-    """Says what is wrong with the words it is given, not all the words there are."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leave with status 2, as argparse does."""
-        parser = getattr(ex, "subcommand_parser", None) or self
-        reason = " ".join(message.split())
-        self.exit(2, f"rca: {reason}\nSee: {parser.prog.replace(' [options]', '')} --help\n")
+# Commands without a Trainer, each in a module whose `main` takes the words after it.
+COMMANDS = {"export": "rca_lightning.export.command", "check": "rca_lightning.results.command"}
+EPILOG = (
+    "Two more commands need no Trainer: rca export (a trained segmentation network as ONNX or torch.export program) "
+    "and rca check (whether files for a benchmark server are as it wants them); each has a --help of its own."
+)
 
 
-class RCACLI(LightningCLI):
-    """LightningCLI that knows which callbacks RCA cannot go without, reports scores, and draws the prototype atlas."""
+class RCACLI(TaskCLI):
+    """Maps from image tags: knows which callbacks RCA cannot go without, and draws the prototype atlas."""
+
+    task = "localize"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"trainer_class": AtlasTrainer, **kwargs})
@@ -53,36 +51,18 @@ class RCACLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The region memory has arguments of its own; the data knows the classes, the module takes them over."""
+        """The region memory has arguments of its own."""
+        super().add_arguments_to_parser(parser)
         parser.add_lightning_class_args(RegionMemoryCallback, "memory")
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Remember what was given, apart from what is a default."""
-        super().parse_arguments(parser, args)
-        if isinstance(args, (dict, Namespace)):
-            self._given = parser.parse_object(args, defaults=False)
-        else:
-            self._given = parser.parse_args(args, defaults=False)
-
-    def _parse_ckpt_path(self) -> None:
-        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
-        subcommand = self.config.get("subcommand")
-        path = self.config.get(f"{subcommand}.ckpt_path")
-        if path is not None:
-            check_checkpoint(str(path))
-        super()._parse_ckpt_path()
-        given = self._given.get(f"{subcommand}.model")
-        for name, value in vars(given).items() if given is not None else ():
-            self.config[f"{subcommand}.model.{name}"] = value
+    def writer_class(self) -> type[Any]:
+        """Maps and pseudo labels."""
+        return PseudoLabelWriter
 
     def instantiate_classes(self) -> None:
-        """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines."""
+        """There is one memory, and it is not among the callbacks of the Trainer."""
         self._refuse_second_memory()
         super().instantiate_classes()
-        if hasattr(self, "trainer") and not sys.stdout.isatty():
-            self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
 
     def _refuse_second_memory(self) -> None:
         subcommand = self.config.get("subcommand")
@@ -90,80 +70,33 @@ class RCACLI(LightningCLI):
             if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
                 raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
 
-    def before_validate(self) -> None:
-        """An untrained network has no scores worth a table."""
-        self._require_checkpoint()
-
-    def before_test(self) -> None:
-        """As for validation."""
-        self._require_checkpoint()
-
-    def _require_checkpoint(self) -> None:
-        if self.config[f"{self.subcommand}.ckpt_path"] is None:
-            raise ArgumentError("ckpt_path", None, "the network is untrained; give a checkpoint of rca fit")
-
-    def before_predict(self) -> None:
-        """Add a writer where the configuration names none."""
-        self._require_checkpoint()
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(c, PseudoLabelWriter) for c in callbacks):
-            callbacks.append(PseudoLabelWriter(str(self._run_folder() / "predictions")))
-
-    def after_validate(self) -> None:
-        """Print the table and write `validate.json`."""
-        self._report(self.datamodule.eval_split, "validate.json")
-
-    def after_test(self) -> None:
-        """Print the table and write `test.json`."""
-        self._report(self.datamodule.eval_split, "test.json")
-
-    def after_predict(self) -> None:
-        """Say where the predictions are."""
-        if self.trainer.is_global_zero:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, PseudoLabelWriter):
-                    print(f"predictions: {callback.output_dir}")
-
-    def _report(self, split: str, name: str) -> None:
-        result = self.model.evaluation.last_result
-        if result is None:
-            raise ArgumentError("limit_val_batches", self.trainer.limit_val_batches, "no image was scored; allow some")
-        path = self._run_folder() / name  # asked for on every rank: Lightning broadcasts it
-        if not self.trainer.is_global_zero:
-            return
-        tags = self.model.hparams["eval_tags"]
-        content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names)
-        write_report(content, path)
-        print_report(content)
-        print(f"written to {path}")
-
-    def _run_folder(self) -> Path:
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
-
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand == "predict":
-            # The writer keeps predictions on disk; a list of all of them would grow with the data.
-            kwargs["return_predictions"] = False
-        if "weights_only" in kwargs:  # what Lightning finds for "last" has not been checked here
-            if kwargs["weights_only"] is False:
-                raise ArgumentError(
-                    "weights_only", False, "leave it out; checkpoints of rca fit hold no code to unpickle"
-                )
-            kwargs["weights_only"] = True
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "atlas":
             kwargs.update(self.config_init["atlas"]["atlas"])
         return kwargs
 
 
-def main(args: ArgsType = None) -> RCACLI:
+class SegmentationCLI(TaskCLI):
+    """A segmentation network from masks."""
+
+    task = "segment"
+
+    def writer_class(self) -> type[Any]:
+        """Masks in the colours of VOC."""
+        from rca_lightning.callbacks.masks import MaskWriter
+
+        return MaskWriter
+
+
+def main(args: ArgsType = None) -> TaskCLI | None:
     """Run the command line in this process.
 
     Args:
         args: words after `rca`; default those of the process.
 
     Returns:
-        The CLI object, with `model`, `datamodule` and `trainer`.
+        The CLI object, with `model`, `datamodule` and `trainer`; `None` for a command without a Trainer.
 
     Raises:
         RCAError: for what this library refuses.
@@ -172,14 +105,19 @@ def main(args: ArgsType = None) -> RCACLI:
     logging.getLogger("rca_lightning").setLevel(logging.INFO)
     if not logging.getLogger("rca_lightning").handlers:
         logging.getLogger("rca_lightning").addHandler(logging.StreamHandler())
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and words and words[0] in COMMANDS:
+        importlib.import_module(COMMANDS[words[0]]).main(words[1:])
+        return None
     torch.set_float32_matmul_precision("high")
-    return RCACLI(
-        RCAModule,
+    cli, module = (RCACLI, RCAModule) if find_task(args) == "localize" else (SegmentationCLI, SegmentationModule)
+    return cli(
+        module,
         WSSSDataModule,
         args=args,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"default_env": False, "prog": "rca", "version": __version__},
+        parser_kwargs={"default_env": False, "prog": "rca", "version": __version__, "epilog": EPILOG},
         parser_class=OneLineParser,
     )
 

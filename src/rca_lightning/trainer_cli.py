@@ -1,0 +1,145 @@
+"""LightningCLI as the tasks share it: checked checkpoints, reports, and a writer for predictions."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from rca_lightning.callbacks.progress import ProgressLines
+from rca_lightning.checkpoint import check_checkpoint
+from rca_lightning.errors import ArgumentError
+from rca_lightning.report import print_report, write_report
+from rca_lightning.task import Task
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong with the words it is given, not all the words there are."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Leave with status 2, as argparse does."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        reason = " ".join(message.split())
+        self.exit(2, f"rca: {reason}\nSee: {parser.prog.replace(' [options]', '')} --help\n")
+
+
+class TaskCLI(LightningCLI, ABC):
+    """LightningCLI that knows its task, reads checkpoints of that task only, and reports scores.
+
+    Attributes:
+        task: what `--task` must say.
+    """
+
+    task: ClassVar[Task]
+
+    @abstractmethod
+    def writer_class(self) -> type[Any]:
+        """Callback that writes predictions into the folder it is given, `output_dir`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The data knows the classes, the module takes them over."""
+        parser.add_argument(
+            "--task",
+            type=Task,
+            default=self.task,
+            help="What to train: localize (maps from image tags) or segment (a network from masks). It decides "
+            "which arguments there are.",
+        )
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Remember what was given, apart from what is a default."""
+        super().parse_arguments(parser, args)
+        if isinstance(args, (dict, Namespace)):
+            self._given = parser.parse_object(args, defaults=False)
+        else:
+            self._given = parser.parse_args(args, defaults=False)
+        task = self.config[self.config["subcommand"]]["task"]
+        if task != self.task:
+            raise ArgumentError("task", task, f"give --task {task} as a word of its own, or in a --config file")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
+        subcommand = self.config.get("subcommand")
+        path = self.config.get(f"{subcommand}.ckpt_path")
+        if path is not None:
+            check_checkpoint(str(path), self.task)
+        super()._parse_ckpt_path()
+        given = self._given.get(f"{subcommand}.model")
+        for name, value in vars(given).items() if given is not None else ():
+            self.config[f"{subcommand}.model.{name}"] = value
+
+    def instantiate_classes(self) -> None:
+        """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines."""
+        super().instantiate_classes()
+        if hasattr(self, "trainer") and not sys.stdout.isatty():
+            self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
+
+    def before_validate(self) -> None:
+        """An untrained network has no scores worth a table."""
+        self._require_checkpoint()
+
+    def before_test(self) -> None:
+        """As for validation."""
+        self._require_checkpoint()
+
+    def _require_checkpoint(self) -> None:
+        if self.config[f"{self.subcommand}.ckpt_path"] is None:
+            raise ArgumentError("ckpt_path", None, "the network is untrained; give a checkpoint of rca fit")
+
+    def before_predict(self) -> None:
+        """Add a writer where the configuration names none."""
+        self._require_checkpoint()
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        writer = self.writer_class()
+        if not any(isinstance(callback, writer) for callback in callbacks):
+            callbacks.append(writer(str(self._run_folder() / "predictions")))
+
+    def after_validate(self) -> None:
+        """Print the table and write `validate.json`."""
+        self._report(self.datamodule.eval_split, "validate.json")
+
+    def after_test(self) -> None:
+        """Print the table and write `test.json`."""
+        self._report(self.datamodule.eval_split, "test.json")
+
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        if self.trainer.is_global_zero:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, self.writer_class()):
+                    print(f"predictions: {callback.output_dir}")
+
+    def _report(self, split: str, name: str) -> None:
+        result = self.model.evaluation.last_result
+        if result is None:
+            raise ArgumentError("limit_val_batches", self.trainer.limit_val_batches, "no image was scored; allow some")
+        path = self._run_folder() / name  # asked for on every rank: Lightning broadcasts it
+        if not self.trainer.is_global_zero:
+            return
+        tags = self.model.hparams.get("eval_tags")
+        content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names)
+        write_report(content, path)
+        print_report(content)
+        print(f"written to {path}")
+
+    def _run_folder(self) -> Path:
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            # The writer keeps predictions on disk; a list of all of them would grow with the data.
+            kwargs["return_predictions"] = False
+        if "weights_only" in kwargs:  # what Lightning finds for "last" has not been checked here
+            if kwargs["weights_only"] is False:
+                raise ArgumentError(
+                    "weights_only", False, "leave it out; checkpoints of rca fit hold no code to unpickle"
+                )
+            kwargs["weights_only"] = True
+        return kwargs
