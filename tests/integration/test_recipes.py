@@ -14,18 +14,20 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from rca_lightning import RCAModule, WSSSDataModule
-from rca_lightning.cli import RCACLI
+from rca_lightning import RCAModule, SegmentationModule, WSSSDataModule
+from rca_lightning.cli import RCACLI, SegmentationCLI
+from rca_lightning.task import find_task
 from tests.integration.commands import written_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
 # Grids of the ablation tool are no configurations; they have tests of their own.
 RECIPES = sorted(p.relative_to(ROOT).as_posix() for p in EXPERIMENTS.rglob("*.yaml") if "ablation" not in p.parts)
+SEGMENT_RECIPES = [recipe for recipe in RECIPES if find_task(["--config", str(ROOT / recipe)]) == "segment"]
 BATCH_SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in EXPERIMENTS.rglob("*.sbatch"))
 
 
-class OnlyParsing(RCACLI):
+class OnlyParsing:
     """The command line up to where it would build and run something."""
 
     def instantiate_classes(self) -> None:
@@ -36,10 +38,26 @@ class OnlyParsing(RCACLI):
     def _run_subcommand(self, subcommand: str) -> None: ...
 
 
+class OnlyParsingRCA(OnlyParsing, RCACLI): ...
+
+
+class OnlyParsingSegmentation(OnlyParsing, SegmentationCLI): ...
+
+
 @pytest.fixture(scope="module")
-def parser() -> ArgumentParser:
-    """The parser of `rca`; building it takes longer than any use of it."""
-    return OnlyParsing(RCAModule, WSSSDataModule, args=["fit", "--data.dataset", "synthetic"]).parser
+def parsers() -> dict[str, ArgumentParser]:
+    """The parser of `rca` by task; building one takes longer than any use of it."""
+    words = ["fit", "--data.dataset", "synthetic"]
+    return {
+        "localize": OnlyParsingRCA(RCAModule, WSSSDataModule, args=words).parser,
+        "segment": OnlyParsingSegmentation(SegmentationModule, WSSSDataModule, args=words).parser,
+    }
+
+
+@pytest.fixture
+def parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:
+    """That of the task which needs not be named."""
+    return parsers["localize"]
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +73,14 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
 
 def test_recipes_are_found():
     assert {"experiments/quickstart.yaml", "experiments/coco2014/rca_resnet50.yaml"} <= set(RECIPES)
+    assert {"experiments/voc2012_mini/segment.yaml", "experiments/quickstart_segment.yaml"} <= set(SEGMENT_RECIPES)
     assert "experiments/slurm/ddp.sbatch" in BATCH_SCRIPTS
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_builds_everything(parser: ArgumentParser, recipe: str, tmp_path: Path):
+def test_recipe_builds_everything(parsers: dict[str, ArgumentParser], recipe: str, tmp_path: Path):
     given = ["fit", "--config", recipe, "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    parser = parsers[find_task(given)]
     content = yaml.safe_load((ROOT / recipe).read_text())
     if content["data"]["dataset"] != "synthetic":
         given += ["--data.root", str(tmp_path)]
@@ -78,17 +98,30 @@ def test_recipe_builds_everything(parser: ArgumentParser, recipe: str, tmp_path:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_commands_in_the_header_are_understood(parser: ArgumentParser, recipe: str):
+def test_commands_in_the_header_are_understood(parsers: dict[str, ArgumentParser], recipe: str):
     text = (ROOT / recipe).read_text()
     commands = written_commands(text)
     assert commands, f"{recipe} says no command in its header"
     folder = yaml.safe_load(text)["trainer"]["default_root_dir"]
     for words in commands:
         assert words[0] == "rca"
-        options = parse(parser, words[1:])
+        options = parse(parsers[find_task(words)], words[1:])
         assert [Path(str(path)).as_posix() for path in options.config] == [recipe]
         if words[1] != "fit":
             assert options.ckpt_path == f"{folder}/checkpoints/last.ckpt"
+
+
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in RECIPES if find_task(["--config", str(ROOT / recipe)]) == "segment"]
+)
+def test_averaged_weights_are_one_uncommenting_away(parsers: dict[str, ArgumentParser], recipe: str, tmp_path: Path):
+    text = (ROOT / recipe).read_text()
+    path = tmp_path / "averaged.yaml"
+    path.write_text(re.sub(r"^( +)# (?=- class_path: .*WeightAveraging|  init_args: \{decay)", r"\1", text, flags=re.M))
+    options = parse(parsers["segment"], ["fit", "--config", str(path)])
+    names = [callback.class_path.rpartition(".")[2] for callback in options.trainer.callbacks]
+    assert names == ["ModelCheckpoint", "EMAWeightAveraging"]
+    assert 0.9 < options.trainer.callbacks[1].init_args.decay < 1
 
 
 def test_ids_of_a_split_are_given_on_the_command_line(parser: ArgumentParser):
