@@ -49,6 +49,10 @@ class OutputError(RCAError, ValueError):
     """A result cannot be written where or as asked."""
 
 
+class ResultsError(RCAError, ValueError):
+    """Results are not what a benchmark server accepts."""
+
+
 class MissingExtraError(RCAError, ImportError):
     """An optional dependency is needed now and is not installed."""
 

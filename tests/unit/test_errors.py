@@ -18,6 +18,7 @@ BUILT_IN = {
     "DataError": ValueError,
     "WeightsError": ValueError,
     "OutputError": ValueError,
+    "ResultsError": ValueError,
     "MissingExtraError": ImportError,
 }
 

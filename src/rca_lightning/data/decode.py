@@ -24,6 +24,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED_ON_THE_SIDE = frozenset({5, 6, 7, 8})
 
 
 @contextmanager
@@ -81,6 +82,18 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         if turn is not None:
             rgb = rgb.transpose(turn)
         return np.array(rgb, dtype=np.uint8)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width that `read_image` would give; only the head of the file is read.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: not an image, or too large.
+    """
+    with open_image(path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _TURNED_ON_THE_SIDE else (height, width)
 
 
 def read_saliency(path: Path) -> npt.NDArray[np.float32]:

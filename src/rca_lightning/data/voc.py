@@ -43,7 +43,7 @@ class VOCSource:
         tags_file: str | None = None,
         classes: tuple[str, ...] = VOC_CLASSES,
     ) -> None:
-        self.root = _layout_root(root)
+        self.root = voc_root(root)
         self._split_files = dict(split_files or {})
         self._classes = ClassIndex(classes)
         self._images = list_by_stem(self.root / "JPEGImages", {".jpg", ".jpeg", ".png"})
@@ -102,7 +102,12 @@ class VOCSource:
         )
 
 
-def _layout_root(root: Path) -> Path:
+def voc_root(root: Path) -> Path:
+    """Return the folder with `JPEGImages`: `root` itself, or `VOC2012` or `VOCdevkit/VOC2012` in it.
+
+    Raises:
+        DatasetNotFoundError: there is none.
+    """
     require_folder(root, what="root", remedy=_REMEDY)
     for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (folder / "JPEGImages").is_dir():

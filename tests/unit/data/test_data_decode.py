@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rca_lightning.data.decode import read_image, read_saliency
+from rca_lightning.data.decode import image_size, read_image, read_saliency
 from rca_lightning.data.masks import check_same_size, read_mask
 from rca_lightning.errors import DataError, DatasetNotFoundError
 
@@ -157,3 +157,13 @@ def test_saliency_of_8_and_16_bits(tmp_path: Path) -> None:
         read = read_saliency(tmp_path / name)
         assert read.dtype == np.float32
         np.testing.assert_allclose(read, [[0, 0.2, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("turn", [None, 1, 3, 6, 8])
+def test_size_is_that_of_the_upright_photograph(tmp_path, turn):
+    exif = Image.Exif()
+    if turn is not None:
+        exif[0x0112] = turn
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert image_size(path) == read_image(path).shape[:2] == ((30, 20) if turn in {6, 8} else (20, 30))
