@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-OPTIONAL = ("faiss", "wandb", "timm", "pydensecrf")
+OPTIONAL = ("faiss", "wandb", "timm", "pydensecrf", "onnx", "onnxscript", "onnxruntime")
 
 # Python imports it by itself at start, wherever its folder is on the path: the same blocks for every program.
 BLOCKER = f"""

@@ -1,0 +1,1 @@
+"""The trained segmenter as a file that runs without this library."""

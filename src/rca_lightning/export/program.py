@@ -1,0 +1,111 @@
+"""Export to a `torch.export` program: a graph that torch runs without the code that built it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from rca_lightning.atomic import write_atomically
+from rca_lightning.errors import OutputError
+from rca_lightning.export.segmenter import Segmenter, describe
+
+DESCRIPTION_FILE = "description.json"
+"""Name under which a `.pt2` file holds what `describe` says."""
+
+# Sides that no stride divides: a graph made from them cannot rest on a division without remainder.
+_TRACED = (2, 3, 97, 131)
+_TRIED = (1, 3, 74, 61)
+_TOLERANCE = 1e-3
+_REMEDY = "export a network of another backbone or head"
+
+
+def export_program(network: nn.Module) -> ExportedProgram:
+    """Trace a segmentation network together with the normalisation and the enlargement of its logits.
+
+    The program is compared with the network at another size before it is returned.
+
+    Args:
+        network: normalised images `(B, 3, H, W)` -> logits `(B, L + 1, h, w)`, in float32. It is traced in evaluation
+            mode, on the device where it is, and left in the mode it was in.
+
+    Returns:
+        A program with the input `images (B, 3, H, W)`, float32 RGB in `[0, 1]`, of any number and size, and the output
+        `(B, L + 1, H, W)`; see `Segmenter`. It may refuse images of fewer pixels a side than two cells of the features.
+
+    Raises:
+        OutputError: the network cannot be traced, does not serve every size, or the program answers otherwise.
+    """
+    segmenter = Segmenter(network).to(next(network.parameters()).device)
+    training = network.training
+    segmenter.eval()
+    try:
+        with torch.no_grad():
+            program = _traced(segmenter)
+            _compare(program, segmenter)
+    finally:
+        network.train(training)
+    return program
+
+
+def save_program(network: nn.Module, class_names: Sequence[str], path: Path) -> None:
+    """Write a `.pt2` file, whole or not at all.
+
+    Args:
+        network: see `export_program`.
+        class_names: the L foreground classes.
+        path: the file to write; one that is there is replaced.
+
+    Raises:
+        OutputError: see `export_program`.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import torch
+        >>> save_program(torch.nn.Conv2d(3, 2, 1), ["cat"], Path("segmenter.pt2"))
+        >>> found = {"description.json": ""}  # filled by reading
+        >>> program = torch.export.load("segmenter.pt2", extra_files=found)
+        >>> json.loads(json.loads(found["description.json"])["labels"])
+        ['background', 'cat']
+        >>> program.module()(torch.rand(1, 3, 61, 97)).shape
+        torch.Size([1, 2, 61, 97])
+    """
+    program = export_program(network)
+    extra = {DESCRIPTION_FILE: json.dumps(describe(class_names), indent=2)}
+    write_atomically(path, lambda file: torch.export.save(program, file, extra_files=extra))
+
+
+def _example(shape: tuple[int, ...], segmenter: Segmenter) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(segmenter.mean.device)
+
+
+def _traced(segmenter: Segmenter) -> ExportedProgram:
+    free = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
+    example = _example(_TRACED, segmenter)
+    try:
+        return torch.export.export(segmenter, (example,), dynamic_shapes={"images": free}, strict=False)
+    except Exception as error:  # torch has many kinds of errors for code that is no graph
+        raise OutputError(f"{_name(segmenter)} cannot be traced ({_first_line(error)}); {_REMEDY}") from error
+
+
+def _compare(program: ExportedProgram, segmenter: Segmenter) -> None:
+    images = _example(_TRIED, segmenter)
+    try:
+        logits = program.module()(images)
+    except Exception as error:  # a size that torch could not leave open it fixes without a word
+        raise OutputError(f"{_name(segmenter)} does not serve every size ({_first_line(error)}); {_REMEDY}") from error
+    difference = float((logits - segmenter(images)).abs().max())
+    if not difference <= _TOLERANCE:
+        raise OutputError(f"{_name(segmenter)} answers otherwise once exported, by up to {difference:g}; {_REMEDY}")
+
+
+def _name(segmenter: Segmenter) -> str:
+    return f"the network {type(segmenter.network).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).split("\n")), "").strip() or type(error).__name__
