@@ -1,4 +1,4 @@
-"""The command line: `rca fit | validate | test | predict | atlas`, and `export | check` without a Trainer."""
+"""The command line: `rca fit | validate | test | predict | atlas`, and `labels | export | check` without a Trainer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ from rca_lightning.trainer_cli import OneLineParser, TaskCLI
 from rca_lightning.version import __version__
 
 # Commands without a Trainer, each in a module whose `main` takes the words after it.
-COMMANDS = {"export": "rca_lightning.export.command", "check": "rca_lightning.results.command"}
+COMMANDS = {
+    "labels": "rca_lightning.pseudo_labels.command",
+    "export": "rca_lightning.export.command",
+    "check": "rca_lightning.results.command",
+}
 EPILOG = (
-    "Two more commands need no Trainer: rca export (a trained segmentation network as ONNX or torch.export program) "
-    "and rca check (whether files for a benchmark server are as it wants them); each has a --help of its own."
+    "Three more commands need no Trainer: rca labels (pseudo labels from stored maps), rca export (a trained "
+    "segmentation network as ONNX or torch.export program) and rca check (whether files for a benchmark server are as "
+    "it wants them); each has a --help of its own."
 )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -16,18 +15,14 @@ from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.module import RCAModule
-from rca_lightning.pseudo_labels.label_files import read_qualities, write_label_files
+from rca_lightning.pseudo_labels.label_files import write_label_files
 from rca_lightning.pseudo_labels.label_map import BackgroundRule
 from rca_lightning.pseudo_labels.making import LabelMaker
 from rca_lightning.pseudo_labels.multiscale import Seeds
-from rca_lightning.pseudo_labels.quality import quality_report
 from rca_lightning.pseudo_labels.refinement import RefinementName
-from rca_lightning.pseudo_labels.scoring import score_label_files
+from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
-from rca_lightning.report import print_report, write_report
 from rca_lightning.visualization import denormalise
-
-logger = logging.getLogger(__name__)
 
 # Threshold, low and high: about what was best on VOC photographs. The attention is flat and wide, CAMs have peaks.
 _ATTENTION_BACKGROUND = (0.7, 0.5, 0.8)
@@ -111,19 +106,7 @@ class PseudoLabelWriter(PredictionWriter):
         self.maker.check_packages()
         module.keeps_features = self.maker.needs_features
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
-        rule = self.maker.rule
-        background = {
-            "fixed": {"background_threshold": self.maker.threshold},
-            "power": {"power": self.maker.power},
-        }.get(rule, {"low": self.maker.low, "high": self.maker.high})
-        if rule == "saliency":
-            background["saliency_threshold"] = self.maker.saliency_threshold
-        return {
-            "rule": rule,
-            **background,
-            "refine": list(self.maker.refine),
-            **{name: module.hparams[name] for name in names},
-        }
+        return {**self.maker.describe(), **{name: module.hparams[name] for name in names}}
 
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
         """Begin the label where the maps are; files are written by a worker if there are any."""
@@ -152,25 +135,16 @@ class PseudoLabelWriter(PredictionWriter):
     def summarise(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write and print how good the labels are."""
         assert isinstance(module, RCAModule)
-        done = self.folder.complete_ids()
-        qualities = read_qualities((image_id, self.folder.paths(image_id)["cams"]) for image_id in done)
-        report = quality_report(qualities, module.class_names)
-        with self.folder.output_errors():
-            write_report(report, self.output_dir / "quality.json")
-        logger.info("%d of %d labels are worth a look: %s", report["odd"], len(done), self.output_dir / "quality.json")
         data = getattr(trainer, "datamodule", None)
-        records = getattr(data, "predict_records", ())
-        scores = score_label_files(
-            self.output_dir / "pseudo_labels", records, num_classes=module.hparams["num_classes"]
-        )
-        if scores is None:
-            return
-        split = getattr(data, "predict_split", "predict")
-        tags: Literal["image", "predicted"] = module.hparams["predict_tags"]
-        content = scores.as_dict(split=split, class_names=module.class_names, tags=tags)
         with self.folder.output_errors():
-            write_report(content, self.output_dir / "pseudo_labels.json")
-        print_report(content)
+            write_summary(
+                self.output_dir,
+                [(image_id, self.folder.paths(image_id)["cams"]) for image_id in self.folder.complete_ids()],
+                getattr(data, "predict_records", ()),
+                class_names=module.class_names,
+                split=getattr(data, "predict_split", "predict"),
+                tags=module.hparams["predict_tags"],
+            )
 
 
 def _picture(image: Tensor) -> Tensor:
@@ -179,4 +153,5 @@ def _picture(image: Tensor) -> Tensor:
 
 
 def _arrays(seeds: Seeds) -> tuple[Any, Any]:
-    return seeds.maps.cpu().numpy().astype(np.float16), seeds.probabilities.float().cpu().numpy()
+    kept = seeds.probabilities[seeds.classes]
+    return seeds.maps.cpu().numpy().astype(np.float16), kept.float().cpu().numpy()

@@ -22,7 +22,7 @@ def write_label_files(
     image_id: str,
     made: HalfMade,
     maker: LabelMaker,
-    maps: npt.NDArray[np.float16],
+    maps: npt.NDArray[np.float16] | None,
     probabilities: npt.NDArray[np.float32],
     paths: Mapping[str, Path],
 ) -> None:
@@ -32,14 +32,14 @@ def write_label_files(
         image_id: of the photograph.
         made: first half of the label.
         maker: makes the second half.
-        maps: `(K, H, W)` in `[0, 1]`, before any refinement.
-        probabilities: `(L,)`, image probability of every class.
-        paths: of "cams" (npz), "pseudo_labels" (PNG) and perhaps "overlays" (JPEG).
+        maps: `(K, H, W)` in `[0, 1]`, before any refinement; None where they are stored elsewhere.
+        probabilities: `(K,)`, image probability of each class of the label.
+        paths: of "pseudo_labels" (PNG), of "cams" (npz, with the maps) or "quality" (npz, without), and perhaps of
+            "overlays" (JPEG).
     """
     label, scores = maker.finish(made)
     quality = label_quality(image_id, label, scores, torch.from_numpy(made.classes), torch.from_numpy(probabilities))
     arrays = {
-        "maps": maps,
         "classes": made.classes,
         "size": np.array(label.shape, dtype=np.int64),
         "confidence": np.float32(quality.confidence),
@@ -47,7 +47,10 @@ def write_label_files(
         "probabilities": np.array(quality.probabilities, dtype=np.float32),
         "ignored": np.float32(quality.ignored),
     }
-    write_atomically(paths["cams"], lambda file: np.savez_compressed(file, **arrays))
+    if maps is not None:
+        arrays["maps"] = maps
+    path = paths["quality" if maps is None else "cams"]
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
     if "overlays" in paths:
         picture = (made.picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (3, H, W) -> (H, W, 3)
         drawn = Image.fromarray(overlay_mask(picture, label.numpy()))

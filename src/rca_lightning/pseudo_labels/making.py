@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +82,16 @@ class LabelMaker:
     def is_slow(self) -> bool:
         """Whether `finish` has a refinement to make, on the CPU."""
         return bool(self._later())
+
+    def describe(self) -> dict[str, Any]:
+        """What labels depend on, as JSON values."""
+        background: dict[str, float] = {
+            "fixed": {"background_threshold": self.threshold},
+            "power": {"power": self.power},
+        }.get(self.rule, {"low": self.low, "high": self.high})
+        if self.rule == "saliency":
+            background["saliency_threshold"] = self.saliency_threshold
+        return {"rule": self.rule, **background, "refine": list(self.refine)}
 
     def check_packages(self) -> None:
         """Refuse to begin without an optional package that a step needs.

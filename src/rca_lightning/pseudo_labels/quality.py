@@ -83,7 +83,7 @@ def label_quality(image_id: str, label: Tensor, scores: Tensor, classes: Tensor,
         label: `(H, W)` uint8: 0 background, class + 1, 255 undecided.
         scores: `(1 + K, H, W)`, the refined scores that it was read from.
         classes: `(K,)`.
-        probabilities: `(L,)`, image probability of every class.
+        probabilities: `(K,)`, image probability of each of them.
     """
     counts = torch.bincount(label.flatten().long(), minlength=IGNORED + 1).double() / label.numel()
     kept = classes.long().cpu()
@@ -92,7 +92,7 @@ def label_quality(image_id: str, label: Tensor, scores: Tensor, classes: Tensor,
         confidence=label_confidence(scores),
         classes=tuple(kept.tolist()),
         coverage=tuple(counts[kept + 1].tolist()),
-        probabilities=tuple(probabilities.float().cpu()[kept].tolist()),
+        probabilities=tuple(probabilities.float().tolist()),
         ignored=float(counts[IGNORED]),
     )
 

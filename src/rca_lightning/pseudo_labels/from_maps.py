@@ -1,0 +1,169 @@
+"""Pseudo labels from maps that `rca predict` has stored: other backgrounds and refinements without the network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rca_lightning.callbacks.prediction_folder import Existing, PredictionFolder
+from rca_lightning.data.datamodule import WSSSDataModule
+from rca_lightning.data.decode import read_image, read_saliency
+from rca_lightning.data.records import Record
+from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
+from rca_lightning.pseudo_labels.label_files import write_label_files
+from rca_lightning.pseudo_labels.label_map import BackgroundRule
+from rca_lightning.pseudo_labels.making import LabelMaker
+from rca_lightning.pseudo_labels.multiscale import Seeds
+from rca_lightning.pseudo_labels.refinement import RefinementName
+from rca_lightning.pseudo_labels.summary import write_summary
+from rca_lightning.pseudo_labels.workers import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+_EVERY = 100  # images between two lines of progress
+
+
+def label_stored_maps(
+    data: WSSSDataModule,
+    maps: str,
+    output_dir: str,
+    *,
+    background_threshold: float,
+    rule: BackgroundRule = "fixed",
+    power: float = 8.0,
+    low: float = 0.05,
+    high: float = 0.3,
+    saliency_threshold: float = 0.5,
+    refine: Sequence[RefinementName] = (),
+    workers: int = 2,
+    overlays: bool = False,
+    existing: Existing = "skip",
+) -> None:
+    """Make the pseudo labels of `predict_split` anew; each argument is the one of `PseudoLabelWriter` of its name.
+
+    It writes `pseudo_labels/<id>.png`, `quality/<id>.npz`, `quality.json`, and with masks `pseudo_labels.json`; images
+    that are complete are skipped.
+
+    Args:
+        data: the photographs.
+        maps: folder `cams` of a `PseudoLabelWriter`.
+        output_dir: folder of the results, another than that of the maps.
+        background_threshold: of the rule "fixed", in `[0, 1]`.
+        rule: where the background begins.
+        power: of "power".
+        low: of "two_thresholds" and "saliency".
+        high: of "two_thresholds" and "saliency".
+        saliency_threshold: of "saliency".
+        refine: "pamr", "dense_crf"; not "random_walk", whose features are not stored.
+        workers: processes that refine by `dense_crf`.
+        overlays: whether to write the labels over the photographs.
+        existing: "skip" what is complete, "overwrite" everything.
+
+    Raises:
+        ArgumentError: for an argument that is out of range or cannot be had without the network.
+        DatasetNotFoundError: if the folder of the maps is not there, or the maps of a photograph.
+        DataError: for maps that cannot be read or are of another size than the photograph.
+        OutputError: if the folder cannot be written to, or was made otherwise.
+        MissingExtraError: if a refinement needs a package that is not there.
+    """
+    maker = LabelMaker(
+        rule=rule,
+        threshold=background_threshold,
+        power=power,
+        low=low,
+        high=high,
+        saliency_threshold=saliency_threshold,
+        refine=tuple(refine),
+    )
+    if maker.needs_features:
+        raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")
+    maker.check_packages()
+    source = Path(maps)
+    if not source.is_dir():
+        raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
+    data.prepare_data()
+    data.setup("predict")
+    records = _with_maps(data.predict_records, source)
+    endings = {"pseudo_labels": ".png", "quality": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
+    folder = PredictionFolder(output_dir, endings, existing=existing)
+    done = folder.done()
+    folder.prepare({**_settings(source), **maker.describe()})
+    folder.begin()
+    queue = WorkQueue(workers if maker.is_slow else 0)
+    try:
+        for count, record in enumerate(records, start=1):
+            if folder.claim(record.image_id) and record.image_id not in done:
+                _label(record, source, maker, queue, folder)
+            if count % _EVERY == 0 or count == len(records):
+                logger.info("labels: image %d of %d", count, len(records))
+        queue.join()
+    finally:
+        queue.close()
+    folder.end()
+    kept = [(image_id, folder.paths(image_id)["quality"]) for image_id in folder.complete_ids()]
+    tags = _settings(source).get("predict_tags", "image")
+    write_summary(folder.root, kept, records, class_names=data.class_names, split=data.predict_split, tags=tags)
+
+
+def _with_maps(records: Sequence[Record], source: Path) -> Sequence[Record]:
+    without = [record.image_id for record in records if not (source / f"{record.image_id}.npz").is_file()]
+    if without:
+        raise DatasetNotFoundError(
+            f"maps={str(source)!r}: none for {len(without)} of {len(records)} photographs, such as {without[0]}; "
+            "let rca predict finish, or name another predict_split"
+        )
+    return records
+
+
+def _settings(source: Path) -> dict[str, Any]:
+    path = source.parent / "predict.json"
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    kept = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags")
+    return {name: found.get(name) for name in kept} if isinstance(found, dict) else {}
+
+
+def _label(record: Record, source: Path, maker: LabelMaker, queue: WorkQueue, folder: PredictionFolder) -> None:
+    picture = torch.from_numpy(read_image(record.image)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
+    seeds = read_maps(source / f"{record.image_id}.npz")
+    if seeds.maps.shape[1:] != picture.shape[1:]:
+        raise DataError(
+            f"{source / record.image_id}.npz: maps of {tuple(seeds.maps.shape[1:])} cells for a photograph of "
+            f"{tuple(picture.shape[1:])} pixels; let rca predict make them anew"
+        )
+    made = maker.begin(seeds, picture, _saliency(record, maker))
+    probabilities = seeds.probabilities.numpy()
+    queue.submit(write_label_files, record.image_id, made, maker, None, probabilities, folder.paths(record.image_id))
+
+
+def _saliency(record: Record, maker: LabelMaker) -> Tensor | None:
+    if maker.rule != "saliency":
+        return None
+    if record.saliency is None:
+        raise DataError(f"{record.image_id}: no saliency map, which rule='saliency' needs; give --data.saliency_dir")
+    return torch.from_numpy(read_saliency(record.saliency))
+
+
+def read_maps(path: Path) -> Seeds:
+    """Maps that `PseudoLabelWriter` has written; the probabilities are those of their classes.
+
+    Raises:
+        DataError: if the file is damaged or not one of these.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            maps, classes, probabilities = arrays["maps"], arrays["classes"], arrays["probabilities"]
+    except Exception as error:  # zip, zlib and numpy each have errors of their own for a damaged file
+        raise DataError(f"{path}: no maps could be read ({error}); let rca predict make them anew") from error
+    if maps.ndim != 3 or classes.shape != maps.shape[:1] or probabilities.shape != maps.shape[:1]:
+        raise DataError(f"{path}: {maps.shape} maps of {classes.shape} classes; let rca predict make them anew")
+    return Seeds(torch.from_numpy(maps).float(), torch.from_numpy(classes), torch.from_numpy(probabilities).float())
