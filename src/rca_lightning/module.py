@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -267,9 +268,14 @@ class RCAModule(CheckedLoading):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """For each image `image_id` and `seeds`, on the device that computed them."""
-        known = self.hparams["predict_tags"] == "image" and bool((batch["tags"] > 0).any(dim=1).all())
-        seeds = self.seeds(batch["image"], batch["tags"] if known else None)
-        return [{"image_id": image_id, "seeds": s} for image_id, s in zip(batch["image_id"], seeds, strict=True)]
+        tags = batch["tags"]
+        known = (tags > 0).any(dim=1) & (self.hparams["predict_tags"] == "image")
+        found: dict[int, Seeds] = {}
+        for group, given in ((known, tags[known]), (~known, None)):
+            if group.any():
+                places = torch.nonzero(group)[:, 0].tolist()
+                found.update(zip(places, self.seeds(batch["image"][group], given), strict=True))
+        return [{"image_id": image_id, "seeds": found[place]} for place, image_id in enumerate(batch["image_id"])]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD or AdamW with poly decay, a step at a time."""

@@ -21,8 +21,8 @@ from rca_lightning.errors import ArgumentError
 class WSSSDataModule(L.LightningDataModule):
     """Images with tags for training, with masks for scoring, all in one form (see `Sample` and `Batch`).
 
-    Training gives random crops of one size; validation, test and prediction give whole photographs one
-    at a time in their own size. What can be wrong with folders, lists and tags is reported by `setup`.
+    Training gives random crops of one size; validation, test and prediction give whole photographs in their own
+    size. What can be wrong with folders, lists and tags is reported by `setup`.
     With the same `seed_everything` the order and the augmentation of an epoch are the same whatever
     `num_workers` is, and also after resuming.
 
@@ -53,6 +53,8 @@ class WSSSDataModule(L.LightningDataModule):
         saliency_dir: folder of grey saliency maps named like the images, such as Saliency.
         annotation_file: COCO only: an instances JSON of yours for every split.
         batch_size: images of a training batch, for each device.
+        eval_batch_size: images of a batch of validation, test and prediction, for each device; only photographs of one
+            size share a batch, so nothing is padded and maps do not depend on it.
         num_workers: processes that load images, for each device; 0 loads in the main process.
         crop_size: side of the training crops in pixels.
         scale: smallest and largest long side of the resized photograph before cropping, in multiples of crop_size.
@@ -93,6 +95,7 @@ class WSSSDataModule(L.LightningDataModule):
         saliency_dir: str | None = None,
         annotation_file: str | None = None,
         batch_size: int = 16,
+        eval_batch_size: int = 1,
         num_workers: int = 2,
         crop_size: int = 256,
         scale: tuple[float, float] = (1.0, 2.0),
@@ -127,11 +130,13 @@ class WSSSDataModule(L.LightningDataModule):
         self.train_mask_dir = mask_dir if train_mask_dir is None else train_mask_dir
         self.train_masks = train_masks
         self.saliency_dir = saliency_dir
-        if batch_size < 1:
-            raise ArgumentError("batch_size", batch_size, "must be at least 1")
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ArgumentError(name, value, "must be at least 1")
         if num_workers < 0:
             raise ArgumentError("num_workers", num_workers, "must be 0 (load in the main process) or more")
         self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.augmentation = TrainAugmentation(crop_size=crop_size, scale=scale, flip=flip, color_jitter=color_jitter)
         self.shuffle = shuffle
@@ -193,7 +198,7 @@ class WSSSDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return the photographs of `eval_split` one at a time, each in exactly one process."""
+        """Return the photographs of `eval_split`, each in exactly one process."""
         return self._evaluation_loader(_set_up(self._eval, "validate"))
 
     def test_dataloader(self) -> DataLoader[Sample]:
@@ -201,7 +206,7 @@ class WSSSDataModule(L.LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """Return the photographs of `predict_split` one at a time, each in exactly one process."""
+        """Return the photographs of `predict_split`, each in exactly one process."""
         images = _set_up(self._predict, "predict")
         return self._evaluation_loader(
             images.without(self._predicted, at_least=self.trainer.world_size if self.trainer else 1)
@@ -233,7 +238,9 @@ class WSSSDataModule(L.LightningDataModule):
         return TaggedImages(records, num_classes=self.num_classes)
 
     def _evaluation_loader(self, dataset: TaggedImages) -> DataLoader[Sample]:
-        return evaluation_loader(dataset, num_workers=self.num_workers, pin_memory=self.pin_memory)
+        return evaluation_loader(
+            dataset, batch_size=self.eval_batch_size, num_workers=self.num_workers, pin_memory=self.pin_memory
+        )
 
     def _next_epoch(self) -> int:
         # What Lightning will tell the sampler: a checkpoint written at the end of an epoch counts it as processed

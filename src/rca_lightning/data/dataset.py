@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from rca_lightning.data.decode import read_image, read_saliency
+from rca_lightning.data.decode import image_size, read_image, read_saliency
 from rca_lightning.data.masks import check_same_size, read_mask
 from rca_lightning.data.records import Record
-from rca_lightning.data.sample import Sample
+from rca_lightning.data.sample import Batch, Sample, collate
 from rca_lightning.data.transforms import Pixels, TrainAugmentation, normalise
 
 
@@ -99,3 +99,31 @@ class TaggedImages(Dataset[Sample]):
         name = f"the annotation in {source.where}"
         check_same_size(image, (source.height, source.width), image_path=record.image, other_name=name)
         return source.draw()
+
+
+class BatchedImages(Dataset[Batch]):
+    """Batches of images that are alike, for a sampler that yields lists of indices.
+
+    Args:
+        images: the images, without an augmentation.
+    """
+
+    def __init__(self, images: TaggedImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        """Read the images of one batch; see `TaggedImages`."""
+        return collate([self.images[index] for index in indices])
+
+    def keys(self) -> list[tuple[object, ...]]:
+        """What images of one batch must share: height and width, and whether there is a mask and a saliency map.
+
+        Raises:
+            DataError: a file is not an image.
+        """
+        return [
+            (*image_size(record.image), record.mask is None, record.saliency is None) for record in self.images.records
+        ]

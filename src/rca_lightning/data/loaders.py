@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.dataset import BatchedImages, TaggedImages
 from rca_lightning.data.sample import Sample, collate
-from rca_lightning.data.samplers import EpochSampler, ShardSampler
+from rca_lightning.data.samplers import EpochSampler, LikeBatchSampler, ShardSampler
 
 
 def run_seed() -> int:
@@ -48,24 +49,31 @@ def training_loader(
     )
 
 
-def evaluation_loader(dataset: TaggedImages, *, num_workers: int, pin_memory: bool | None) -> DataLoader[Sample]:
-    """Return the loader of whole photographs, in order and one at a time, since their sizes differ.
+def evaluation_loader(
+    dataset: TaggedImages, *, batch_size: int, num_workers: int, pin_memory: bool | None
+) -> DataLoader[Any]:
+    """Return the loader of whole photographs: in order and one at a time, or in batches of equal sizes.
 
     Args:
         dataset: images without an augmentation.
+        batch_size: images of a batch at most. Above 1 the head of every file is read first, to know the sizes.
         num_workers: loading processes.
         pin_memory: page-locked memory; None means whether a CUDA device is there.
     """
+    if batch_size == 1:
+        batching: dict[str, Any] = {"batch_size": 1, "sampler": ShardSampler(dataset), "collate_fn": collate}
+        images: Dataset[Any] = dataset
+    else:
+        images = BatchedImages(dataset)
+        batching = {"batch_size": None, "sampler": LikeBatchSampler(images.keys(), batch_size=batch_size)}
     return DataLoader(
-        dataset=dataset,
-        batch_size=1,
-        sampler=ShardSampler(dataset),
+        dataset=images,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=_pin(pin_memory),
-        collate_fn=collate,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),
+        **batching,
     )
 
 

@@ -5,7 +5,7 @@ Both samplers derive from `DistributedSampler`, which Lightning leaves as it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Hashable, Iterator, Sequence, Sized
 from typing import Any, cast
 
 import torch.distributed
@@ -78,3 +78,40 @@ class ShardSampler(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         return len(self._indices)
+
+
+class LikeBatchSampler(DistributedSampler[Any]):
+    """Gives every image to exactly one process, in batches of images that are alike; yields lists of indices.
+
+    A process has the images that `ShardSampler` gives it and puts those with one key together, in the order of the
+    first image of each batch.
+
+    Args:
+        keys: of each image, such as its size; only images of equal keys share a batch.
+        batch_size: images of a batch at most.
+
+    Raises:
+        ArgumentError: fewer images than processes.
+
+    Example:
+        >>> list(LikeBatchSampler(["wide", "tall", "wide", "wide"], batch_size=2))
+        [[0, 2], [1], [3]]
+    """
+
+    def __init__(self, keys: Sequence[Hashable], *, batch_size: int) -> None:
+        indices = ShardSampler(keys)
+        super().__init__(cast("Dataset[Any]", keys), num_replicas=indices.num_replicas, rank=indices.rank)
+        self._batches: list[list[int]] = []
+        open_batches: dict[Hashable, list[int]] = {}
+        for index in indices:
+            batch = open_batches.get(keys[index])
+            if batch is None or len(batch) == batch_size:
+                batch = open_batches[keys[index]] = []
+                self._batches.append(batch)
+            batch.append(index)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
