@@ -8,14 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rca_lightning.cli import main
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, WeightsError
 from tests.folder_contents import file_names
 from tests.html_contents import Contents
-
-
-def run(command: str, config: Path, *more: object) -> object:
-    return main([command, "--config", str(config), *map(str, more)])
+from tests.integration.running import run
 
 
 def test_atlas_of_a_checkpoint(config: Path, tmp_path: Path, synthetic_root: Path):

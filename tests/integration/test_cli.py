@@ -18,10 +18,7 @@ from PIL import Image
 from rca_lightning import RCAModule, RegionMemoryCallback
 from rca_lightning.cli import main
 from rca_lightning.errors import OutputError, RCAError
-
-
-def run(command: str, config: Path, *more: object) -> object:
-    return main([command, "--config", str(config), *map(str, more)])
+from tests.integration.running import run
 
 
 class Trap:

@@ -16,6 +16,7 @@ from PIL import Image
 from rca_lightning import SegmentationModule
 from rca_lightning.cli import console, main
 from rca_lightning.errors import DataError, MissingExtraError, WeightsError
+from tests.integration.running import run
 
 
 @pytest.fixture
@@ -36,10 +37,6 @@ def segment(config: Path, tmp_path: Path) -> Path:
     path = tmp_path / "segment.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def run(command: str, config: Path, *more: object) -> object:
-    return main([command, "--config", str(config), *map(str, more)])
 
 
 def last(tmp_path: Path) -> Path:

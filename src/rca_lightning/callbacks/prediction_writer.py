@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,8 @@ class PredictionWriter(BasePredictionWriter, ABC):
             **self.describe(pl_module),
         }
         self.folder.prepare(settings)
+        # Lightning numbers the images of a batch for writers; here they have names.
+        warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
         trainer.strategy.barrier("predictions folder")
         if trainer.is_global_zero:
             self.folder.begin()

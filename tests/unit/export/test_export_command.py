@@ -8,7 +8,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from rca_lightning.segmentation import SegmentationModule
 from tests.folder_contents import file_names
 from tests.quiet_trainer import quiet_trainer
 
@@ -18,6 +17,7 @@ from rca_lightning.errors import ArgumentError, MissingExtraError, OutputError, 
 from rca_lightning.export import command
 from rca_lightning.export.command import main
 from rca_lightning.module import RCAModule
+from rca_lightning.segmentation import SegmentationModule
 
 
 def save_checkpoint(module, path: Path) -> Path:
