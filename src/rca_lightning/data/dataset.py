@@ -77,6 +77,8 @@ class TaggedImages(Dataset[Sample]):
             sample["mask"] = torch.from_numpy(pixels.mask.astype(np.int64))
         if pixels.saliency is not None:
             sample["saliency"] = torch.from_numpy(pixels.saliency)
+        if pixels.window is not None:
+            sample["window"] = torch.from_numpy(pixels.window[:2].astype(np.float32))
         return sample
 
     def _read(self, record: Record) -> Pixels:

@@ -27,10 +27,15 @@ class Sample(_SampleAlways, total=False):
         original_size: (2,) int64, height and width of the upright photograph.
         mask: (H, W) int64: 0 background, 1..L classes, 255 void. Missing without a mask.
         saliency: (H, W) float32 in [0, 1]. Missing without a saliency map.
+        window: (2, 3) float32, an affine map of (x, y, 1) in pixels of `image` to (x, y) in pixels of the upright
+            photograph, scale, padding, crop and flip undone. In both, x = 0 is the left edge of the first pixel and
+            0.5 its centre. Where `image` is padding it points outside the photograph. Missing outside training,
+            where `image` is the photograph.
     """
 
     mask: Tensor
     saliency: Tensor
+    window: Tensor
 
 
 class _BatchAlways(TypedDict):
@@ -50,10 +55,12 @@ class Batch(_BatchAlways, total=False):
         original_size: (B, 2) int64.
         mask: (B, H, W) int64; only if every sample has one.
         saliency: (B, H, W) float32; only if every sample has one.
+        window: (B, 2, 3) float32; only if every sample has one.
     """
 
     mask: Tensor
     saliency: Tensor
+    window: Tensor
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -82,4 +89,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         batch["mask"] = torch.stack([sample["mask"] for sample in samples])
     if all("saliency" in sample for sample in samples):
         batch["saliency"] = torch.stack([sample["saliency"] for sample in samples])
+    if all("window" in sample for sample in samples):
+        batch["window"] = torch.stack([sample["window"] for sample in samples])
     return batch

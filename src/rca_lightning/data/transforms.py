@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rca_lightning.data.classes import VOID
+from rca_lightning.data.window import ANCHORS, Affine, scaled, shifted, undone
 from rca_lightning.errors import ArgumentError
 
 # albumentations asks the package index for updates when it is imported, unless told otherwise.
@@ -37,12 +38,14 @@ class Pixels:
         mask: (H, W) uint8 with 255 for void, or None.
         saliency: (H, W) float32 in [0, 1], or None.
         padded: (H, W) bool, true where no photograph is; None where it is everywhere.
+        window: from these pixels to those of the photograph, see `Sample`; None where they are the same.
     """
 
     image: npt.NDArray[np.uint8]
     mask: npt.NDArray[np.uint8] | None = None
     saliency: npt.NDArray[np.float32] | None = None
     padded: npt.NDArray[np.bool_] | None = None
+    window: Affine | None = None
 
 
 def normalise(pixels: Pixels) -> Tensor:
@@ -107,14 +110,17 @@ class TrainAugmentation:
             step.set_random_state(generator, python_generator)  # type: ignore[attr-defined]
         whole = _as_targets(pixels)
         for _ in range(_ATTEMPTS):
-            drawn = crop(**resize(**whole))
+            resized = resize(**whole)
+            placed = scaled(resized["image"].shape[:2], pixels.image.shape[:2])
+            drawn = crop(**resized, keypoints=ANCHORS)
             if pixels.mask is None or (drawn["mask"] != VOID).any():
-                return _from_targets(drawn)
+                return _from_targets(drawn, placed)
         labelled = np.argwhere(pixels.mask != VOID)
         if labelled.size == 0:
-            return _from_targets(drawn)
+            return _from_targets(drawn, placed)
         row, column = labelled[python_generator.randrange(len(labelled))]
-        return _from_targets(crop(**_window(whole, int(row), int(column), self.crop_size)))
+        part, placed = _window(whole, int(row), int(column), self.crop_size)
+        return _from_targets(crop(**part, keypoints=ANCHORS), placed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": None}  # loader processes build their own
@@ -141,7 +147,9 @@ class TrainAugmentation:
         extra = {"saliency": "mask", "inside": "mask"}
         # Linear interpolation alone drops most pixels of a large photograph, averaging areas keeps them.
         resize = [A.LongestMaxSize(max_size=sides, area_for_downscale="image")]
-        return A.Compose(resize, additional_targets=extra), A.Compose(crop, additional_targets=extra)
+        points = A.KeypointParams(format="xy", remove_invisible=False)
+        first = A.Compose(resize, additional_targets=extra)
+        return first, A.Compose(crop, keypoint_params=points, additional_targets=extra)
 
 
 def _as_targets(pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
@@ -156,7 +164,7 @@ def _as_targets(pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
     return targets
 
 
-def _from_targets(targets: dict[str, npt.NDArray[Any]]) -> Pixels:
+def _from_targets(targets: dict[str, npt.NDArray[Any]], placed: Affine) -> Pixels:
     padded = targets["inside"] == VOID
     saliency = targets.get("saliency")
     return Pixels(
@@ -164,11 +172,15 @@ def _from_targets(targets: dict[str, npt.NDArray[Any]]) -> Pixels:
         mask=targets.get("mask"),
         saliency=None if saliency is None else np.where(padded, np.float32(0), saliency),
         padded=padded,
+        window=placed @ undone(targets["keypoints"]),
     )
 
 
-def _window(targets: dict[str, npt.NDArray[Any]], row: int, column: int, size: int) -> dict[str, npt.NDArray[Any]]:
+def _window(
+    targets: dict[str, npt.NDArray[Any]], row: int, column: int, size: int
+) -> tuple[dict[str, npt.NDArray[Any]], Affine]:
     height, width = targets["image"].shape[:2]
     top = min(max(row - size // 2, 0), max(height - size, 0))
     left = min(max(column - size // 2, 0), max(width - size, 0))
-    return {name: np.ascontiguousarray(array[top : top + size, left : left + size]) for name, array in targets.items()}
+    part = {name: np.ascontiguousarray(array[top : top + size, left : left + size]) for name, array in targets.items()}
+    return part, shifted(left, top)

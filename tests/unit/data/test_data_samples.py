@@ -53,6 +53,7 @@ def test_training_and_evaluation_batches(make_voc: Callable[..., Path]) -> None:
             "tags": ((2, 20), torch.float32),
             "original_size": ((2, 2), torch.int64),
             "mask": ((2, 32, 32), torch.int64),
+            "window": ((2, 2, 3), torch.float32),
         }
         assert batch["original_size"].tolist() == [[40, 60], [40, 60]]
         for name, tags in zip(batch["image_id"], batch["tags"], strict=True):
@@ -60,6 +61,7 @@ def test_training_and_evaluation_batches(make_voc: Callable[..., Path]) -> None:
     evaluation = list(data.val_dataloader())
     assert [batch["image_id"] for batch in evaluation] == [[f"img_{number:03d}"] for number in range(5)]
     assert all(batch["image"].shape == (1, 3, 40, 60) for batch in evaluation)
+    assert all("window" not in batch for batch in evaluation)
     assert evaluation[3]["mask"].unique().tolist() == [0, 4]
 
 
