@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -49,3 +51,18 @@ def broadcast_from_first(*tensors: Tensor) -> None:
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def maximum_over_ranks(tensor: Tensor) -> None:
+    """Overwrite a tensor in place with its elementwise maximum over all ranks; it has one shape on all of them."""
+    if is_distributed():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What each rank gave, in rank order; pickled, so for what this program has made itself."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

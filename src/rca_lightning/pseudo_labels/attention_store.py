@@ -1,0 +1,241 @@
+"""Running maximum of the activation maps of every training photograph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rca_lightning.distributed import gather_objects, is_distributed, maximum_over_ranks
+from rca_lightning.errors import ArgumentError, DataError, WeightsError
+from rca_lightning.models.cam import max_normalise
+from rca_lightning.pseudo_labels.photograph_grid import grid_size
+
+_MIB = 2**20
+_BYTES = 2  # of a float16
+_EXCHANGED_VALUES = 2**25  # 64 MiB at a time between ranks
+
+Size = tuple[int, int]
+_Key = tuple[str, int]
+
+
+class AttentionStore:
+    """For each photograph and class the elementwise maximum of all maps it was given, in float16 on the CPU.
+
+    A maximum of rounded numbers does not depend on their order, so the store is the same, bit for bit, whatever the
+    order of the images was and however they were shared among processes. Nothing is ever dropped for lack of room:
+    what would not fit is refused.
+
+    The idea is Online Attention Accumulation (Jiang et al., "Integral Object Mining via Online Attention
+    Accumulation", ICCV 2019): attention moves over the parts of an object in the course of training, so the maximum
+    over training covers more of it than the last map.
+
+    Args:
+        num_classes: foreground classes `L`.
+        cells: cells along the long side of a photograph; see `grid_size`.
+        max_mib: room for maps in MiB.
+
+    Raises:
+        ArgumentError: fewer than 1 class or 1 cell, or no room.
+
+    Example:
+        >>> store = AttentionStore(num_classes=3, cells=2)
+        >>> store.update("a", (2, 4), [1], torch.tensor([[[0.5, 0.0]]]))
+        >>> store.update("a", (2, 4), [1], torch.tensor([[[0.2, 1.0]]]))
+        >>> store.grid("a", 1).tolist()
+        [[0.5, 1.0]]
+    """
+
+    def __init__(self, num_classes: int, *, cells: int = 64, max_mib: float = 1024) -> None:
+        for name, value in (("num_classes", num_classes), ("cells", cells)):
+            if value < 1:
+                raise ArgumentError(name, value, "give 1 or more")
+        if not max_mib > 0:
+            raise ArgumentError("max_mib", max_mib, "give a number above 0, such as 1024 for 1 GiB")
+        self.num_classes = num_classes
+        self.cells = cells
+        self.max_mib = max_mib
+        self._sizes: dict[str, Size] = {}
+        self._maps: dict[_Key, Tensor] = {}
+        self._values = 0
+
+    def __len__(self) -> int:
+        """Photographs of which there is a map."""
+        return len(self._sizes)
+
+    def __contains__(self, image_id: str) -> bool:
+        """Whether there is a map of this photograph."""
+        return image_id in self._sizes
+
+    @property
+    def mib(self) -> float:
+        """Size of all maps."""
+        return self._values * _BYTES / _MIB
+
+    def most_mib(self, maps: int) -> float:
+        """What so many maps take if every photograph is square; others have fewer cells."""
+        return maps * self.cells**2 * _BYTES / _MIB
+
+    def check_room(self, maps: int) -> None:
+        """Refuse a dataset with so many pairs of image and tag if its maps might not fit.
+
+        Raises:
+            ArgumentError: names the room that is enough and the grid that would fit.
+        """
+        needed = self.most_mib(maps)
+        if needed > self.max_mib:
+            fitting = math.isqrt(int(self.max_mib * _MIB / (maps * _BYTES)))
+            grid = f", or cells={fitting}" if fitting else ""
+            raise ArgumentError(
+                "max_mib", self.max_mib, f"{maps} maps may take {needed:.1f} MiB; give {math.ceil(needed)} MiB{grid}"
+            )
+
+    def update(self, image_id: str, size: Sequence[int], classes: Sequence[int], maps: Tensor) -> None:
+        """Take the maximum of maps and what is there; 0 leaves a cell as it is.
+
+        Args:
+            image_id: name of the photograph.
+            size: its height and width in pixels.
+            classes: `K` class indices.
+            maps: `(K, rows, columns)` of `grid_size(size, cells)`, not negative.
+
+        Raises:
+            ArgumentError: maps of another size, or no room for them; nothing has changed then.
+            DataError: a photograph of this name had another size.
+        """
+        height, width = (int(side) for side in size)
+        shape = (len(classes), *grid_size((height, width), self.cells))
+        if tuple(maps.shape) != shape:
+            raise ArgumentError("maps", tuple(maps.shape), f"give {shape} for a photograph of {height} x {width}")
+        rounded = maps.detach().to("cpu", torch.float16)
+        self._reserve([(image_id, (height, width), int(label)) for label in classes])
+        for label, new in zip(classes, rounded, strict=True):
+            kept = self._maps[image_id, int(label)]
+            torch.fmax(kept, new, out=kept)  # unlike maximum it passes over the NaN of a step that went wrong
+
+    def _reserve(self, wanted: Sequence[tuple[str, Size, int]]) -> None:
+        """Add maps of 0 where there are none yet."""
+        for image_id, size, _ in wanted:
+            self._check_size(image_id, size)
+        new = {(image_id, label): size for image_id, size, label in wanted if (image_id, label) not in self._maps}
+        more = sum(math.prod(grid_size(size, self.cells)) for size in new.values())
+        if (self._values + more) * _BYTES > self.max_mib * _MIB:
+            raise ArgumentError(
+                "max_mib",
+                self.max_mib,
+                f"{len(self._maps)} maps are there and no room for {len(new)} more; "
+                f"give more room, or fewer cells than {self.cells}",
+            )
+        for (image_id, label), size in new.items():
+            self._sizes[image_id] = size
+            self._maps[image_id, label] = torch.zeros(grid_size(size, self.cells), dtype=torch.float16)
+        self._values += more
+
+    def _check_size(self, image_id: str, size: Size) -> None:
+        found = self._sizes.get(image_id, size)
+        if found != size:
+            raise DataError(
+                f"image_id={image_id!r}: its maps are of a photograph of {found[0]} x {found[1]} pixels and this one "
+                f"has {size[0]} x {size[1]}; rename one of two images, or give those that were trained on"
+            )
+
+    def grid(self, image_id: str, label: int) -> Tensor | None:
+        """The map of a class as it is kept, `(rows, columns)` float16 in `[0, 1]`; `None` where there is none."""
+        return self._maps.get((image_id, label))
+
+    def read(self, image_id: str, classes: Sequence[int], size: Sequence[int]) -> Tensor | None:
+        """Maps at the size of the photograph.
+
+        Args:
+            image_id: its name.
+            classes: `K` class indices.
+            size: its height and width in pixels.
+
+        Returns:
+            `(K, height, width)` float32, each with maximum 1, or all 0 for a class without a map; `None` for a
+            photograph without any.
+
+        Raises:
+            DataError: if it had another size when the maps were made.
+        """
+        if image_id not in self:
+            return None
+        height, width = (int(side) for side in size)
+        self._check_size(image_id, (height, width))
+        empty = torch.zeros(grid_size((height, width), self.cells), dtype=torch.float16)
+        grids = [self._maps.get((image_id, int(label)), empty) for label in classes]
+        if not grids:
+            return torch.zeros(0, height, width)
+        stacked = torch.stack(grids)[None].float()  # (1, K, rows, columns)
+        return max_normalise(F.interpolate(stacked, (height, width), mode="bilinear", align_corners=False)[0])
+
+    def merge_over_ranks(self, device: torch.device) -> None:
+        """Give every rank the maximum over all of them; to be called by all, and nothing to do by one alone.
+
+        Args:
+            device: where the backend exchanges tensors.
+
+        Raises:
+            ArgumentError: on every rank, if the maps of all together do not fit.
+        """
+        if not is_distributed():
+            return
+        for wanted in gather_objects([(image_id, self._sizes[image_id], label) for image_id, label in self._maps]):
+            self._reserve(wanted)
+        keys = sorted(self._maps)
+        largest = max(1, _EXCHANGED_VALUES // self.cells**2)
+        for start in range(0, len(keys), largest):
+            kept = [self._maps[key] for key in keys[start : start + largest]]
+            values = _flat(kept).to(device)
+            maximum_over_ranks(values)
+            _write(kept, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All maps as tensors and plain values, in an order that depends on nothing but their names."""
+        keys, image_ids = sorted(self._maps), sorted(self._sizes)
+        rows = {image_id: row for row, image_id in enumerate(image_ids)}
+        return {
+            "num_classes": self.num_classes,
+            "cells": self.cells,
+            "image_ids": image_ids,
+            "sizes": torch.tensor([self._sizes[image_id] for image_id in image_ids]).reshape(-1, 2),
+            "rows": torch.tensor([rows[image_id] for image_id, _ in keys], dtype=torch.int64),
+            "labels": torch.tensor([label for _, label in keys], dtype=torch.int64),
+            "values": _flat([self._maps[key] for key in keys]),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the maps of `state_dict` in place of those that are here.
+
+        Raises:
+            ArgumentError: if they are of another number of classes or cells, or do not fit.
+            WeightsError: if they are damaged.
+        """
+        for name in ("num_classes", "cells"):
+            if state[name] != getattr(self, name):
+                raise ArgumentError(
+                    name, getattr(self, name), f"the checkpoint holds maps made with {state[name]}; give that"
+                )
+        image_ids = state["image_ids"]
+        sizes = [(int(height), int(width)) for height, width in state["sizes"].tolist()]
+        rows, labels = state["rows"].tolist(), state["labels"].tolist()
+        self._sizes, self._maps, self._values = {}, {}, 0
+        self._reserve([(image_ids[row], sizes[row], label) for row, label in zip(rows, labels, strict=True)])
+        kept = list(self._maps.values())
+        if self._values != len(state["values"]):
+            raise WeightsError(f"attention maps of {len(state['values'])} cells, not {self._values}: damaged")
+        _write(kept, state["values"])
+
+
+def _flat(maps: Sequence[Tensor]) -> Tensor:
+    return torch.cat([one.flatten() for one in maps]) if maps else torch.zeros(0, dtype=torch.float16)
+
+
+def _write(maps: Sequence[Tensor], values: Tensor) -> None:
+    parts = torch.split(values.cpu(), [one.numel() for one in maps])
+    for one, part in zip(maps, parts, strict=True):
+        one.copy_(part.view_as(one))
