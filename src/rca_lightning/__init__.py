@@ -1,6 +1,7 @@
 """Regional Semantic Contrast and Aggregation: pixel masks from image tags, on PyTorch Lightning."""
 
 from rca_lightning.callbacks.atlas import PrototypeAtlasCallback
+from rca_lightning.callbacks.attention import AttentionAccumulation
 from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.panels import PanelCallback
 from rca_lightning.callbacks.writers import PseudoLabelWriter
@@ -17,6 +18,7 @@ from rca_lightning.segmentation import SegmentationModule
 from rca_lightning.version import __version__
 
 __all__ = [
+    "AttentionAccumulation",
     "LabelIoU",
     "PanelCallback",
     "PrototypeAtlasCallback",

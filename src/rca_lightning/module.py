@@ -18,6 +18,7 @@ from rca_lightning.losses.objective import Objective, RCALoss
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.models.backbones import OutputStride
 from rca_lightning.models.building import Context, build_network
+from rca_lightning.models.cam import image_logits
 from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RegionMap
 from rca_lightning.models.regions import RegionRule
 from rca_lightning.models.resnet import StrideIn
@@ -222,11 +223,12 @@ class RCAModule(CheckedLoading):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Loss of a batch, and under `regions` what the memory takes in."""
+        """Loss of a batch, `regions` for the memory, `maps` `(B, L, h, w)` and `probabilities` to accumulate."""
         tags = batch["tags"]
+        maps = self(batch["image"], tags)
         contrasting = self.hparams["contrast"] and self.current_epoch >= self.hparams["warmup_epochs"]
         objective: Objective = self.loss(
-            self(batch["image"], tags),
+            maps,
             tags,
             remember=self.needs_memory,
             memory=self.memory if contrasting else None,
@@ -235,7 +237,14 @@ class RCAModule(CheckedLoading):
         size = len(tags)
         self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=size)
         self.log("train/loss", objective.total.detach(), prog_bar=True, batch_size=size)
-        return {"loss": objective.total, "regions": objective.regions, "image_id": batch["image_id"]}
+        return {
+            "loss": objective.total,
+            "regions": objective.regions,
+            "image_id": batch["image_id"],
+            # Not `maps`, whose embeddings and graph would live until the next step has been computed.
+            "maps": maps.read(self.hparams["final_map"]).detach(),
+            "probabilities": image_logits(maps.coarse.detach()).sigmoid(),
+        }
 
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[Seeds]:
         """Class maps of photographs at their own size, with this module's scales and flip; see `infer_seeds`."""

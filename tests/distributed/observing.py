@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from rca_lightning import AttentionAccumulation
+
 
 class DropRegions(L.Callback):
     """Takes all regions from rank 1 in every second step, and one region in the others."""
@@ -40,3 +42,30 @@ class WriteDown(L.Callback):
             "received": self.received,
         }
         torch.save(state, self.folder / f"rank-{trainer.global_rank}.pt")
+
+
+class WriteAttention(L.Callback):
+    """Saves the accumulated maps of this rank, and whatever it has put into them.
+
+    Args:
+        folder: for `attention-<r>.pt`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.given: list[tuple[int, str, int, torch.Tensor]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        store = next(callback.store for callback in trainer.callbacks if isinstance(callback, AttentionAccumulation))
+        update = store.update
+
+        def noted(image_id: str, size: Any, classes: list[int], maps: torch.Tensor) -> None:
+            self.given.append((trainer.current_epoch, image_id, classes[0], maps[0].clone()))
+            update(image_id, size, classes, maps)
+
+        store.update = noted
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        store = next(callback.store for callback in trainer.callbacks if isinstance(callback, AttentionAccumulation))
+        state = {"store": store.state_dict(), "given": self.given}
+        torch.save(state, self.folder / f"attention-{trainer.global_rank}.pt")

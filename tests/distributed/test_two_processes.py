@@ -51,7 +51,8 @@ def test_gather_uneven(lengths: list[int], tmp_path: Path):
 
 
 def _rca(command: str, path: Path, *more: object) -> None:
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), MASTER_PORT=str(_free_port()))
+    path_of_imports = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path_of_imports, MASTER_PORT=str(_free_port()))
     ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     words = [sys.executable, "-m", "rca_lightning", command, "--config", str(path), *ddp, *map(str, more)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
