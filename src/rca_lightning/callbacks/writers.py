@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
+from rca_lightning.callbacks.attention import AttentionAccumulation
 from rca_lightning.callbacks.prediction_folder import Existing
 from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.sample import Batch
@@ -23,6 +26,9 @@ from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
 from rca_lightning.visualization import denormalise
+
+MapSource = Literal["network", "accumulated"]
+logger = logging.getLogger(__name__)
 
 # Threshold, low and high: about what was best on VOC photographs. The attention is flat and wide, CAMs have peaks.
 _ATTENTION_BACKGROUND = (0.7, 0.5, 0.8)
@@ -50,6 +56,8 @@ class PseudoLabelWriter(PredictionWriter):
         low: of "two_thresholds" and "saliency". None: 0.5 for the attention, 0.05 for CAMs.
         high: of "two_thresholds" and "saliency". None: 0.8 for the attention, 0.3 for CAMs.
         saliency_threshold: of "saliency", in `[0, 1]`.
+        maps: "network", or "accumulated": those that `AttentionAccumulation`, among the callbacks, has kept of the
+            training; photographs it has not seen get those of the network, and are counted in the log.
         refine: refinements in the order in which they act: "random_walk", "pamr", "dense_crf" (extra `crf`).
         workers: processes for `dense_crf`, which runs on the CPU while the network looks at the next images.
         overlays: whether to write the labels over the photograph as well.
@@ -72,6 +80,7 @@ class PseudoLabelWriter(PredictionWriter):
         low: float | None = None,
         high: float | None = None,
         saliency_threshold: float = 0.5,
+        maps: MapSource = "network",
         refine: Sequence[RefinementName] = (),
         workers: int = 2,
         overlays: bool = False,
@@ -88,6 +97,11 @@ class PseudoLabelWriter(PredictionWriter):
             "saliency_threshold": saliency_threshold,
             "refine": tuple(refine),
         }
+        if maps not in get_args(MapSource):
+            raise ArgumentError("maps", maps, f"give one of {', '.join(get_args(MapSource))}")
+        self.maps = maps
+        self._accumulation: AttentionAccumulation | None = None
+        self._not_accumulated = 0
         self._backgrounds = (background_threshold, low, high)
         self.maker = self._maker(_CAM_BACKGROUND)
         self._queue = WorkQueue(workers if self.maker.is_slow else 0)
@@ -105,14 +119,23 @@ class PseudoLabelWriter(PredictionWriter):
         self.maker = self._maker(_ATTENTION_BACKGROUND if reads_attention else _CAM_BACKGROUND)
         self.maker.check_packages()
         module.keeps_features = self.maker.needs_features
+        self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
-        return {**self.maker.describe(), **{name: module.hparams[name] for name in names}}
+        return {"maps": self.maps, **self.maker.describe(), **{name: module.hparams[name] for name in names}}
 
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
         """Begin the label where the maps are; files are written by a worker if there are any."""
-        image_id, seeds = prediction["image_id"], prediction["seeds"]
+        image_id, seeds = prediction["image_id"], self._seeds(prediction)
         made = self.maker.begin(seeds, _picture(image), self._saliency(image_id, batch, index))
         self._queue.submit(write_label_files, image_id, made, self.maker, *_arrays(seeds), self.folder.paths(image_id))
+
+    def _seeds(self, prediction: dict[str, Any]) -> Seeds:
+        seeds: Seeds = prediction["seeds"]
+        if self._accumulation is None:
+            return seeds
+        found = self._accumulation.seeds(prediction["image_id"], seeds.classes, seeds.maps.shape[1:])
+        self._not_accumulated += found is None
+        return seeds if found is None else replace(seeds, maps=found.maps.to(seeds.maps.device))
 
     def _saliency(self, image_id: str, batch: Batch, index: int) -> Tensor | None:
         if self.maker.rule != "saliency":
@@ -127,6 +150,8 @@ class PseudoLabelWriter(PredictionWriter):
     def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Wait for the workers."""
         self._queue.join()
+        if self._not_accumulated:
+            logger.warning("%d photographs were not trained on; their maps are the network's", self._not_accumulated)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave no worker behind."""
