@@ -1,0 +1,133 @@
+"""The whole road in a small form: the commands of `scripts/road`, stopped and started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rca_lightning.cli import main
+from tests.folder_contents import file_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "--data.synthetic_train_images=16",
+    "--data.synthetic_val_images=4",
+    "--data.synthetic_image_size=32",
+    "--data.crop_size=32",
+    "--data.batch_size=8",
+    "--trainer.max_epochs=2",
+    "--trainer.check_val_every_n_epoch=2",
+)
+
+
+def commands(run: Path) -> list[list[str]]:
+    """What `scripts/road` calls `rca` with, on a few small images."""
+    text = (ROOT / "scripts" / "road").read_text().replace("\\\n", " ")
+    variables = dict(re.findall(r"^(maps|segment)=(.*)$", text, flags=re.MULTILINE)) | {"run": str(run)}
+    found = []
+    for line in text.splitlines():
+        if not line.startswith("rca "):
+            continue
+        folder = re.search(r'\$\(last "(.*?)"\)', line)
+        line = re.sub(r'\$\(last ".*?"\)', "", line).replace('"$@"', "")
+        if folder:
+            line += f" {last(Path(expand(folder[1], variables)))}"
+        words = [expand(word, variables) for word in shlex.split(line)[1:]]
+        early = ["--model.warmup_epochs=1"] if variables["maps"] in words else []
+        found.append([*words, *SMALL, *early])
+    return found
+
+
+def expand(word: str, variables: dict[str, str]) -> str:
+    return re.sub(r"\$(\w+)", lambda match: variables[match[1]], word)
+
+
+def last(folder: Path) -> str:
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    return f"--ckpt_path {checkpoint}" if checkpoint.exists() else ""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("RCA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path / "road"
+
+
+def walk(run: Path) -> None:
+    # Each command is read when its turn comes: only then is it known whether there is a checkpoint to go on with.
+    for number in range(len(commands(run))):
+        main(commands(run)[number])
+
+
+def test_from_tags_to_the_score_of_a_segmenter_and_again(run: Path):
+    assert [words[0] for words in commands(run)] == ["fit", "predict", "fit", "validate", "predict"]
+    walk(run)
+    labels = sorted((run / "labels" / "pseudo_labels").glob("*.png"))
+    masks = sorted((run / "masks" / "masks").glob("*.png"))
+    assert (len(labels), len(masks)) == (16, 4)
+    assert all(np.asarray(Image.open(path)).shape == (32, 32) for path in (*labels, *masks))
+    for name in ("labels/quality.json", "labels/pseudo_labels.json", "segment/validate.json"):
+        assert (run / name).stat().st_size > 0
+
+    before = file_bytes(run)
+    kept = [
+        run / "maps" / "checkpoints" / "last.ckpt",
+        run / "segment" / "checkpoints" / "last.ckpt",
+        *labels[1:],
+        *masks,
+    ]
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    labels[0].unlink()
+    walk(run)
+    assert {path: path.stat().st_mtime_ns for path in kept} == times, "nothing that was finished is made again"
+    after = file_bytes(run)
+    assert after.keys() == before.keys()
+    assert after[str(labels[0].relative_to(run))] == before[str(labels[0].relative_to(run))]
+
+
+def start(words: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rca_lightning", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def kill_when(process: subprocess.Popen[bytes], folder: Path, pattern: str, count: int) -> None:
+    deadline = time.monotonic() + 200
+    while len(list(folder.glob(pattern))) < count:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.timeout(600)
+def test_killed_predictions_go_on_without_half_a_file(run: Path):
+    fit, predict, *_ = commands(run)
+    main([*fit, "--trainer.max_epochs=1"])
+    more = ["--data.synthetic_train_images=60", "--data.eval_batch_size=1"]
+    folder = run / "labels"
+    kill_when(start([*predict, *more]), folder, "pseudo_labels/*.png", 3)
+    whole = sorted((folder / "pseudo_labels").glob("*.png"))
+    assert 3 <= len(whole) < 60
+    for path in whole:
+        assert np.asarray(Image.open(path)).shape == (32, 32)
+    for path in folder.glob("cams/*.npz"):
+        with np.load(path, allow_pickle=False) as arrays:
+            assert arrays["maps"].shape[1:] == (32, 32)
+    times = {path: path.stat().st_mtime_ns for path in whole}
+    main([*predict, *more])
+    assert len(list((folder / "pseudo_labels").glob("*.png"))) == 60
+    assert {path: path.stat().st_mtime_ns for path in whole} == times
