@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rca_lightning.atomic import write_atomically
@@ -53,16 +54,30 @@ def write_label_files(
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
     if "overlays" in paths:
         picture = (made.picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (3, H, W) -> (H, W, 3)
-        drawn = Image.fromarray(overlay_mask(picture, label.numpy()))
-        write_atomically(paths["overlays"], lambda file: drawn.save(file, format="JPEG", quality=90))
+        write_overlay_file(picture, label, paths["overlays"])
     write_mask_file(label, paths["pseudo_labels"])
 
 
-def write_mask_file(label: Tensor, path: Path) -> None:
-    """Write a label image `(H, W)` uint8 as PNG with the VOC palette, whole or not at all."""
+def write_mask_file(label: Tensor, path: Path, *, notes: Mapping[str, str] | None = None) -> None:
+    """Write a label image `(H, W)` uint8 as PNG with the VOC palette, whole or not at all.
+
+    Args:
+        label: the label image.
+        path: the file.
+        notes: what else the file shall say, by keyword.
+    """
     picture = Image.fromarray(label.numpy())
     picture.putpalette(voc_palette().flatten().tolist())
-    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+    texts = PngInfo()
+    for keyword, text in (notes or {}).items():
+        texts.add_text(keyword, text)
+    write_atomically(path, lambda file: picture.save(file, format="PNG", pnginfo=texts))
+
+
+def write_overlay_file(picture: npt.NDArray[np.uint8], label: Tensor, path: Path) -> None:
+    """Write a label image `(H, W)` over its photograph `(H, W, 3)` as JPEG, whole or not at all."""
+    drawn = Image.fromarray(overlay_mask(picture, label.numpy()))
+    write_atomically(path, lambda file: drawn.save(file, format="JPEG", quality=90))
 
 
 def read_qualities(files: Iterable[tuple[str, Path]]) -> list[LabelQuality]:
