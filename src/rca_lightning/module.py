@@ -237,14 +237,10 @@ class RCAModule(CheckedLoading):
         size = len(tags)
         self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=size)
         self.log("train/loss", objective.total.detach(), prog_bar=True, batch_size=size)
-        return {
-            "loss": objective.total,
-            "regions": objective.regions,
-            "image_id": batch["image_id"],
-            # Not `maps`, whose embeddings and graph would live until the next step has been computed.
-            "maps": maps.read(self.hparams["final_map"]).detach(),
-            "probabilities": image_logits(maps.coarse.detach()).sigmoid(),
-        }
+        # Detached, for embeddings and graph would live on until the next step has been computed.
+        read, chances = maps.read(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
+        kept = {"image_id": batch["image_id"], "maps": read, "probabilities": chances}
+        return {"loss": objective.total, "regions": objective.regions, **kept}
 
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[Seeds]:
         """Class maps of photographs at their own size, with this module's scales and flip; see `infer_seeds`."""
