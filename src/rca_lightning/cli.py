@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rca_lightning.atlas.checkpoint import AtlasTrainer
+from rca_lightning.callbacks.masks import MaskWriter
 from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.data import WSSSDataModule
@@ -89,8 +90,6 @@ class SegmentationCLI(TaskCLI):
 
     def writer_class(self) -> type[Any]:
         """Masks in the colours of VOC."""
-        from rca_lightning.callbacks.masks import MaskWriter
-
         return MaskWriter
 
 
