@@ -16,12 +16,12 @@ def test_every_rank_has_the_maximum_of_all(config: Path, tmp_path: Path):  # noq
     content["model"] |= {"contrast": False, "aggregation": False, "backbone": "resnet14"}
     content["data"]["batch_size"] = 4
     content["trainer"]["callbacks"] += [
-        {"class_path": "rca_lightning.AttentionAccumulation", "init_args": {"cells": 16, "warmup_epochs": 1}},
+        {"class_path": "rca_lightning.AttentionAccumulation", "init_args": {"cells": 16, "warmup_epochs": 0}},
         {"class_path": "tests.distributed.observing.WriteAttention", "init_args": {"folder": str(tmp_path)}},
     ]
     config.write_text(yaml.safe_dump(content))
     # A validation in every epoch: its checkpoint comes before the end of the epoch.
-    _rca("fit", config, "--trainer.max_epochs=3")
+    _rca("fit", config, "--trainer.max_epochs=2")
     ranks = [torch.load(tmp_path / f"attention-{rank}.pt", weights_only=True) for rank in range(2)]
     first, second = (rank["store"] for rank in ranks)
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
@@ -30,7 +30,7 @@ def test_every_rank_has_the_maximum_of_all(config: Path, tmp_path: Path):  # noq
         for found in (second[name], kept[name]):
             assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, name
 
-    seen = [{image_id for epoch, image_id, *_ in rank["given"] if epoch == 2} for rank in ranks]
+    seen = [{image_id for epoch, image_id, *_ in rank["given"] if epoch == 1} for rank in ranks]
     assert not seen[0] & seen[1]
     expected: dict[tuple[str, int], torch.Tensor] = {}
     for _, image_id, label, maps in [one for rank in ranks for one in rank["given"]]:
