@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "--data.synthetic_train_images=16",
     "--data.synthetic_val_images=4",
-    "--data.synthetic_image_size=32",
-    "--data.crop_size=32",
+    "--data.synthetic_image_size=48",
+    "--data.crop_size=48",
     "--data.batch_size=8",
     "--trainer.max_epochs=2",
     "--trainer.check_val_every_n_epoch=2",
@@ -77,7 +77,7 @@ def test_from_tags_to_the_score_of_a_segmenter_and_again(run: Path):
     labels = sorted((run / "labels" / "pseudo_labels").glob("*.png"))
     masks = sorted((run / "masks" / "masks").glob("*.png"))
     assert (len(labels), len(masks)) == (16, 4)
-    assert all(np.asarray(Image.open(path)).shape == (32, 32) for path in (*labels, *masks))
+    assert all(np.asarray(Image.open(path)).shape == (48, 48) for path in (*labels, *masks))
     for name in ("labels/quality.json", "labels/pseudo_labels.json", "segment/validate.json"):
         assert (run / name).stat().st_size > 0
 
@@ -123,10 +123,10 @@ def test_killed_predictions_go_on_without_half_a_file(run: Path):
     whole = sorted((folder / "pseudo_labels").glob("*.png"))
     assert 3 <= len(whole) < 60
     for path in whole:
-        assert np.asarray(Image.open(path)).shape == (32, 32)
+        assert np.asarray(Image.open(path)).shape == (48, 48)
     for path in folder.glob("cams/*.npz"):
         with np.load(path, allow_pickle=False) as arrays:
-            assert arrays["maps"].shape[1:] == (32, 32)
+            assert arrays["maps"].shape[1:] == (48, 48)
     times = {path: path.stat().st_mtime_ns for path in whole}
     main([*predict, *more])
     assert len(list((folder / "pseudo_labels").glob("*.png"))) == 60
