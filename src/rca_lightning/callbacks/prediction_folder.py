@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rca_lightning.atomic import write_atomically
-from rca_lightning.errors import OutputError
+from rca_lightning.errors import OutputError, RCAError
 
 Existing = Literal["skip", "overwrite"]
 _SETTINGS_FILE = "predict.json"
@@ -122,6 +122,8 @@ class PredictionFolder:
         """Say of a refusal by the file system which argument it is about."""
         try:
             yield
+        except RCAError:  # some are OSErrors too, and name another file
+            raise
         except OSError as error:
             raise OutputError(
                 f"output_dir={str(self.root)!r} cannot be written to ({error}); give a folder where files can be made"

@@ -18,6 +18,7 @@ from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.module import RCAModule
+from rca_lightning.pseudo_labels.inputs import check_count, check_share
 from rca_lightning.pseudo_labels.label_files import write_label_files
 from rca_lightning.pseudo_labels.label_map import BackgroundRule
 from rca_lightning.pseudo_labels.making import LabelMaker
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 # Threshold, low and high: about what was best on VOC photographs. The attention is flat and wide, CAMs have peaks.
 _ATTENTION_BACKGROUND = (0.7, 0.5, 0.8)
 _CAM_BACKGROUND = (0.2, 0.05, 0.3)
+# Until predicting starts it is not known which of the two it is: this one fits every low and high that may be given.
+_ANY_BACKGROUND = (0.2, 0.0, 1.0)
 
 
 class PseudoLabelWriter(PredictionWriter):
@@ -89,8 +92,9 @@ class PseudoLabelWriter(PredictionWriter):
         kinds = {"pseudo_labels": ".png", "cams": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
         super().__init__(output_dir, kinds, existing)
         for name, value in (("background_threshold", background_threshold), ("low", low), ("high", high)):
-            if value is not None and not 0 <= value <= 1:
-                raise ArgumentError(name, value, "give a number in [0, 1]")
+            if value is not None:
+                check_share(name, value)
+        check_count("workers", workers, least=0)
         self._given: Mapping[str, Any] = {
             "rule": rule,
             "power": power,
@@ -103,7 +107,7 @@ class PseudoLabelWriter(PredictionWriter):
         self._accumulation: AttentionAccumulation | None = None
         self._not_accumulated = 0
         self._backgrounds = (background_threshold, low, high)
-        self.maker = self._maker(_CAM_BACKGROUND)
+        self.maker = self._maker(_ANY_BACKGROUND)
         self._queue = WorkQueue(workers if self.maker.is_slow else 0)
 
     def _maker(self, defaults: tuple[float, float, float]) -> LabelMaker:
@@ -118,15 +122,21 @@ class PseudoLabelWriter(PredictionWriter):
         reads_attention = module.hparams["final_map"] == "attention" and module.network.aggregation is not None
         self.maker = self._maker(_ATTENTION_BACKGROUND if reads_attention else _CAM_BACKGROUND)
         self.maker.check_packages()
-        module.keeps_features = self.maker.needs_features
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
+        self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         return {"maps": self.maps, **self.maker.describe(), **{name: module.hparams[name] for name in names}}
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the folder, and ask the module for what the refinements need."""
+        super().on_predict_start(trainer, pl_module)
+        assert isinstance(pl_module, RCAModule)
+        pl_module.keeps_features |= self.maker.needs_features  # another writer may need them too
 
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
         """Begin the label where the maps are; files are written by a worker if there are any."""
         image_id, seeds = prediction["image_id"], self._seeds(prediction)
-        made = self.maker.begin(seeds, _picture(image), self._saliency(image_id, batch, index))
+        made = self.maker.begin(seeds, _picture(image), self._saliency(batch, index))
         self._queue.submit(write_label_files, image_id, made, self.maker, *_arrays(seeds), self.folder.paths(image_id))
 
     def _seeds(self, prediction: dict[str, Any]) -> Seeds:
@@ -137,18 +147,20 @@ class PseudoLabelWriter(PredictionWriter):
         self._not_accumulated += found is None
         return seeds if found is None else replace(seeds, maps=found.maps.to(seeds.maps.device))
 
-    def _saliency(self, image_id: str, batch: Batch, index: int) -> Tensor | None:
+    def _saliency(self, batch: Batch, index: int) -> Tensor | None:
         if self.maker.rule != "saliency":
             return None
         if "saliency" not in batch:
             raise DataError(
-                f"{image_id}: no saliency map, which rule='saliency' needs; give --data.saliency_dir with a map for "
-                "every photograph, or another rule"
+                f"no saliency map of {_one_of(batch['image_id'])}, which rule='saliency' needs; give "
+                "--data.saliency_dir with a map for every photograph, or another rule"
             )
         return batch["saliency"][index]
 
     def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Wait for the workers."""
+        assert isinstance(module, RCAModule)
+        module.keeps_features = False
         self._queue.join()
         if self._not_accumulated:
             logger.warning("%d photographs were not trained on; their maps are the network's", self._not_accumulated)
@@ -175,6 +187,11 @@ class PseudoLabelWriter(PredictionWriter):
 def _picture(image: Tensor) -> Tensor:
     # (H, W, 3) in 0..255 -> (3, H, W) in [0, 1]
     return torch.from_numpy(denormalise(image)).permute(2, 0, 1).float() / 255
+
+
+def _one_of(image_ids: Sequence[str]) -> str:
+    # a batch has saliency maps of all its images or of none
+    return image_ids[0] if len(image_ids) == 1 else f"one of {', '.join(image_ids)}"
 
 
 def _arrays(seeds: Seeds) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.decode import read_image, read_saliency
 from rca_lightning.data.records import Record
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
+from rca_lightning.pseudo_labels.inputs import check_count
 from rca_lightning.pseudo_labels.label_files import write_label_files
 from rca_lightning.pseudo_labels.label_map import BackgroundRule
 from rca_lightning.pseudo_labels.making import LabelMaker
@@ -73,6 +74,7 @@ def label_stored_maps(
         OutputError: if the folder cannot be written to, or was made otherwise.
         MissingExtraError: if a refinement needs a package that is not there.
     """
+    check_count("workers", workers, least=0)
     maker = LabelMaker(
         rule=rule,
         threshold=background_threshold,
@@ -109,7 +111,8 @@ def label_stored_maps(
     folder.end()
     kept = [(image_id, folder.paths(image_id)["quality"]) for image_id in folder.complete_ids()]
     tags = _settings(source).get("predict_tags", "image")
-    write_summary(folder.root, kept, records, class_names=data.class_names, split=data.predict_split, tags=tags)
+    with folder.output_errors():
+        write_summary(folder.root, kept, records, class_names=data.class_names, split=data.predict_split, tags=tags)
 
 
 def _with_maps(records: Sequence[Record], source: Path) -> Sequence[Record]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rca_lightning.atomic import write_atomically
 from rca_lightning.data.palette import voc_palette
+from rca_lightning.errors import DataError
 from rca_lightning.pseudo_labels.making import HalfMade, LabelMaker
 from rca_lightning.pseudo_labels.quality import LabelQuality, label_quality
 from rca_lightning.visualization import overlay_mask
@@ -81,18 +82,24 @@ def write_overlay_file(picture: npt.NDArray[np.uint8], label: Tensor, path: Path
 
 
 def read_qualities(files: Iterable[tuple[str, Path]]) -> list[LabelQuality]:
-    """What `write_label_files` noted of each image id and npz file; their maps are not read."""
-    found = []
-    for image_id, path in files:
+    """What `write_label_files` noted of each image id and npz file; their maps are not read.
+
+    Raises:
+        DataError: if a file is damaged or of another kind.
+    """
+    return [_read_quality(image_id, path) for image_id, path in files]
+
+
+def _read_quality(image_id: str, path: Path) -> LabelQuality:
+    try:
         with np.load(path, allow_pickle=False) as arrays:
-            found.append(
-                LabelQuality(
-                    image_id=image_id,
-                    confidence=float(arrays["confidence"]),
-                    classes=tuple(arrays["classes"].tolist()),
-                    coverage=tuple(arrays["coverage"].tolist()),
-                    probabilities=tuple(arrays["probabilities"].tolist()),
-                    ignored=float(arrays["ignored"]),
-                )
+            return LabelQuality(
+                image_id=image_id,
+                confidence=float(arrays["confidence"]),
+                classes=tuple(arrays["classes"].tolist()),
+                coverage=tuple(arrays["coverage"].tolist()),
+                probabilities=tuple(arrays["probabilities"].tolist()),
+                ignored=float(arrays["ignored"]),
             )
-    return found
+    except Exception as error:  # zip, zlib and numpy each have errors of their own for a damaged file
+        raise DataError(f"{path}: no quality could be read ({error}); delete it and predict again") from error

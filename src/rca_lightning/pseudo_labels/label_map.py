@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.background import background_score, threshold_background
-from rca_lightning.pseudo_labels.inputs import check_maps, check_same_cells, check_share
+from rca_lightning.pseudo_labels.inputs import check_maps, check_positive, check_same_cells, check_share
 
 BackgroundRule = Literal["fixed", "power", "saliency", "two_thresholds"]
 IGNORED = 255  # pixels that no loss and no score looks at
-_RULES = ("fixed", "power", "saliency", "two_thresholds")
 
 
 def label_map(
@@ -61,23 +60,34 @@ def label_map(
         >>> label_map(maps, classes, rule="two_thresholds")
         tensor([[ 15, 255,   0]], dtype=torch.uint8)
     """
-    if rule not in _RULES:
-        raise ArgumentError("rule", rule, f"give one of {', '.join(_RULES)}")
+    check_rule(rule, threshold=threshold, power=power, low=low, high=high, saliency_threshold=saliency_threshold)
     check_maps(maps)
     _check_classes(classes, maps)
     if rule == "fixed" or rule == "power":
         score = background_score(maps, rule=rule, threshold=threshold, power=power)
         return _as_classes(threshold_background(maps, score), classes)
-    check_share("low", low)
-    check_share("high", high)
-    if low > high:
+    weak, strong = (_as_classes(threshold_background(maps, level), classes) for level in (low, high))
+    salient = salient_pixels(saliency, maps, threshold=saliency_threshold) if rule == "saliency" else None
+    return join_labels(weak, strong, salient=salient)
+
+
+def check_rule(
+    rule: str, *, threshold: float, power: float, low: float, high: float, saliency_threshold: float
+) -> None:
+    """Refuse a rule that `label_map` does not know, and settings out of their range.
+
+    Raises:
+        ArgumentError: for the first of them.
+    """
+    rules = get_args(BackgroundRule)
+    if rule not in rules:
+        raise ArgumentError("rule", rule, f"give one of {', '.join(rules)}")
+    shares = {"threshold": threshold, "low": low, "high": high, "saliency_threshold": saliency_threshold}
+    for name, value in shares.items():
+        check_share(name, value)
+    check_positive("power", power)
+    if low > high and rule in {"saliency", "two_thresholds"}:
         raise ArgumentError("low", low, f"give at most high={high}")
-    weak, strong = threshold_background(maps, low), threshold_background(maps, high)
-    # Labels of the given maps become classes.
-    weak, strong = _as_classes(weak, classes), _as_classes(strong, classes)
-    return join_labels(
-        weak, strong, salient=_salient(saliency, maps, saliency_threshold) if rule == "saliency" else None
-    )
 
 
 def join_labels(weak: Tensor, strong: Tensor, *, salient: Tensor | None = None) -> Tensor:
@@ -101,6 +111,29 @@ def join_labels(weak: Tensor, strong: Tensor, *, salient: Tensor | None = None) 
     inside = torch.where(weak > 0, weak, ignored)
     outside = torch.where(strong > 0, ignored, torch.zeros_like(ignored))
     return torch.where(salient.to(weak.device), inside, outside)
+
+
+def salient_pixels(saliency: Tensor | None, maps: Tensor, *, threshold: float) -> Tensor:
+    """Where a photograph is salient, for the rule "saliency".
+
+    Args:
+        saliency: `(H, W)` in `[0, 1]`.
+        maps: `(K, H, W)` of the photograph.
+        threshold: that a salient pixel exceeds.
+
+    Returns:
+        `(H, W)` bool, on the device of the maps.
+
+    Raises:
+        ArgumentError: without a map, or for one that is not finite, not in `[0, 1]`, or not of the size of the maps.
+    """
+    if saliency is None:
+        raise ArgumentError("saliency", None, "rule='saliency' needs a saliency map (H, W) of the photograph")
+    if saliency.ndim != 2:
+        raise ArgumentError("saliency", tuple(saliency.shape), "give (H, W)")
+    check_maps(saliency[None], name="saliency")
+    check_same_cells(saliency, maps, name="saliency")
+    return saliency.to(maps.device) > threshold
 
 
 def label_scores(scores: Tensor, classes: Tensor) -> Tensor:
@@ -139,14 +172,3 @@ def _check_classes(classes: Tensor, maps: Tensor) -> None:
         raise ArgumentError("classes", given, f"give one integer for each of the {len(maps)} class maps")
     if len(set(given)) < len(given) or any(not 0 <= index < IGNORED - 1 for index in given):
         raise ArgumentError("classes", given, "give each class once, from 0 to 253: 255 marks ignored pixels")
-
-
-def _salient(saliency: Tensor | None, maps: Tensor, threshold: float) -> Tensor:
-    check_share("saliency_threshold", threshold)
-    if saliency is None:
-        raise ArgumentError("saliency", None, "rule='saliency' needs a saliency map (H, W) of the photograph")
-    if saliency.ndim != 2:
-        raise ArgumentError("saliency", tuple(saliency.shape), "give (H, W)")
-    check_maps(saliency[None], name="saliency")
-    check_same_cells(saliency, maps, name="saliency")
-    return saliency.to(maps.device) > threshold

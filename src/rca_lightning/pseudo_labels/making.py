@@ -9,14 +9,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from rca_lightning.errors import ArgumentError, require_extra
+from rca_lightning.errors import require_extra
 from rca_lightning.pseudo_labels.background import BackgroundScore
-from rca_lightning.pseudo_labels.inputs import check_positive, check_share
-from rca_lightning.pseudo_labels.label_map import BackgroundRule, join_labels, label_scores
+from rca_lightning.pseudo_labels.inputs import check_images
+from rca_lightning.pseudo_labels.label_map import (
+    BackgroundRule,
+    check_rule,
+    join_labels,
+    label_scores,
+    salient_pixels,
+)
 from rca_lightning.pseudo_labels.multiscale import Seeds
-from rca_lightning.pseudo_labels.refinement import RefinementName, add_background, refinement_steps, run_steps
+from rca_lightning.pseudo_labels.refinement import (
+    Refinement,
+    RefinementName,
+    add_background,
+    check_refinements,
+    refinement_steps,
+    run_steps,
+)
+from rca_lightning.views import MAX_SIDE, view_sizes
 
 
 @dataclass(frozen=True)
@@ -27,15 +42,17 @@ class HalfMade:
         scores: one `(1 + K, H, W)` float32 for each background that the rule asks for.
         picture: `(3, H, W)` float32 in `[0, 1]`.
         classes: `(K,)` int64.
-        saliency: `(H, W)` float32, or None.
+        salient: `(H, W)` bool; None unless the rule asks for it.
         steps: refinements that are still to be made.
+        features: `(D, h, w)` float32; None unless these steps ask for them.
     """
 
     scores: list[npt.NDArray[np.float32]]
     picture: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int64]
-    saliency: npt.NDArray[np.float32] | None
+    salient: npt.NDArray[np.bool_] | None
     steps: tuple[RefinementName, ...]
+    features: npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -64,14 +81,15 @@ class LabelMaker:
     refine: tuple[RefinementName, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "low", "high", "saliency_threshold"):
-            check_share(name, getattr(self, name))
-        check_positive("power", self.power)
-        if self.low > self.high:
-            raise ArgumentError("low", self.low, f"give at most high={self.high}")
-        if self.rule not in {"fixed", "power", "saliency", "two_thresholds"}:
-            raise ArgumentError("rule", self.rule, "give 'fixed', 'power', 'saliency' or 'two_thresholds'")
-        refinement_steps(self.refine, features=torch.zeros(1, 1, 1, 1))
+        check_rule(
+            self.rule,
+            threshold=self.threshold,
+            power=self.power,
+            low=self.low,
+            high=self.high,
+            saliency_threshold=self.saliency_threshold,
+        )
+        check_refinements(self.refine, argument="refine")
 
     @property
     def needs_features(self) -> bool:
@@ -113,22 +131,24 @@ class LabelMaker:
         Raises:
             ArgumentError: for maps, features, pictures or saliency that do not fit; see `refine`.
         """
-        if self.rule == "saliency" and saliency is None:
-            raise ArgumentError("saliency", None, "rule='saliency' needs a saliency map (H, W) of the photograph")
-        features = None if seeds.features is None else seeds.features[None]
+        maps = seeds.maps
+        check_images(picture, maps, name="picture")
+        salient = salient_pixels(saliency, maps, threshold=self.saliency_threshold) if self.rule == "saliency" else None
         later = self._later()
-        steps = refinement_steps(self.refine[: len(self.refine) - len(later)], features=features)
-        picture = picture.to(seeds.maps.device)
+        steps = refinement_steps(self.refine, features=None if seeds.features is None else seeds.features[None])
+        steps = steps[: len(steps) - len(later)]
+        picture = picture.to(maps.device)
         stacks = []
         for background, threshold in self._backgrounds():
-            scores = add_background(seeds.maps, rule=background, threshold=threshold, power=self.power)
-            stacks.append(_array(run_steps(scores, picture, steps)))
+            scores = add_background(maps, rule=background, threshold=threshold, power=self.power)
+            stacks.append(_array(_run_bounded(scores, picture, steps)))
         return HalfMade(
             scores=stacks,
             picture=_array(picture),
             classes=seeds.classes.cpu().numpy(),
-            saliency=None if saliency is None or self.rule != "saliency" else _array(saliency),
+            salient=None if salient is None else salient.cpu().numpy(),
             steps=later,
+            features=_array(seeds.features) if seeds.features is not None and "random_walk" in later else None,
         )
 
     def finish(self, made: HalfMade) -> tuple[Tensor, Tensor]:
@@ -139,13 +159,14 @@ class LabelMaker:
             `(1 + K, H, W)` of the background and the classes.
         """
         picture, classes = torch.from_numpy(made.picture), torch.from_numpy(made.classes)
-        steps = refinement_steps(made.steps)
-        refined = [run_steps(torch.from_numpy(scores), picture, steps) for scores in made.scores]
+        features = None if made.features is None else torch.from_numpy(made.features)[None]
+        steps = refinement_steps(made.steps, features=features)
+        refined = [_run_bounded(torch.from_numpy(scores), picture, steps) for scores in made.scores]
         labels = [label_scores(scores.clamp(0, 1), classes) for scores in refined]
         if self.rule == "fixed" or self.rule == "power":
             return labels[0], refined[0]
-        saliency = None if made.saliency is None else torch.from_numpy(made.saliency) > self.saliency_threshold
-        return join_labels(labels[0], labels[1], salient=saliency), refined[1]
+        salient = None if made.salient is None else torch.from_numpy(made.salient)
+        return join_labels(labels[0], labels[1], salient=salient), refined[1]
 
     def _backgrounds(self) -> Sequence[tuple[BackgroundScore, float]]:
         if self.rule == "fixed" or self.rule == "power":
@@ -156,6 +177,19 @@ class LabelMaker:
         if "dense_crf" not in self.refine:
             return ()
         return self.refine[self.refine.index("dense_crf") :]
+
+
+def _run_bounded(scores: Tensor, picture: Tensor, steps: Sequence[Refinement]) -> Tensor:
+    """As `run_steps`, with sides of at most `MAX_SIDE`: PAMR would take gigabytes of a photograph of 12 megapixels."""
+    size = (scores.shape[1], scores.shape[2])
+    ((height, width),) = view_sizes(size, scales=(1.0,), max_side=MAX_SIDE)
+    if not steps or (height, width) == size:
+        return run_steps(scores, picture, steps)
+    small, seen = (
+        F.interpolate(x[None], (height, width), mode="bilinear", antialias=True)[0] for x in (scores, picture)
+    )
+    refined = run_steps(small.clamp(0, 1), seen.clamp(0, 1), steps)
+    return F.interpolate(refined[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _array(values: Tensor) -> npt.NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -69,19 +69,25 @@ def refinement_steps(names: Sequence[RefinementName], *, features: Tensor | None
     Raises:
         ArgumentError: for an unknown name, or "random_walk" without features.
     """
+    check_refinements(names, argument="names")
     steps: list[Refinement] = []
     for name in names:
         if name == "pamr":
             steps.append(pamr)
         elif name == "dense_crf":
             steps.append(dense_crf)
-        elif name != "random_walk":
-            raise ArgumentError("names", name, "give 'random_walk', 'pamr' or 'dense_crf'")
         elif features is None:
             raise ArgumentError("features", None, "'random_walk' needs the features of the photograph")
         else:
             steps.append(FeatureWalk(features))
     return steps
+
+
+def check_refinements(names: Sequence[str], *, argument: str) -> None:
+    """Refuse a name that is none of a refinement, in an argument of this name."""
+    for name in names:
+        if name not in get_args(RefinementName):
+            raise ArgumentError(argument, name, "give 'random_walk', 'pamr' or 'dense_crf'")
 
 
 def refine(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +21,8 @@ from rca_lightning.errors import ArgumentError, RCAError
 class WorkQueue:
     """Calls a function in `workers` processes; without any, at once in this one.
 
-    At most two calls a worker wait, so that memory stays bounded: then `submit` waits for the oldest.
+    At most two calls a worker are under way or wait, so that memory stays bounded: then `submit` waits for the oldest.
+    The processes end with `join` or `close`, or when this process dies, however it does.
 
     Args:
         workers: processes, 0 or more. They start with the first call.
@@ -37,6 +42,7 @@ class WorkQueue:
 
         Raises:
             Exception: what an earlier call has raised, as soon as it is known.
+            RCAError: if a worker process was killed.
         """
         if self.workers == 0:
             function(*arguments)
@@ -47,13 +53,15 @@ class WorkQueue:
             self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start)
         while self._waiting and (self._waiting[0].done() or len(self._waiting) >= 2 * self.workers):
             self._wait_for_oldest()
-        self._waiting.append(self._pool.submit(function, *arguments))
+        with self._killed_workers():
+            self._waiting.append(self._pool.submit(function, *arguments))
 
     def join(self) -> None:
         """Wait for all calls and end the processes.
 
         Raises:
             Exception: the first that a call has raised.
+            RCAError: if a worker process was killed.
         """
         try:
             while self._waiting:
@@ -62,21 +70,38 @@ class WorkQueue:
             self.close()
 
     def close(self) -> None:
-        """End the processes; calls that have not begun are not made."""
+        """End the processes, once they have made the calls they hold; the others are not made."""
         self._waiting.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
     def _wait_for_oldest(self) -> None:
-        try:
+        with self._killed_workers():
             self._waiting.popleft().result()
+
+    @contextmanager
+    def _killed_workers(self) -> Iterator[None]:
+        try:
+            yield
         except BrokenProcessPool as error:
             raise RCAError(
-                f"{self._name}={self.workers}: a worker process was killed, perhaps for want of memory; "
-                f"give fewer, or 0 to work in the main process"
+                f"{self._name}={self.workers}: a worker process was killed, perhaps for want of memory, or could not "
+                "start, as in a script without `if __name__ == '__main__':`; give fewer, or 0 to work in the main "
+                "process"
             ) from error
 
 
 def _start() -> None:
     torch.set_num_threads(1)  # the workers share the cores already
+    # Ctrl-C goes to all processes of a terminal; the main one lets its workers finish what they write.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A pool does not see that its parent was killed: its workers would wait for calls for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import json
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from tests.folder_contents import file_bytes, file_names
+from tests.prediction_runs import Counting, Photographs, predict
 from tests.quiet_trainer import quiet_trainer
-from tests.tagged_images import tagged_images
-from torch.utils.data import DataLoader
 
 from rca_lightning.callbacks import prediction_folder
 from rca_lightning.callbacks.writers import PseudoLabelWriter
-from rca_lightning.data.sample import collate
 from rca_lightning.errors import OutputError
 from rca_lightning.module import RCAModule
 
@@ -25,38 +22,6 @@ from rca_lightning.module import RCAModule
 def module() -> RCAModule:
     torch.manual_seed(0)
     return RCAModule(num_classes=2, backbone="resnet18", output_stride=8, flip=False, background_prototypes=0)
-
-
-class Counting(L.Callback):
-    """Which images the network looked at."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        self.seen.extend(batch["image_id"])
-
-
-class Photographs(L.LightningDataModule):
-    """The part of a data module that prediction asks for."""
-
-    def __init__(self, *ids: str) -> None:
-        super().__init__()
-        self.samples, self.left_out = tagged_images(*ids, height=32, width=40), set()
-
-    def leave_out_of_prediction(self, image_ids: set[str]) -> None:
-        self.left_out = set(image_ids)
-
-    def predict_dataloader(self) -> DataLoader:
-        rest = [sample for sample in self.samples if sample["image_id"] not in self.left_out]
-        return DataLoader(rest, batch_size=2, collate_fn=collate)
-
-
-def predict(module: RCAModule, writer: PseudoLabelWriter, data: Photographs) -> list[str]:
-    counting = Counting()
-    trainer = quiet_trainer(writer.output_dir, callbacks=[writer, counting])
-    trainer.predict(module, datamodule=data, return_predictions=False)
-    return counting.seen
 
 
 def test_prediction_writes_every_image_and_its_settings(tmp_path, module):

@@ -1,0 +1,236 @@
+"""LabelMaker: its two halves make together what `label_map` and `refine` make at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rca_lightning.errors import ArgumentError, MissingExtraError
+from rca_lightning.pseudo_labels import refinement
+from rca_lightning.pseudo_labels.label_map import label_map, label_scores
+from rca_lightning.pseudo_labels.making import HalfMade, LabelMaker
+from rca_lightning.pseudo_labels.multiscale import Seeds
+from rca_lightning.pseudo_labels.pamr import pamr
+from rca_lightning.pseudo_labels.refinement import FeatureWalk, refine
+
+CLASSES = torch.tensor([3, 11])
+RULES = ("fixed", "power", "saliency", "two_thresholds")
+SETTINGS = {"threshold": 0.45, "power": 3.0, "low": 0.3, "high": 0.6, "saliency_threshold": 0.4}
+H, W = 8, 12
+
+
+def random_seeds() -> Seeds:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, H, W, generator=generator)
+    return Seeds(maps, CLASSES, torch.rand(20, generator=generator), torch.randn(5, 2, 3, generator=generator))
+
+
+def random_picture() -> torch.Tensor:
+    return torch.rand(3, H, W, generator=torch.Generator().manual_seed(1))
+
+
+def random_saliency() -> torch.Tensor:
+    return torch.rand(H, W, generator=torch.Generator().manual_seed(2))
+
+
+def whole(maker: LabelMaker, seeds: Seeds | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    made = maker.begin(seeds or random_seeds(), random_picture(), random_saliency())
+    return maker.finish(made)
+
+
+def lighten(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Stands for the CRF: any function of maps and images that no other step undoes."""
+    return (0.25 * maps + 0.75 * images.mean(1, keepdim=True)) * maps.sqrt()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_steps_it_is_the_label_map(rule):
+    label, scores = whole(LabelMaker(rule=rule, **SETTINGS))
+    seeds = random_seeds()
+    expected = label_map(seeds.maps, CLASSES, rule=rule, saliency=random_saliency(), **SETTINGS)
+    assert label.dtype == torch.uint8
+    assert torch.equal(label, expected)
+    assert {4, 12} <= set(label.unique().tolist())
+    background = {"fixed": 0.45, "power": (1 - seeds.maps.amax(0)) ** 3}.get(rule, 0.6)
+    assert torch.equal(scores, torch.cat([torch.as_tensor(background).expand(1, H, W), seeds.maps]))
+
+
+@pytest.mark.parametrize("rule", ["fixed", "power"])
+def test_with_steps_it_is_refine(rule):
+    label, scores = whole(LabelMaker(rule=rule, refine=("random_walk", "pamr"), **SETTINGS))
+    seeds = random_seeds()
+    steps = [FeatureWalk(seeds.features[None]), pamr]
+    expected = refine(seeds.maps, random_picture(), steps=steps, background=rule, threshold=0.45, power=3)
+    assert torch.equal(scores, expected)
+    assert torch.equal(label, label_scores(expected, CLASSES))
+    assert not torch.equal(label, whole(LabelMaker(rule=rule, **SETTINGS))[0])
+
+
+@pytest.mark.parametrize("rule", ["saliency", "two_thresholds"])
+def test_rules_of_two_backgrounds_refine_each_of_them(rule, monkeypatch):
+    monkeypatch.setattr(refinement, "dense_crf", lighten)  # unlike PAMR it moves a fixed background
+    label, scores = whole(LabelMaker(rule=rule, refine=("pamr", "dense_crf"), **SETTINGS))
+    refined = {
+        level: refine(random_seeds().maps, random_picture(), steps=[pamr, lighten], threshold=level)
+        for level in (0.3, 0.6)
+    }
+    weak, strong = (label_scores(refined[level], CLASSES).tolist() for level in (0.3, 0.6))
+    salient = (random_saliency() > 0.4).tolist()
+    for row in range(H):
+        for column in range(W):
+            low, high = weak[row][column], strong[row][column]
+            if rule == "two_thresholds":
+                expected = high if high > 0 else 255 if low > 0 else 0
+            elif salient[row][column]:
+                expected = low if low > 0 else 255
+            else:
+                expected = 255 if high > 0 else 0
+            assert label[row, column] == expected
+    assert {0, 255} < set(label.unique().tolist())
+    assert torch.equal(scores, refined[0.6])
+
+
+def test_the_crf_and_what_follows_wait_for_the_second_half(monkeypatch):
+    monkeypatch.setattr(refinement, "dense_crf", lighten)
+    maker = LabelMaker(threshold=0.4, refine=("pamr", "dense_crf", "pamr"))
+    seeds = random_seeds()
+    made = maker.begin(seeds, random_picture())
+    assert maker.is_slow
+    assert made.steps == ("dense_crf", "pamr")
+    first = refine(seeds.maps, random_picture(), steps=[pamr], threshold=0.4)
+    assert np.array_equal(made.scores[0], first.numpy())
+    _, scores = maker.finish(made)
+    assert torch.equal(scores, refine(seeds.maps, random_picture(), steps=[pamr, lighten, pamr], threshold=0.4))
+
+
+def test_a_walk_behind_the_crf_has_its_features(monkeypatch):
+    monkeypatch.setattr(refinement, "dense_crf", lighten)
+    seeds = random_seeds()
+    _, scores = whole(LabelMaker(threshold=0.4, refine=("dense_crf", "random_walk")))
+    steps = [lighten, FeatureWalk(seeds.features[None])]
+    assert torch.equal(scores, refine(seeds.maps, random_picture(), steps=steps, threshold=0.4))
+
+
+@pytest.mark.parametrize("steps", [(), ("pamr",), ("random_walk", "pamr")])
+def test_nothing_waits_without_the_crf(steps):
+    maker = LabelMaker(refine=steps)
+    made = maker.begin(random_seeds(), random_picture(), random_saliency())
+    assert not maker.is_slow
+    assert made.steps == ()
+    assert made.features is None
+    assert made.salient is None
+    assert maker.needs_features == ("random_walk" in steps)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_first_half_travels_as_arrays(rule, monkeypatch):
+    monkeypatch.setattr(refinement, "dense_crf", lighten)
+    maker = LabelMaker(rule=rule, refine=("dense_crf", "random_walk"), **SETTINGS)
+    made = maker.begin(random_seeds(), random_picture(), random_saliency())
+    values = [getattr(made, field.name) for field in dataclasses.fields(HalfMade)]
+    assert not any(isinstance(value, torch.Tensor) for value in [*values, *made.scores])
+    arrived, there = pickle.loads(pickle.dumps((made, maker)))
+    for found, expected in zip(there.finish(arrived), maker.finish(made), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("steps", [(), ("random_walk", "pamr")])
+def test_a_photograph_without_classes(rule, steps):
+    empty = dataclasses.replace(random_seeds(), maps=torch.zeros(0, H, W), classes=torch.zeros(0, dtype=torch.int64))
+    label, scores = whole(LabelMaker(rule=rule, refine=steps, **SETTINGS), empty)
+    assert scores.shape == (1, H, W)
+    salient = (random_saliency() > 0.4) & (rule == "saliency")
+    assert torch.equal(label, torch.where(salient, 255, 0).to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("fixed", {"background_threshold": 0.45}),
+        ("power", {"power": 3.0}),
+        ("two_thresholds", {"low": 0.3, "high": 0.6}),
+        ("saliency", {"low": 0.3, "high": 0.6, "saliency_threshold": 0.4}),
+    ],
+)
+def test_description_names_what_the_rule_reads(rule, expected):
+    found = LabelMaker(rule=rule, refine=("pamr",), **SETTINGS).describe()
+    assert found == {"rule": rule, **expected, "refine": ["pamr"]}
+
+
+def test_missing_crf_is_told_before_it_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    LabelMaker(refine=("random_walk", "pamr")).check_packages()
+    with pytest.raises(MissingExtraError, match=r"needed for refine=dense_crf .*rca-lightning\[crf\]"):
+        LabelMaker(refine=("pamr", "dense_crf")).check_packages()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "otsu"}, "^rule='otsu': give one of fixed, power, saliency, two_thresholds"),
+        ({"threshold": -0.1}, "^threshold=-0.1"),
+        ({"threshold": float("nan")}, "^threshold=nan"),
+        ({"power": 0.0}, "^power=0.0"),
+        ({"low": 1.5}, "^low=1.5"),
+        ({"high": -1.0}, "^high=-1.0"),
+        ({"saliency_threshold": 2.0}, "^saliency_threshold=2.0"),
+        ({"rule": "two_thresholds", "low": 0.5, "high": 0.4}, "^low=0.5: give at most high=0.4"),
+        ({"rule": "saliency", "low": 0.5, "high": 0.4}, "^low=0.5: give at most high=0.4"),
+        ({"refine": ("pamr", "median")}, "^refine='median': give 'random_walk', 'pamr' or 'dense_crf'"),
+    ],
+)
+def test_refused_settings(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        LabelMaker(**options)
+
+
+def test_thresholds_that_a_rule_does_not_read_may_be_any():
+    assert LabelMaker(rule="power", low=0.5, high=0.4).describe()["rule"] == "power"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "given", "message"),
+    [
+        ({"maps": torch.full((2, H, W), float("nan"))}, {}, f"^maps='{2 * H * W} of {2 * H * W} values NaN"),
+        ({"maps": torch.full((2, H, W), 1.5)}, {}, "^maps='values from 1.5 to 1.5'"),
+        ({"maps": torch.zeros(2, H, W + 1)}, {}, r"^picture=\(3, 8, 12\): the maps are 8 x 13"),
+        ({}, {"picture": torch.zeros(1, H, W)}, r"^picture=\(1, 8, 12\): give 3 colours"),
+        ({}, {"picture": torch.full((3, H, W), 255.0)}, "^picture='values from 255 to 255'"),
+        ({}, {"saliency": None}, "^saliency=None: rule='saliency' needs"),
+        ({}, {"saliency": torch.zeros(H, W + 1)}, r"^saliency=\(8, 13\): the maps are 8 x 12"),
+        ({}, {"saliency": torch.full((H, W), 255.0)}, "^saliency='values from 255 to 255'"),
+        ({"features": None}, {}, "^features=None: 'random_walk' needs the features"),
+    ],
+)
+def test_refused_photographs(seeds, given, message):
+    """All in the first half: an error of a worker comes several photographs later."""
+    maker = LabelMaker(rule="saliency", refine=("dense_crf", "random_walk"))
+    arguments = {"picture": random_picture(), "saliency": random_saliency()} | given
+    with pytest.raises(ArgumentError, match=message):
+        maker.begin(dataclasses.replace(random_seeds(), **seeds), **arguments)
+
+
+def test_large_photographs_are_refined_at_a_bounded_size(monkeypatch):
+    monkeypatch.setattr("rca_lightning.pseudo_labels.making.MAX_SIDE", 16)
+    seen = []
+
+    def step(scores, images):
+        seen.append((tuple(scores.shape[2:]), tuple(images.shape[2:])))
+        return scores
+
+    monkeypatch.setattr("rca_lightning.pseudo_labels.refinement.pamr", step)
+    rows = torch.linspace(0, 1, 40)[:, None].expand(40, 20)
+    seeds = Seeds(rows[None].contiguous(), torch.tensor([3]), torch.ones(20))
+    maker = LabelMaker(threshold=0.5, refine=("pamr",))
+    label, scores = maker.finish(maker.begin(seeds, torch.rand(3, 40, 20)))
+    assert seen == [((16, 8), (16, 8))]
+    assert label.shape == (40, 20)
+    assert torch.equal(label, torch.where(rows > 0.5, 4, 0).to(torch.uint8))
+    assert scores[1].sub(rows).abs().max() < 0.05

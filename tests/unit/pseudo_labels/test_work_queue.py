@@ -1,0 +1,152 @@
+"""WorkQueue: calls are made in order, memory is bounded, errors come through, and no process stays behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+import torch
+
+from rca_lightning.errors import ArgumentError, RCAError
+from rca_lightning.pseudo_labels import workers
+from rca_lightning.pseudo_labels.workers import WorkQueue
+
+PATIENCE = 250  # seconds: a new process imports torch, and the machine may be busy
+
+
+def wait_until(path: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.01)
+
+
+def interrupted(path: Path) -> None:
+    """What Ctrl-C does to every process of a terminal."""
+    os.kill(os.getpid(), signal.SIGINT)
+    note(path, "interrupted")
+
+
+def note(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(f"{text} {os.getpid() == int(os.environ['MAIN'])} {torch.get_num_threads()}\n")
+
+
+def refuse(name: str, value: int, remedy: str) -> None:
+    raise ArgumentError(name, value, remedy)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def lines(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MAIN", str(os.getpid()))
+    return tmp_path / "lines"
+
+
+def test_calls_in_order_in_another_process_and_at_most_two_a_worker_wait(tmp_path, lines):
+    gate, queue = tmp_path / "gate", WorkQueue(1)
+    queue.submit(wait_until, gate)
+    queue.submit(interrupted, lines)
+    assert not gate.exists()  # two calls were taken without waiting for either
+    timer = threading.Timer(0.5, gate.touch)
+    timer.start()
+    queue.submit(note, lines, "third")
+    assert gate.exists()  # for the third the first had to be over
+    for text in ("fourth", "fifth"):
+        queue.submit(note, lines, text)
+    queue.join()
+    timer.join()
+    assert lines.read_text().splitlines() == [f"{text} False 1" for text in ("interrupted", "third", "fourth", "fifth")]
+    assert multiprocessing.active_children() == []
+
+
+def test_error_of_a_call_comes_through_with_its_type(lines):
+    queue = WorkQueue(1)
+    queue.submit(refuse, "size", 3, "give 4")
+    queue.submit(note, lines, "second")
+    with pytest.raises(ArgumentError, match=r"^size=3: give 4$") as caught:
+        queue.submit(note, lines, "third")
+    assert caught.value.args == ("size", 3, "give 4")
+    queue.submit(refuse, "height", 5, "give 6")
+    with pytest.raises(ArgumentError, match=r"^height=5: give 6$"):
+        queue.join()
+    assert lines.read_text() == "second False 1\n"
+    assert multiprocessing.active_children() == []
+
+
+def test_killed_worker_is_told_from_an_error():
+    queue = WorkQueue(1, name="labels.workers")
+    queue.submit(die)
+    with pytest.raises(RCAError, match=r"^labels\.workers=1: a worker process was killed, .*give fewer, or 0"):
+        queue.join()
+    assert multiprocessing.active_children() == []
+    queue.close()  # once more does no harm
+
+
+def test_worker_killed_between_two_calls_is_told_too(monkeypatch):
+    class Broken:
+        def __init__(self, *_, **__) -> None:
+            pass
+
+        def submit(self, *_):
+            raise BrokenProcessPool("a process was terminated abruptly")
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Broken)
+    with pytest.raises(RCAError, match=r"^workers=2: a worker process was killed"):
+        WorkQueue(2).submit(os.getpid)
+
+
+def test_workers_end_with_a_killed_main_process(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from rca_lightning.pseudo_labels.workers import WorkQueue\n"
+        "if __name__ == '__main__':\n"
+        "    queue = WorkQueue(1)\n"
+        "    queue.submit(Path(sys.argv[1]).touch)\n"
+        "    while not Path(sys.argv[1]).exists():\n"
+        "        time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # The worker has inherited the pipe: reading it ends when the last process that holds it has ended.
+    ended = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "done")], stdout=subprocess.PIPE, timeout=PATIENCE, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "done").exists()
+
+
+def test_without_workers_calls_are_made_here_and_now(lines):
+    queue = WorkQueue(0)
+    queue.submit(note, lines, "first")
+    queue.submit(lambda: note(lines, "cannot be pickled"))
+    threads = torch.get_num_threads()
+    assert lines.read_text() == f"first True {threads}\ncannot be pickled True {threads}\n"
+    with pytest.raises(ArgumentError, match=r"^size=3"):
+        queue.submit(refuse, "size", 3, "give 4")
+    queue.join()
+    queue.close()
+    assert len(lines.read_text().splitlines()) == 2
+
+
+def test_fewer_than_none_is_refused_by_name():
+    with pytest.raises(ArgumentError, match=r"^trainer_workers=-1: give 0"):
+        WorkQueue(-1, name="trainer_workers")
+
+
+def test_no_process_starts_before_the_first_call():
+    queue = WorkQueue(3)
+    assert multiprocessing.active_children() == []
+    queue.join()
