@@ -39,8 +39,9 @@ def write_label_files(
         paths: of "pseudo_labels" (PNG), of "cams" (npz, with the maps) or "quality" (npz, without), and perhaps of
             "overlays" (JPEG).
     """
-    label, scores = maker.finish(made)
-    quality = label_quality(image_id, label, scores, torch.from_numpy(made.classes), torch.from_numpy(probabilities))
+    label = maker.finish(made)
+    classes, chances = torch.from_numpy(made.classes), torch.from_numpy(probabilities)
+    quality = label_quality(image_id, label, made.evidence, classes, chances)
     arrays = {
         "classes": made.classes,
         "size": np.array(label.shape, dtype=np.int64),

@@ -54,6 +54,11 @@ class HalfMade:
     steps: tuple[RefinementName, ...]
     features: npt.NDArray[np.float32] | None
 
+    @property
+    def evidence(self) -> Tensor:
+        """What speaks for the background and each class so far, `(1 + K, H, W)`; with the higher background of two."""
+        return torch.from_numpy(self.scores[-1])
+
 
 @dataclass(frozen=True)
 class LabelMaker:
@@ -151,22 +156,21 @@ class LabelMaker:
             features=_array(seeds.features) if seeds.features is not None and "random_walk" in later else None,
         )
 
-    def finish(self, made: HalfMade) -> tuple[Tensor, Tensor]:
+    def finish(self, made: HalfMade) -> Tensor:
         """The other steps, on the CPU.
 
         Returns:
-            The label image `(H, W)` uint8: 0 background, class + 1 its pixels, 255 undecided; and the refined scores
-            `(1 + K, H, W)` of the background and the classes.
+            The label image `(H, W)` uint8: 0 background, class + 1 its pixels, 255 undecided.
         """
         picture, classes = torch.from_numpy(made.picture), torch.from_numpy(made.classes)
         features = None if made.features is None else torch.from_numpy(made.features)[None]
         steps = refinement_steps(made.steps, features=features)
-        refined = [_run_bounded(torch.from_numpy(scores), picture, steps) for scores in made.scores]
+        refined = (_run_bounded(torch.from_numpy(scores), picture, steps) for scores in made.scores)
         labels = [label_scores(scores.clamp(0, 1), classes) for scores in refined]
         if self.rule == "fixed" or self.rule == "power":
-            return labels[0], refined[0]
+            return labels[0]
         salient = None if made.salient is None else torch.from_numpy(made.salient)
-        return join_labels(labels[0], labels[1], salient=salient), refined[1]
+        return join_labels(labels[0], labels[1], salient=salient)
 
     def _backgrounds(self) -> Sequence[tuple[BackgroundScore, float]]:
         if self.rule == "fixed" or self.rule == "power":

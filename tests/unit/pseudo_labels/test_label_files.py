@@ -49,7 +49,7 @@ def test_label_maps_and_overlay_belong_together(tmp_path):
     made = write(folder, "a.b", 3, 17)
     assert file_names(tmp_path) == ["cams/a.b.npz", "overlays/a.b.jpg", "pseudo_labels/a.b.png"]
     label = label_on_disk(folder, "a.b")
-    assert np.array_equal(label, MAKER.finish(made)[0].numpy())
+    assert np.array_equal(label, MAKER.finish(made).numpy())
     assert {0, 4, 18, 255} == set(np.unique(label))
     with np.load(tmp_path / "cams" / "a.b.npz", allow_pickle=False) as found:
         assert found["size"].tolist() == [H, W]
@@ -101,7 +101,11 @@ def test_quality_is_read_as_it_was_noted(tmp_path):
     assert two.probabilities == (0.25, 0.75)
     assert two.ignored == pytest.approx((label == 255).mean())
     assert 0 < two.ignored < 1
-    assert 0 < one.confidence < 1
+    evidence = half_made(17, 5).scores[1]  # of the higher threshold
+    shares = evidence / evidence.sum(0)
+    expected = [shares[index][label == value].mean() for index, value in enumerate((0, 18, 6))]
+    assert two.confidence == pytest.approx(np.mean(expected), rel=1e-5)
+    assert none.confidence == 0
     assert (none.classes, none.coverage, none.probabilities, none.ignored) == ((), (), (), 0.0)
     assert all(type(value) is float for value in (one.confidence, one.ignored, *one.coverage))
 
