@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rca_lightning.errors import ArgumentError, WeightsError, require_extra
 from rca_lightning.models.download import check_sha256, fetch
 
-MODULE_PREFIX = "network."  # of every weight in a checkpoint of `rca fit`
+BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
 CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
 LISTED = 20
 
@@ -33,16 +33,16 @@ def load_weights(
         module: the network; changed in place.
         source: `"none"` (nothing happens), the path of a `.pth` or `.pt` file holding a dictionary of tensors (or a
             dictionary with such a one under `state_dict`), the path of a `.safetensors` file, or an http(s) URL of
-            one of them. Downloads are kept in the folder that the environment variable `RCA_CACHE` names,
-            `~/.cache/rca_lightning` by default.
+            one of them. Of a checkpoint of `rca fit` the backbone is taken. Downloads are kept in the folder that the
+            environment variable `RCA_CACHE` names, `~/.cache/rca_lightning` by default.
         sha256: checksum of the file as 64 hexadecimal digits; needed for a URL, checked for a path too if given.
         ignore_prefixes: keys beginning with one of these are passed over, missing or surplus: the classifier.
             `num_batches_tracked` may be missing too.
 
     Raises:
         ArgumentError: if `sha256` is malformed, or is missing for a URL.
-        WeightsError: if the file is missing or a folder, cannot be downloaded, has another checksum, is a checkpoint
-            of `rca fit`, holds anything else than finite tensors, or its keys or shapes are not those of the network.
+        WeightsError: if the file is missing or a folder, cannot be downloaded, has another checksum, holds anything
+            else than finite tensors, or its keys or shapes are not those of the network.
         MissingExtraError: for a `.safetensors` file without the package safetensors.
 
     Example:
@@ -52,8 +52,7 @@ def load_weights(
     if source == "none":
         return
     path = _locate(source, sha256)
-    content = _read(path)
-    _refuse_checkpoint_of_fit(path, content)
+    content = _backbone_alone(_read(path))
     state = {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
     needed = {key: value for key, value in module.state_dict().items() if not key.startswith(ignore_prefixes)}
     problems = [*_key_problems(needed, state), *_value_problems(needed, state)]
@@ -114,12 +113,13 @@ def _unpack(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _refuse_checkpoint_of_fit(path: Path, content: Iterable[str]) -> None:
-    if any(key.startswith(MODULE_PREFIX) for key in content):
-        raise WeightsError(
-            f"weights={str(path)!r}: this is a checkpoint of rca fit and not of a backbone alone; "
-            "give it as --ckpt_path, or in Python to RCAModule.load_from_checkpoint, and leave weights at 'none'"
-        )
+def _backbone_alone(content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a checkpoint of `rca fit`, the weights of the backbone; of other files, all."""
+    if not any(key.startswith(BACKBONE_PREFIX) for key in content):
+        return content
+    return {
+        key.removeprefix(BACKBONE_PREFIX): value for key, value in content.items() if key.startswith(BACKBONE_PREFIX)
+    }
 
 
 def _key_problems(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterable[str]:

@@ -158,12 +158,15 @@ def test_folder_is_called_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_checkpoint_of_fit_is_sent_where_it_belongs(tmp_path, wrapped):
-    state = {f"network.backbone.{key}": value for key, value in network().state_dict().items()}
+def test_of_a_checkpoint_of_fit_the_backbone_is_taken(tmp_path, wrapped):
+    trained, module = network(), network()
+    state = {f"network.backbone.{key}": value for key, value in trained.state_dict().items()}
+    state["network.coarse_head.conv.weight"] = torch.ones(2, 4, 1, 1)
     content = {"state_dict": state, "pytorch-lightning_version": "2.6.0"} if wrapped else state
-    with pytest.raises(WeightsError, match=r"last\.ckpt': this is a checkpoint of rca fit.* --ckpt_path") as caught:
-        load_weights(network(), saved(tmp_path, content, "last.ckpt"))
-    assert "missing keys" not in str(caught.value)
+    load_weights(module, saved(tmp_path, content, "last.ckpt"))
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in module.state_dict().items())
+    with pytest.raises(WeightsError, match=r"last\.ckpt does not fit Conv2d: missing keys \(2\)"):
+        load_weights(nn.Conv2d(3, 4, 3), saved(tmp_path, content, "last.ckpt"))
 
 
 def test_checksum_of_a_local_file(tmp_path):
