@@ -56,6 +56,7 @@ class LabelIoU(Metric):
 
     Args:
         num_classes: foreground classes `L`.
+        over_ranks: whether `compute` gathers the counts of all ranks, each of which must call it then.
 
     Example:
         >>> metric = LabelIoU(num_classes=1)
@@ -70,8 +71,8 @@ class LabelIoU(Metric):
     counts: Tensor
     images: Tensor
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
+    def __init__(self, num_classes: int, *, over_ranks: bool = True) -> None:
+        super().__init__(sync_on_compute=over_ranks)
         if num_classes < 1:
             raise ArgumentError("num_classes", num_classes, "give the number of foreground classes")
         self.num_classes = num_classes
