@@ -125,6 +125,12 @@ class CheckedLoading(L.LightningModule):
 
     task: ClassVar[str]
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the `L` classes; their numbers where none were given."""
+        names: list[str] | None = self.hparams["class_names"]
+        return names or [f"class {index + 1}" for index in range(self.hparams["num_classes"])]
+
     @classmethod
     def load_from_checkpoint(
         cls,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rca_lightning.pseudo_labels.dense_crf import dense_crf
 from rca_lightning.views import MAX_SIDE, view_sizes, views
-from rca_lightning.visualization import denormalise
+from rca_lightning.visualization import colours
 
 _LEAST_OF_CRF = 0.05  # labels that are less probable everywhere take no part: the CRF's cost grows with their number
 
@@ -128,7 +128,6 @@ def _by_crf(probabilities: Tensor, images: Tensor) -> Tensor:
     size = probabilities.shape[2:]
     if images.shape[2:] != size:
         images = F.interpolate(images, size, mode="bilinear", antialias=True)
-    # (H, W, 3) in 0..255 -> (3, H, W) in [0, 1]
-    colours = torch.stack([torch.from_numpy(denormalise(image)).permute(2, 0, 1) / 255 for image in images])
+    pictures = torch.stack([colours(image) for image in images])
     possible = probabilities.amax((2, 3), keepdim=True) >= _LEAST_OF_CRF
-    return dense_crf(probabilities * possible, colours)
+    return dense_crf(probabilities * possible, pictures)

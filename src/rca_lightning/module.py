@@ -192,12 +192,6 @@ class RCAModule(CheckedLoading):
         self.keeps_features = False  # a writer that walks over them asks for them
 
     @property
-    def class_names(self) -> list[str]:
-        """Names of the `L` classes; their numbers where none were given."""
-        names: list[str] | None = self.hparams["class_names"]
-        return names or [f"class {index + 1}" for index in range(self.hparams["num_classes"])]
-
-    @property
     def needs_memory(self) -> bool:
         """Whether the losses or the prototypes come from the region memory."""
         return bool(self.hparams["contrast"]) or self.network.aggregation is not None

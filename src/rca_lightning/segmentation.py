@@ -44,7 +44,7 @@ class SegmentationModule(CheckedLoading):
         frozen_stages: how many of the first stages to freeze, 0 to 5.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
         head: "deeplabv2", parallel dilated classifiers (arXiv 1606.00915), or "deeplabv3plus", ASPP with image pooling
-            and a decoder that reads an early stage (arXiv 1802.02611), with sharper outlines at twice the time or more.
+            and a decoder that reads an early stage (arXiv 1802.02611), for sharper outlines at a higher cost.
         scales: image scales at evaluation and prediction.
         flip: whether evaluation and prediction add the mirrored image.
         max_side: longest side in pixels of what evaluation and prediction compute at once; bounds memory.
@@ -108,12 +108,6 @@ class SegmentationModule(CheckedLoading):
         self.network = SegmentationNetwork(extractor, head, num_classes + 1, channels_last=channels_last)
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the `L` classes; their numbers where none were given."""
-        names: list[str] | None = self.hparams["class_names"]
-        return names or [f"class {index + 1}" for index in range(self.hparams["num_classes"])]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, L + 1, h, w)` of images `(B, 3, H, W)`; see `SegmentationNetwork.forward`."""

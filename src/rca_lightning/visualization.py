@@ -24,6 +24,11 @@ def denormalise(image: Tensor) -> Pixels:
     return np.asarray(pixels.round().to(torch.uint8).permute(1, 2, 0))
 
 
+def colours(image: Tensor) -> Tensor:
+    """The colours of `denormalise` as `(3, H, W)` float32 in `[0, 1]`, on the CPU."""
+    return torch.from_numpy(denormalise(image)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
+
+
 def overlay_mask(image: Pixels, mask: npt.NDArray[np.uint8], opacity: float = 0.6) -> Pixels:
     """Lay the VOC colours of a mask `(H, W)` over an image; background stays as it is, void is its pale yellow."""
     colours = voc_palette()[mask].astype(np.float32)

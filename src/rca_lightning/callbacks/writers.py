@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
-import torch
 from torch import Tensor
 
 from rca_lightning.callbacks.attention import AttentionAccumulation
@@ -26,7 +25,7 @@ from rca_lightning.pseudo_labels.multiscale import Seeds
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
-from rca_lightning.visualization import denormalise
+from rca_lightning.visualization import colours
 
 MapSource = Literal["network", "accumulated"]
 logger = logging.getLogger(__name__)
@@ -136,7 +135,7 @@ class PseudoLabelWriter(PredictionWriter):
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
         """Begin the label where the maps are; files are written by a worker if there are any."""
         image_id, seeds = prediction["image_id"], self._seeds(prediction)
-        made = self.maker.begin(seeds, _picture(image), self._saliency(batch, index))
+        made = self.maker.begin(seeds, colours(image), self._saliency(batch, index))
         self._queue.submit(write_label_files, image_id, made, self.maker, *_arrays(seeds), self.folder.paths(image_id))
 
     def _seeds(self, prediction: dict[str, Any]) -> Seeds:
@@ -182,11 +181,6 @@ class PseudoLabelWriter(PredictionWriter):
                 split=getattr(data, "predict_split", "predict"),
                 tags=module.hparams["predict_tags"],
             )
-
-
-def _picture(image: Tensor) -> Tensor:
-    # (H, W, 3) in 0..255 -> (3, H, W) in [0, 1]
-    return torch.from_numpy(denormalise(image)).permute(2, 0, 1).float() / 255
 
 
 def _one_of(image_ids: Sequence[str]) -> str:

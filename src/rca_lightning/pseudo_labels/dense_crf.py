@@ -35,8 +35,8 @@ def dense_crf(
     part, as the cost grows with their number; the others stay 0. The inference runs on the CPU, image by image.
 
     The defaults are weaker than in most examples of its use, which start from the probabilities of a segmentation
-    network: maps are softer, and a strong CRF spreads the background over the objects. Chosen on photographs of VOC;
-    see experiments/voc2012_mini.
+    network: maps are softer, and a strong CRF spreads the background over the objects. What they give on photographs:
+    experiments/voc2012_mini.
 
     Args:
         maps: `(B, C, H, W)` in `[0, 1]`, the background among them.
