@@ -73,6 +73,7 @@ def label_images(
     flip: bool = True,
     max_side: int = MAX_SIDE,
     crf: bool = False,
+    tags: Tensor | None = None,
 ) -> list[LabelImage]:
     """The most probable label of every pixel of whole photographs.
 
@@ -84,6 +85,8 @@ def label_images(
         max_side: see `label_probabilities`.
         crf: whether a fully connected CRF refines the averaged probabilities, before they are enlarged beyond
             `max_side`; see `dense_crf`.
+        tags: `(B, L)`, above 0 for the classes an image shows: only these and the background are drawn, and their
+            probabilities are made to sum to 1. An image without any is drawn as with `None`, which allows every class.
 
     Returns:
         One `LabelImage` for each photograph, on the device of the images.
@@ -92,6 +95,8 @@ def label_images(
         MissingExtraError: for `crf` without its package.
     """
     probabilities = label_probabilities(network, images, scales=scales, flip=flip, max_side=max_side)
+    if tags is not None:
+        probabilities = _among(tags, probabilities)
     confidences = probabilities.amax(1).mean((1, 2)).tolist()
     if crf:
         probabilities = _by_crf(probabilities, images)
@@ -122,6 +127,14 @@ def strongest_label(scores: Tensor, size: tuple[int, int]) -> Tensor:
         labels[enlarged > best] = label
         best = torch.maximum(best, enlarged)
     return labels
+
+
+def _among(tags: Tensor, probabilities: Tensor) -> Tensor:
+    """Probabilities of the tags and the background alone, where an image has tags."""
+    allowed = F.pad(tags > 0, (1, 0), value=True)  # (B, L) -> (B, L + 1)
+    allowed |= ~(tags > 0).any(dim=1, keepdim=True)
+    kept = probabilities * allowed[:, :, None, None]
+    return kept / kept.sum(1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
 
 
 def _by_crf(probabilities: Tensor, images: Tensor) -> Tensor:

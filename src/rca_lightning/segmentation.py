@@ -11,13 +11,16 @@ from rca_lightning.arguments import shared_arguments
 from rca_lightning.checkpoint import CheckedLoading
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
-from rca_lightning.errors import DataError, require_extra
+from rca_lightning.errors import ArgumentError, DataError, require_extra
+from rca_lightning.evaluation import TagSource
 from rca_lightning.label_inference import LabelImage, label_images
 from rca_lightning.label_iou import LabelEvaluation
+from rca_lightning.losses.classification import classification_loss
 from rca_lightning.losses.pixels import pixel_cross_entropy
 from rca_lightning.models.backbones import OutputStride, build_backbone
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.models.segmentation_network import HeadName, SegmentationNetwork
+from rca_lightning.models.weights import load_cam_head
 from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
 from rca_lightning.views import MAX_SIDE
 
@@ -25,9 +28,10 @@ _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_m
 
 
 class SegmentationModule(CheckedLoading):
-    """A DeepLab network trained with cross-entropy on masks, in which 255 marks pixels without a label.
+    """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
-    Tags are not used: not in training, and not to choose what is drawn. Averaged weights come from Lightning's
+    Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
+    with `eval_tags` or `predict_tags` given tags choose what is drawn. Averaged weights come from Lightning's
     callback `EMAWeightAveraging`; checkpoints then hold the averaged weights, and those training goes on with.
 
     Args:
@@ -43,13 +47,20 @@ class SegmentationModule(CheckedLoading):
             small batches; turn it off to train from scratch.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
-        head: "deeplabv2", parallel dilated classifiers (arXiv 1606.00915), or "deeplabv3plus", ASPP with image pooling
-            and a decoder that reads an early stage (arXiv 1802.02611), for sharper outlines at a higher cost.
+        head: "deeplabv2", parallel dilated classifiers (arXiv 1606.00915); "deeplabv3plus", ASPP with image pooling
+            and a decoder that reads an early stage (arXiv 1802.02611), for sharper outlines at a higher cost; "linear",
+            one classifier on standardised features, which sees no surroundings: for few images with poor labels.
+        tag_weight: weight of the loss of a head that learns the tags of the image, beside the loss of the pixels; 0: no
+            such head. The probability of a class is multiplied with that of its tag then. With weights from a
+            checkpoint of rca fit it starts as the CAM head in there.
         scales: image scales at evaluation and prediction.
         flip: whether evaluation and prediction add the mirrored image.
         max_side: longest side in pixels of what evaluation and prediction compute at once; bounds memory.
         crf: whether a fully connected CRF refines the probabilities in validate, test and predict, but not in the
             validations of fit; needs the extra "crf".
+        eval_tags: "image" draws only what the tags of an image name, for photographs that come with tags; "predicted"
+            does not look at them. An image without tags is drawn as with "predicted".
+        predict_tags: the same for prediction.
         optimizer: "sgd" or "adamw".
         lr: learning rate of the backbone.
         new_layer_lr_ratio: rate of the head, as a multiple of lr.
@@ -83,10 +94,13 @@ class SegmentationModule(CheckedLoading):
         frozen_stages: int = 0,
         channels_last: bool = False,
         head: HeadName = "deeplabv2",
+        tag_weight: float = 0.0,
         scales: tuple[float, ...] = (1.0,),
         flip: bool = True,
         max_side: int = MAX_SIDE,
         crf: bool = False,
+        eval_tags: TagSource = "predicted",
+        predict_tags: TagSource = "predicted",
         optimizer: OptimizerName = "sgd",
         lr: float = 0.01,
         new_layer_lr_ratio: float = 10.0,
@@ -96,6 +110,8 @@ class SegmentationModule(CheckedLoading):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(shared_arguments(locals()))
+        if tag_weight < 0:
+            raise ArgumentError("tag_weight", tag_weight, "give 0 or more")
         extractor = build_backbone(
             backbone,
             output_stride=output_stride,
@@ -105,7 +121,11 @@ class SegmentationModule(CheckedLoading):
             frozen_batchnorm=frozen_batchnorm,
             frozen_stages=frozen_stages,
         )
-        self.network = SegmentationNetwork(extractor, head, num_classes + 1, channels_last=channels_last)
+        self.network = SegmentationNetwork(
+            extractor, head, num_classes + 1, tag_head=tag_weight > 0, channels_last=channels_last
+        )
+        if self.network.tag_head is not None:
+            load_cam_head(self.network.tag_head, weights, sha256=weights_sha256)
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
 
@@ -132,12 +152,22 @@ class SegmentationModule(CheckedLoading):
         """Loss of a batch."""
         if "mask" not in batch:
             raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
-        loss = pixel_cross_entropy(self(batch["image"]), batch["mask"])
+        logits, tag_maps = self.network.branches(batch["image"])
+        loss = pixel_cross_entropy(logits, batch["mask"])
+        if tag_maps is not None:
+            tag_loss = classification_loss(tag_maps, batch["tags"])
+            self.log("train/tag_loss", tag_loss.detach(), batch_size=len(batch["mask"]))
+            loss = loss + self.hparams["tag_weight"] * tag_loss
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["mask"]))
         return loss
 
-    def label_images(self, images: Tensor) -> list[LabelImage]:
-        """Label images of photographs at their own size, with this module's scales, flip and CRF."""
+    def label_images(self, images: Tensor, tags: Tensor | None = None) -> list[LabelImage]:
+        """Label images of photographs at their own size, with this module's scales, flip and CRF.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised.
+            tags: `(B, L)`, the classes that may be drawn; `None`: any.
+        """
         return label_images(
             self.network,
             images,
@@ -145,12 +175,13 @@ class SegmentationModule(CheckedLoading):
             flip=self.hparams["flip"],
             max_side=self.hparams["max_side"],
             crf=self.use_crf,
+            tags=tags,
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the labels of images that have a mask."""
         if "mask" in batch:
-            found = self.label_images(batch["image"])
+            found = self.label_images(batch["image"], batch["tags"] if self.hparams["eval_tags"] == "image" else None)
             self.evaluation.update([image.labels for image in found], batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
@@ -165,16 +196,17 @@ class SegmentationModule(CheckedLoading):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """For each image `image_id`, `labels` on the CPU, and `confidence`; see `LabelImage`."""
+        tags = batch["tags"] if self.hparams["predict_tags"] == "image" else None
         return [
             {"image_id": image_id, "labels": found.labels.cpu(), "confidence": found.confidence}
-            for image_id, found in zip(batch["image_id"], self.label_images(batch["image"]), strict=True)
+            for image_id, found in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
         ]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD or AdamW with poly decay, a step at a time."""
         optimizer = build_optimizer(
             self.network.backbone.parameters(),
-            self.network.head.parameters(),
+            [p for name, p in self.network.named_parameters() if not name.startswith("backbone.")],
             name=self.hparams["optimizer"],
             lr=self.hparams["lr"],
             new_layer_lr_ratio=self.hparams["new_layer_lr_ratio"],

@@ -80,6 +80,20 @@ def test_of_two_equal_scores_the_lower_label_wins():
     assert (strongest_label(scores, (5, 6)) == 0).all()
 
 
+def test_tags_choose_what_may_be_drawn():
+    batch = images(12, 16, count=3)
+    tags = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    probabilities = label_probabilities(Colours(), batch)
+    found = label_images(Colours(), batch, tags=tags)
+    for index, forbidden in enumerate((2, 1, None)):
+        scores = probabilities[index].clone()
+        if forbidden is not None:
+            assert (scores.argmax(0) == forbidden).any()  # else nothing is shown
+            scores[forbidden] = 0
+        assert torch.equal(found[index].labels.long(), scores.argmax(0))
+        assert found[index].confidence == pytest.approx((scores / scores.sum(0)).max(0).values.mean().item())
+
+
 def test_half_precision_gives_float32():
     with torch.autocast("cpu", torch.bfloat16):
         found = label_probabilities(nn.Conv2d(3, 4, 3, padding=1), images(8, 8))

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from rca_lightning.data.sample import Sample, collate
 from rca_lightning.data.synthetic_scene import render_scene
 from rca_lightning.errors import ArgumentError, DataError, MissingExtraError, WeightsError
+from rca_lightning.losses.pixels import pixel_cross_entropy
 from rca_lightning.module import RCAModule
 from rca_lightning.segmentation import SegmentationModule
 
@@ -89,6 +90,59 @@ def test_pixels_without_a_label_teach_nothing():
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_tag_head_adds_its_loss_and_learns_the_tags(tmp_path: Path):
+    module = small(head="linear", tag_weight=2.0, optimizer="adamw", new_layer_lr_ratio=1.0)
+    samples = scenes(4, size=48)
+    for sample in samples:
+        sample["tags"][(sample["mask"][(sample["mask"] > 0) & (sample["mask"] < 255)] - 1).unique()] = 1
+    batch = collate(samples)
+    logged = {}
+    module.log = lambda name, value, **options: logged.update({name: value})
+    module.train()
+    total = module.training_step(batch, 0)
+    probabilities = module.network.branches(batch["image"])[1].mean((2, 3)).sigmoid()
+    expected = -torch.where(batch["tags"] > 0, probabilities, 1 - probabilities).log().mean()
+    torch.testing.assert_close(logged["train/tag_loss"], expected.detach())
+    pixels = pixel_cross_entropy(module.network.branches(batch["image"])[0], batch["mask"])
+    torch.testing.assert_close(total, pixels + 2 * expected)
+    assert logged["train/loss"] == total.detach()
+    del module.log
+    quiet_trainer(tmp_path, max_epochs=40, limit_val_batches=0).fit(module, loader(samples))
+    module.eval()
+    with torch.no_grad():
+        found = module.network.branches(batch["image"])[1].mean((2, 3)) > 0
+    assert torch.equal(found, batch["tags"] > 0)
+
+
+@pytest.mark.parametrize("stage", ["validate", "predict"])
+def test_given_tags_are_all_that_is_drawn(tmp_path: Path, stage: str):
+    samples = scenes(2, size=48)
+    samples[0]["tags"][2] = 1
+    module = small(eval_tags="image", predict_tags="image")
+    if stage == "predict":
+        found = quiet_trainer(tmp_path).predict(module, loader(samples))[0]
+        assert set(found[0]["labels"].unique().tolist()) <= {0, 3}
+        free = quiet_trainer(tmp_path).predict(small(), loader(samples))[0]
+        assert torch.equal(free[1]["labels"], found[1]["labels"])  # no tags: any class
+        assert not torch.equal(free[0]["labels"], found[0]["labels"])
+    else:
+        quiet_trainer(tmp_path).validate(module, loader(samples[:1]), verbose=False)
+        drawn = module.evaluation.last_result.precision  # NaN: never drawn
+        assert not torch.isfinite(drawn[[1, 2, 4, 5, 6]]).any()
+
+
+def test_first_stage_gives_backbone_and_tag_head(tmp_path: Path):
+    first = RCAModule(CLASSES, backbone="resnet14", num_prototypes=2)
+    trainer = quiet_trainer(tmp_path, limit_predict_batches=0)
+    trainer.predict(first, DataLoader([0]), return_predictions=False)
+    trainer.save_checkpoint(tmp_path / "first.ckpt", weights_only=True)
+    module = small(weights=str(tmp_path / "first.ckpt"), tag_weight=1.0)
+    images = torch.randn(1, 3, 48, 48)
+    first.eval(), module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(module.network.branches(images)[1], first(images).coarse)
 
 
 def test_images_without_any_label_leave_finite_gradients():
@@ -202,6 +256,7 @@ def test_checkpoint_of_the_other_task_is_one_sentence(checkpoint: Path, tmp_path
         ("scales", ()),
         ("scales", (0.0,)),
         ("max_side", 3),
+        ("tag_weight", -1.0),
         ("head", "fcn"),
         ("backbone", "resnet99"),
     ],

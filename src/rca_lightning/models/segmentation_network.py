@@ -1,17 +1,20 @@
-"""The segmentation network: a backbone and a DeepLab head."""
+"""The segmentation network: a backbone, a head for pixels, and if wanted one for tags."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.models.backbone import Backbone
+from rca_lightning.models.cam import CAMHead, image_logits
 from rca_lightning.models.deeplab import DeepLabV2Head, DeepLabV3PlusHead
+from rca_lightning.models.linear_head import LinearHead
 
-HeadName = Literal["deeplabv2", "deeplabv3plus"]
+HeadName = Literal["linear", "deeplabv2", "deeplabv3plus"]
 
 _LOW_LEVEL_STRIDE = 4  # pixels a cell of the early stage that the decoder of v3+ reads
 _PROBE_SIDE = 64
@@ -24,16 +27,26 @@ class SegmentationNetwork(nn.Module):
 
     Args:
         backbone: gives the features.
-        head: "deeplabv2" gives logits at the output stride of the backbone, "deeplabv3plus" at that of an early stage,
-            a quarter of the image's size.
+        head: "linear" and "deeplabv2" give logits at the output stride of the backbone, "deeplabv3plus" at that of an
+            early stage, a quarter of the image's size.
         num_labels: `L + 1`, the background among them.
+        tag_head: whether a CAM head on the same features reads off which classes the image shows. What a pixel is
+            then weighs its evidence against that of the whole image: fewer cows among the sheep.
         channels_last: memory layout of the convolutions.
 
     Raises:
         ArgumentError: if the head is unknown, or "deeplabv3plus" meets a backbone whose stages are not known.
     """
 
-    def __init__(self, backbone: Backbone, head: HeadName, num_labels: int, *, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: HeadName,
+        num_labels: int,
+        *,
+        tag_head: bool = False,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         if head not in get_args(HeadName):
             raise ArgumentError("head", head, f"give one of {', '.join(get_args(HeadName))}")
@@ -41,18 +54,21 @@ class SegmentationNetwork(nn.Module):
         self.stages = 1  # how many of the last ones the head reads
         self.head: nn.Module
         stride = backbone.output_stride
-        if head == "deeplabv2":
+        if head == "linear":
+            self.head = LinearHead(backbone.num_features, num_labels)
+        elif head == "deeplabv2":
             rates = [max(1, round(rate * 8 / stride)) for rate in (6, 12, 18, 24)]
             self.head = DeepLabV2Head(backbone.num_features, num_labels, rates=rates)
         else:
             self.stages, low_channels = _early_stage(backbone)
             rates = [max(1, round(rate * 16 / stride)) for rate in (6, 12, 18)]
             self.head = DeepLabV3PlusHead(backbone.num_features, low_channels, num_labels, rates=rates)
+        self.tag_head = CAMHead(backbone.num_features, num_labels - 1) if tag_head else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images.
+        """Logits of images: those of the pixels, and where there is a tag head, weighed by the image.
 
         Args:
             images: `(B, 3, H, W)`, normalised as the backbone expects.
@@ -60,9 +76,39 @@ class SegmentationNetwork(nn.Module):
         Returns:
             `(B, L + 1, h, w)`, label 0 the background.
         """
+        logits, tag_maps = self.branches(images)
+        return logits if tag_maps is None else weigh_by_tags(logits, image_logits(tag_maps))
+
+    def branches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the heads give, each by itself, as they are trained.
+
+        Returns:
+            Logits of the pixels `(B, L + 1, h, w)`, and activation maps of the tags `(B, L, h, w)`, whose mean is the
+            logit of the image's tag; `None` without a tag head.
+        """
         images = images.contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.head(self.backbone.last_stages(images, self.stages))
-        return logits
+        stages = self.backbone.last_stages(images, self.stages)
+        return self.head(stages), None if self.tag_head is None else self.tag_head(stages[-1])
+
+
+def weigh_by_tags(logits: Tensor, tag_logits: Tensor) -> Tensor:
+    """Weigh the probability of every class by that of its tag: adds its logarithm, and nothing to the background.
+
+    Args:
+        logits: `(B, L + 1, h, w)`, label 0 the background.
+        tag_logits: `(B, L)`.
+
+    Returns:
+        `(B, L + 1, h, w)`.
+
+    Example:
+        >>> import torch
+        >>> even, cat_no_dog = torch.zeros(1, 3, 1, 1), torch.tensor([[9.0, -9.0]])
+        >>> weigh_by_tags(even, cat_no_dog).softmax(1).flatten().round(decimals=2)
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    added = F.pad(F.logsigmoid(tag_logits), (1, 0))  # (B, L) -> (B, L + 1)
+    return logits + added[:, :, None, None]
 
 
 @torch.no_grad()

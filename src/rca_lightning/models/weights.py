@@ -14,6 +14,7 @@ from rca_lightning.errors import ArgumentError, WeightsError, require_extra
 from rca_lightning.models.download import check_sha256, fetch
 
 BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
+CAM_HEAD_PREFIX = "network.coarse_head."
 CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
 LISTED = 20
 
@@ -52,7 +53,8 @@ def load_weights(
     if source == "none":
         return
     path = _locate(source, sha256)
-    content = _backbone_alone(_read(path))
+    content = _read(path)
+    content = _part(content, BACKBONE_PREFIX) or content
     state = {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
     needed = {key: value for key, value in module.state_dict().items() if not key.startswith(ignore_prefixes)}
     problems = [*_key_problems(needed, state), *_value_problems(needed, state)]
@@ -63,6 +65,28 @@ def load_weights(
             "Give the weights of this very network, or 'none' to start from random ones."
         )
     module.load_state_dict(state, strict=False)
+
+
+def load_cam_head(head: nn.Module, source: str, *, sha256: str | None = None) -> bool:
+    """Take the CAM head of a first stage, where the file that the backbone came from is a checkpoint of one.
+
+    Args:
+        head: a `CAMHead`; changed in place.
+        source: as for `load_weights`.
+        sha256: as for `load_weights`.
+
+    Returns:
+        Whether it was taken: the file is such a checkpoint, of the same number of classes and features.
+    """
+    if source == "none":
+        return False
+    state = _part(_read(_locate(source, sha256)), CAM_HEAD_PREFIX)
+    taken = bool(state) and not any(
+        [*_key_problems(head.state_dict(), state), *_value_problems(head.state_dict(), state)]
+    )
+    if taken:
+        head.load_state_dict(state)
+    return taken
 
 
 def _locate(source: str, sha256: str | None) -> Path:
@@ -113,13 +137,9 @@ def _unpack(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _backbone_alone(content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a checkpoint of `rca fit`, the weights of the backbone; of other files, all."""
-    if not any(key.startswith(BACKBONE_PREFIX) for key in content):
-        return content
-    return {
-        key.removeprefix(BACKBONE_PREFIX): value for key, value in content.items() if key.startswith(BACKBONE_PREFIX)
-    }
+def _part(content: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights under a prefix, without it; those of a part of the network in a checkpoint of `rca fit`."""
+    return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
 
 
 def _key_problems(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterable[str]:

@@ -10,7 +10,7 @@ from rca_lightning.errors import ArgumentError
 from rca_lightning.models.backbone import Backbone
 from rca_lightning.models.backbones import build_backbone
 from rca_lightning.models.deeplab import DeepLabV2Head, DeepLabV3PlusHead
-from rca_lightning.models.segmentation_network import SegmentationNetwork
+from rca_lightning.models.segmentation_network import SegmentationNetwork, weigh_by_tags
 
 LABELS = 4
 # Channels of the stage with cells of 4 pixels.
@@ -19,13 +19,14 @@ LOW_LEVEL = {"resnet14": 32, "resnet18": 64, "resnet34": 64, "resnet50": 256, "v
 
 def build(backbone: str, head: str, **options: object) -> SegmentationNetwork:
     torch.manual_seed(0)
-    channels_last = bool(options.pop("channels_last", False))
-    return SegmentationNetwork(build_backbone(backbone, **options), head, LABELS, channels_last=channels_last)
+    own = {name: bool(options.pop(name, False)) for name in ("channels_last", "tag_head")}
+    return SegmentationNetwork(build_backbone(backbone, **options), head, LABELS, **own)
 
 
+@pytest.mark.parametrize("head", ["linear", "deeplabv2"])
 @pytest.mark.parametrize("name", ["resnet14", "resnet50", "vgg16"])
-def test_v2_draws_at_the_output_stride(name):
-    network = build(name, "deeplabv2", output_stride=16).eval()
+def test_draws_at_the_output_stride(name, head):
+    network = build(name, head, output_stride=16).eval()
     with torch.no_grad():
         assert network(torch.randn(2, 3, 50, 33)).shape == (2, LABELS, 4, 3)
 
@@ -57,7 +58,7 @@ def test_dilations_reach_as_many_pixels_at_every_stride(head, stride, rates):
         assert [branch[0].dilation[0] for branch in made.branches[1:]] == rates
 
 
-@pytest.mark.parametrize("head", ["deeplabv2", "deeplabv3plus"])
+@pytest.mark.parametrize("head", ["linear", "deeplabv2", "deeplabv3plus"])
 def test_one_image_trains_every_parameter_that_is_not_frozen(head):
     network = build("resnet14", head, frozen_stages=2).train()
     network(torch.randn(1, 3, 32, 32)).square().mean().backward()
@@ -111,5 +112,37 @@ def test_v3plus_refuses_a_backbone_without_stages_and_v2_takes_it():
 
 
 def test_unknown_head_is_refused():
-    with pytest.raises(ArgumentError, match=r"head='fcn': give one of deeplabv2, deeplabv3plus"):
+    with pytest.raises(ArgumentError, match=r"head='fcn': give one of linear, deeplabv2, deeplabv3plus"):
         SegmentationNetwork(Unknown(), "fcn", LABELS)
+
+
+def test_probability_of_a_class_is_weighed_with_that_of_its_tag():
+    torch.manual_seed(0)
+    logits, tag_logits = torch.randn(2, LABELS, 3, 2).double(), 3 * torch.randn(2, LABELS - 1).double()
+    found = weigh_by_tags(logits, tag_logits).softmax(1)
+    weighed = logits.softmax(1)
+    for image in range(2):
+        for label in range(1, LABELS):
+            weighed[image, label] *= 1 / (1 + torch.exp(-tag_logits[image, label - 1]))
+    torch.testing.assert_close(found, weighed / weighed.sum(1, keepdim=True))
+
+
+def test_an_impossible_tag_leaves_the_others_finite():
+    found = weigh_by_tags(torch.zeros(1, 3, 1, 1), torch.tensor([[-1e4, 1e4]]))
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.softmax(1).flatten(), torch.tensor([0.5, 0.0, 0.5]))
+
+
+@pytest.mark.parametrize("head", ["linear", "deeplabv3plus"])
+def test_tag_head_reads_the_same_features_and_weighs_what_is_drawn(head):
+    network = build("resnet14", head, output_stride=16, tag_head=True).eval()
+    images = torch.randn(2, 3, 48, 32)
+    with torch.no_grad():
+        logits, maps = network.branches(images)
+        assert maps.shape == (2, LABELS - 1, 3, 2)
+        torch.testing.assert_close(maps, network.tag_head(network.backbone(images)))
+        torch.testing.assert_close(network(images), weigh_by_tags(logits, maps.mean((2, 3))))
+        without = build("resnet14", head, output_stride=16).eval()
+        without.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("tag_head.")})
+        torch.testing.assert_close(without(images), logits)
+        assert without.branches(images)[1] is None

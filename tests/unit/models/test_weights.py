@@ -20,7 +20,8 @@ from torch import nn
 from rca_lightning.errors import ArgumentError, MissingExtraError, WeightsError
 from rca_lightning.models import download
 from rca_lightning.models.backbones import build_backbone
-from rca_lightning.models.weights import load_weights
+from rca_lightning.models.cam import CAMHead
+from rca_lightning.models.weights import load_cam_head, load_weights
 
 
 def network() -> nn.Module:
@@ -167,6 +168,23 @@ def test_of_a_checkpoint_of_fit_the_backbone_is_taken(tmp_path, wrapped):
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in module.state_dict().items())
     with pytest.raises(WeightsError, match=r"last\.ckpt does not fit Conv2d: missing keys \(2\)"):
         load_weights(nn.Conv2d(3, 4, 3), saved(tmp_path, content, "last.ckpt"))
+
+
+def test_of_a_checkpoint_of_fit_the_cam_head_is_taken_if_it_fits(tmp_path):
+    state = {f"network.backbone.{key}": value for key, value in network().state_dict().items()}
+    backbone_alone = saved(tmp_path, state, "backbone.pth")
+    state["network.coarse_head.conv.weight"] = torch.randn(2, 4, 1, 1)
+    source = saved(tmp_path, {"state_dict": state}, "last.ckpt")
+    head, other, untouched = CAMHead(4, 2), CAMHead(4, 3), CAMHead(4, 2)
+    before = untouched.conv.weight.clone()
+    assert load_cam_head(head, source, sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest())
+    assert torch.equal(head.conv.weight, state["network.coarse_head.conv.weight"])
+    assert not load_cam_head(other, source)
+    assert not load_cam_head(untouched, backbone_alone)
+    assert not load_cam_head(untouched, "none")
+    assert torch.equal(untouched.conv.weight, before)
+    with pytest.raises(WeightsError, match="0" * 64):
+        load_cam_head(head, source, sha256="0" * 64)
 
 
 def test_checksum_of_a_local_file(tmp_path):
