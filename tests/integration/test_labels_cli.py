@@ -54,7 +54,7 @@ def test_labels_anew_from_stored_maps(config: Path, checkpoint: Path, tmp_path: 
     assert json.loads((stored / "quality.json").read_text())["images"] == 6
     capsys.readouterr()
 
-    labels(config, stored / "cams", again, "--background_threshold=0.4", "--refine=[pamr]")
+    labels(config, stored / "cams", again, "--refine=[pamr]")  # at the threshold of rca predict
     assert "Labels of split 'val', 6 images" in capsys.readouterr().out
     first, second = read_labels(stored), read_labels(again)
     assert first.keys() == second.keys()
@@ -81,6 +81,9 @@ def test_what_cannot_be_had_without_the_network(config: Path, checkpoint: Path, 
         labels(config, tmp_path / "nowhere", out, "--background_threshold=0.4")
     with pytest.raises(DatasetNotFoundError, match="none for 24 of 24 photographs"):
         labels(config, maps, out, "--background_threshold=0.4", "--data.predict_split=train")
-    with pytest.raises(SystemExit):
-        labels(config, maps, out)  # no threshold
+    (tmp_path / "stored" / "predict.json").unlink()
+    with pytest.raises(ArgumentError, match=r"^background_threshold=None: give one in \[0, 1\]"):
+        labels(config, maps, out)
     assert not out.exists()
+    labels(config, maps, out, "--rule=power")  # which has no threshold
+    assert len(read_labels(out)) == 6

@@ -36,7 +36,7 @@ def label_stored_maps(
     maps: str,
     output_dir: str,
     *,
-    background_threshold: float,
+    background_threshold: float | None = None,
     rule: BackgroundRule = "fixed",
     power: float = 8.0,
     low: float = 0.05,
@@ -56,7 +56,7 @@ def label_stored_maps(
         data: the photographs.
         maps: folder `cams` of a `PseudoLabelWriter`.
         output_dir: folder of the results, another than that of the maps.
-        background_threshold: of the rule "fixed", in `[0, 1]`.
+        background_threshold: of the rule "fixed", in `[0, 1]`; default: the one `rca predict` used with these maps.
         rule: where the background begins.
         power: of "power".
         low: of "two_thresholds" and "saliency".
@@ -75,9 +75,12 @@ def label_stored_maps(
         MissingExtraError: if a refinement needs a package that is not there.
     """
     check_count("workers", workers, least=0)
+    source = Path(maps)
+    if not source.is_dir():
+        raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
     maker = LabelMaker(
         rule=rule,
-        threshold=background_threshold,
+        threshold=_threshold(rule, background_threshold, source),
         power=power,
         low=low,
         high=high,
@@ -87,9 +90,6 @@ def label_stored_maps(
     if maker.needs_features:
         raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")
     maker.check_packages()
-    source = Path(maps)
-    if not source.is_dir():
-        raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
     data.prepare_data()
     data.setup("predict")
     records = _with_maps(data.predict_records, source)
@@ -125,14 +125,32 @@ def _with_maps(records: Sequence[Record], source: Path) -> Sequence[Record]:
     return records
 
 
+def _threshold(rule: str, given: float | None, source: Path) -> float:
+    """That of the rule "fixed"; the other rules have none, and any will do."""
+    if given is not None:
+        return given
+    found = _predicted(source).get("background_threshold")
+    if isinstance(found, (int, float)):
+        return found
+    if rule == "fixed":
+        remedy = "give one in [0, 1]: rca predict has left none with these maps"
+        raise ArgumentError("background_threshold", None, remedy)
+    return 0.0
+
+
 def _settings(source: Path) -> dict[str, Any]:
-    path = source.parent / "predict.json"
+    found = _predicted(source)
+    kept = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags")
+    return {name: found.get(name) for name in kept} if found else {}
+
+
+def _predicted(source: Path) -> dict[str, Any]:
+    """What `rca predict` wrote down about the maps; empty where it is lost."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads((source.parent / "predict.json").read_text())
     except (OSError, ValueError):
         return {}
-    kept = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags")
-    return {name: found.get(name) for name in kept} if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _label(record: Record, source: Path, maker: LabelMaker, queue: WorkQueue, folder: PredictionFolder) -> None:
