@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -12,7 +12,6 @@ from rca_lightning.checkpoint import CheckedLoading
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError, require_extra
-from rca_lightning.evaluation import TagSource
 from rca_lightning.label_inference import LabelImage, label_images
 from rca_lightning.label_iou import LabelEvaluation
 from rca_lightning.losses.classification import classification_loss
@@ -23,6 +22,8 @@ from rca_lightning.models.segmentation_network import HeadName, SegmentationNetw
 from rca_lightning.models.weights import load_cam_head
 from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
 from rca_lightning.views import MAX_SIDE
+
+GivenTags = Literal["none", "image"]
 
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
@@ -58,8 +59,8 @@ class SegmentationModule(CheckedLoading):
         max_side: longest side in pixels of what evaluation and prediction compute at once; bounds memory.
         crf: whether a fully connected CRF refines the probabilities in validate, test and predict, but not in the
             validations of fit; needs the extra "crf".
-        eval_tags: "image" draws only what the tags of an image name, for photographs that come with tags; "predicted"
-            does not look at them. An image without tags is drawn as with "predicted".
+        eval_tags: "image" draws only what the tags of an image name, for photographs that come with tags; "none" does
+            not look at them. An image without tags is drawn as with "none".
         predict_tags: the same for prediction.
         optimizer: "sgd" or "adamw".
         lr: learning rate of the backbone.
@@ -99,8 +100,8 @@ class SegmentationModule(CheckedLoading):
         flip: bool = True,
         max_side: int = MAX_SIDE,
         crf: bool = False,
-        eval_tags: TagSource = "predicted",
-        predict_tags: TagSource = "predicted",
+        eval_tags: GivenTags = "none",
+        predict_tags: GivenTags = "none",
         optimizer: OptimizerName = "sgd",
         lr: float = 0.01,
         new_layer_lr_ratio: float = 10.0,

@@ -77,8 +77,16 @@ class TaskCLI(LightningCLI, ABC):
     def instantiate_classes(self) -> None:
         """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines."""
         super().instantiate_classes()
+        self._check_callbacks()
         if hasattr(self, "trainer") and not sys.stdout.isatty():
             self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
+
+    def _check_callbacks(self) -> None:
+        for callback in getattr(getattr(self, "trainer", None), "callbacks", ()):
+            needed = getattr(callback, "task", self.task)
+            if needed != self.task:
+                name = type(callback).__name__
+                raise ArgumentError("callbacks", name, f"it is for --task {needed}, this is {self.task}; leave it out")
 
     def before_validate(self) -> None:
         """An untrained network has no scores worth a table."""
@@ -122,7 +130,8 @@ class TaskCLI(LightningCLI, ABC):
         path = self._run_folder() / name  # asked for on every rank: Lightning broadcasts it
         if not self.trainer.is_global_zero:
             return
-        tags = self.model.hparams.get("eval_tags")
+        tags = self.model.hparams["eval_tags"]
+        tags = None if tags == "none" else tags
         content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names)
         write_report(content, path)
         print_report(content)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rca_lightning import SegmentationModule
 from rca_lightning.cli import console, main
-from rca_lightning.errors import DataError, MissingExtraError, WeightsError
+from rca_lightning.errors import ArgumentError, DataError, MissingExtraError, WeightsError
 from tests.integration.running import run
 
 
@@ -113,6 +113,19 @@ def test_pseudo_labels_come_from_a_folder_of_their_own(segment: Path, tmp_path: 
 def test_training_without_masks_is_refused_before_the_first_step(segment: Path):
     with pytest.raises(DataError, match=r"^train_masks: 24 of 24 training images have no mask.*train_mask_dir"):
         run("fit", segment, "--data.train_masks", "false")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("PanelCallback", ()),
+        ("RegionMemoryCallback", ()),
+        ("PseudoLabelWriter", ("--trainer.callbacks.output_dir=labels",)),
+    ],
+)
+def test_callback_of_the_other_task_is_refused_by_name(segment: Path, name: str, words: tuple[str, ...]):
+    with pytest.raises(ArgumentError, match=f"callbacks='{name}': it is for --task localize, this is segment"):
+        run("fit", segment, f"--trainer.callbacks+=rca_lightning.{name}", *words)
 
 
 def test_averaged_weights_are_what_is_scored_and_training_resumes(segment: Path, tmp_path: Path):

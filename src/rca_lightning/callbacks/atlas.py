@@ -39,6 +39,8 @@ class PrototypeAtlasCallback(L.Callback):
         >>> trainer = L.Trainer(callbacks=callbacks, logger=False, accelerator="cpu")
     """
 
+    task = RCAModule.task
+
     def __init__(self, folder: str | None = None, regions: int = 6) -> None:
         if regions < 1:
             raise ArgumentError("regions", regions, "give at least 1, or leave the callback out")

@@ -54,6 +54,8 @@ class AttentionAccumulation(L.Callback):
         >>> trainer = L.Trainer(callbacks=[AttentionAccumulation(cells=32)], logger=False, accelerator="cpu")
     """
 
+    task = RCAModule.task
+
     def __init__(self, cells: int = 64, warmup_epochs: int = 1, confidence: float = 0.0, max_mib: float = 1024) -> None:
         AttentionStore(1, cells=cells, max_mib=max_mib)  # refuses wrong arguments now and not after the data is read
         if warmup_epochs < 0:

@@ -51,6 +51,8 @@ class MaskWriter(PredictionWriter):
             another model or setting; later, if two images have one id, or an id cannot be a file name.
     """
 
+    task = SegmentationModule.task
+
     def __init__(
         self,
         output_dir: str,

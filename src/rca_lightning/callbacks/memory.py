@@ -57,6 +57,8 @@ class RegionMemoryCallback(L.Callback):
         >>> trainer = L.Trainer(callbacks=[RegionMemoryCallback(slots=200)], logger=False, accelerator="cpu")
     """
 
+    task = RCAModule.task
+
     def __init__(
         self,
         slots: int = 100,

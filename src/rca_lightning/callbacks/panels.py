@@ -49,6 +49,8 @@ class PanelCallback(L.Callback):
         >>> trainer = L.Trainer(callbacks=[panels], check_val_every_n_epoch=10, logger=False, accelerator="cpu")
     """
 
+    task = RCAModule.task
+
     def __init__(self, images: int = 6, folder: str | None = None, every_n_epochs: int = 1) -> None:
         if images < 1:
             raise ArgumentError("images", images, "give at least 1, or leave the callback out")

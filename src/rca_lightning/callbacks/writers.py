@@ -73,6 +73,8 @@ class PseudoLabelWriter(PredictionWriter):
         DataError: if the rule is "saliency" and an image has no saliency map.
     """
 
+    task = RCAModule.task
+
     def __init__(
         self,
         output_dir: str,
