@@ -1,0 +1,1 @@
+"""What the benchmarks share: timing, the machine, and result files."""

@@ -1,0 +1,32 @@
+"""Runs benchmarks: python benchmarks/run.py [NAME ...] [--quick] [--out FOLDER]. Without a name, all of them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from pathlib import Path
+
+HERE = Path(__file__).parent
+NAMES = ("training_step", "operations", "clustering", "startup")
+
+
+def main() -> None:
+    """Run each named benchmark, print its table and write its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not what it costs")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the JSON files")
+    given = parser.parse_args()
+    unknown = sorted(set(given.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no benchmark is called {', '.join(unknown)}; give some of {', '.join(NAMES)}")
+    logging.disable(logging.WARNING)
+    for name in given.names or NAMES:
+        result = importlib.import_module(name).run(quick=given.quick)
+        result.show()
+        print(f"written to {result.write(given.out)}\n")
+
+
+if __name__ == "__main__":
+    main()

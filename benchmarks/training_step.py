@@ -1,0 +1,156 @@
+"""Target 1: what a training step of RCA costs over one of a plain CAM, in time and in memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from measure.result import Result
+from measure.timing import as_rows, in_turns, ratio
+
+from rca_lightning import RCAModule, RegionMemoryCallback
+from rca_lightning.data.sample import Batch
+
+
+@dataclass(frozen=True)
+class Size:
+    """Classes, memory and image of one comparison; `limit` is the ratio aimed at."""
+
+    classes: int
+    limit: float
+    embedding_dim: int | None = None
+    slots: int = 500
+    prototypes: int = 10
+    backbone: str = "resnet50"
+    batch: int = 16
+    side: int = 256
+
+
+SIZES = {
+    "voc": Size(classes=20, limit=1.08),
+    "coco": Size(classes=80, limit=1.12),
+    "thousand": Size(classes=1000, limit=1.5, embedding_dim=256),
+}
+TINY = {"tiny": Size(classes=4, limit=float("inf"), slots=20, backbone="resnet14", batch=2, side=64)}
+_MEMORY_LIMIT = 1.1
+
+
+def run(*, quick: bool = False, rounds: int = 5) -> Result:
+    """Steps in turns at each size, and peak memory in processes of their own.
+
+    Args:
+        quick: tiny sizes, to see that it runs.
+        rounds: timed steps of each.
+    """
+    result = Result("training_step", "one training step, forward, backward, optimiser and memory", rows := [])
+    for name, size in (TINY if quick else SIZES).items():
+        steps = {method: make_step(size, rca=method == "rca") for method in ("cam", "rca")}
+        times = in_turns(steps, rounds=rounds)
+        del steps
+        peaks = {method: _peak_elsewhere(name, method) for method in ("cam", "rca")}
+        bank = (size.classes + 1) * size.slots * embedding_channels(size) * 4 / 2**20
+        rows.extend({"size": name, **row, "peak_mib": peaks[str(row["way"])]} for row in as_rows(times, "cam"))
+        result.at_most(f"{name}: time over plain CAM", ratio(times["rca"], times["cam"]), size.limit)
+        found = (peaks["rca"] - bank) / peaks["cam"]
+        result.at_most(f"{name}: peak memory less the bank over plain CAM", found, _MEMORY_LIMIT)
+        result.notes[f"{name}: bank in MiB"] = bank
+    return result
+
+
+def embedding_channels(size: Size) -> int:
+    """Channels of a region."""
+    return RCAModule(1, backbone=size.backbone, embedding_dim=size.embedding_dim).embedding_dim
+
+
+def make_step(size: Size, *, rca: bool) -> Callable[[], None]:
+    """A training step on random images with a full memory and all prototypes there."""
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {} if rca else {"contrast": False, "aggregation": False}
+    module = RCAModule(
+        size.classes,
+        backbone=size.backbone,
+        embedding_dim=size.embedding_dim,
+        num_prototypes=size.prototypes,
+        warmup_epochs=0,
+        **options,
+    ).to(device)
+    module.log = module.log_dict = lambda *values, **how: None  # no Trainer to log to
+    module.train()
+    callback = RegionMemoryCallback(slots=size.slots)
+    trainer = SimpleNamespace(global_step=1, current_epoch=0, is_last_batch=False)
+    if rca:
+        callback.setup(trainer, module, "fit")
+        callback.on_fit_start(trainer, module)
+        fill(module, callback)
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+    batch = make_batch(size, device)
+
+    def step() -> None:
+        trainer.global_step += 1
+        optimizer.zero_grad()
+        outputs = module.training_step(batch, 0)
+        outputs["loss"].backward()
+        optimizer.step()
+        if rca:
+            callback.on_train_batch_end(trainer, module, outputs, batch, 0)
+
+    return step
+
+
+def make_batch(size: Size, device: str) -> Batch:
+    """Random images with one to three tags each, about as in VOC."""
+    generator = torch.Generator().manual_seed(1)
+    tags = torch.zeros(size.batch, size.classes)
+    for row in range(size.batch):
+        tags[row, torch.randperm(size.classes, generator=generator)[: 1 + row % 3]] = 1
+    images = torch.randn(size.batch, 3, size.side, size.side, generator=generator)
+    sizes = torch.full((size.batch, 2), size.side)
+    names = [f"image_{row}" for row in range(size.batch)]
+    return Batch(image=images.to(device), tags=tags.to(device), image_id=names, original_size=sizes.to(device))
+
+
+def fill(module: RCAModule, callback: RegionMemoryCallback) -> None:
+    """Random unit vectors in every slot and prototype."""
+    memory, reader = callback.memory, module.network.aggregation
+    assert memory is not None
+    assert reader is not None
+    memory.embeddings = F.normalize(torch.randn_like(memory.embeddings), dim=2)
+    memory.counts.fill_(memory.slots)
+    reader.write(F.normalize(torch.randn_like(reader.prototypes), dim=1), torch.ones_like(reader.valid))
+
+
+def _peak_elsewhere(size: str, method: str) -> float:
+    command = [sys.executable, __file__, size, method]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return float(json.loads(found.stdout.splitlines()[-1])["peak_mib"])
+
+
+def _peak(size: str, method: str) -> float:
+    """Peak memory of three steps in MiB: of the accelerator, or of the process beyond what its imports take."""
+    before = _high_water()
+    step = make_step((SIZES | TINY)[size], rca=method == "rca")
+    for _ in range(3):
+        step()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return (_high_water() - before) / 2**10
+
+
+def _high_water() -> int:
+    """Highest resident memory of this process so far, in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise OSError("/proc/self/status holds no VmHWM; peak memory is measured on Linux only")
+
+
+if __name__ == "__main__":
+    print(json.dumps({"peak_mib": _peak(sys.argv[1], sys.argv[2])}))
