@@ -75,18 +75,7 @@ def label_images(
     crf: bool = False,
     tags: Tensor | None = None,
 ) -> list[LabelImage]:
-    """The most probable label of every pixel of whole photographs.
-
-    Args:
-        network: gives logits `(B, L + 1, h, w)`; in evaluation mode.
-        images: `(B, 3, H, W)`, normalised.
-        scales: see `label_probabilities`.
-        flip: see `label_probabilities`.
-        max_side: see `label_probabilities`.
-        crf: whether a fully connected CRF refines the averaged probabilities, before they are enlarged beyond
-            `max_side`; see `dense_crf`.
-        tags: `(B, L)`, above 0 for the classes an image shows: only these and the background are drawn, and their
-            probabilities are made to sum to 1. An image without any is drawn as with `None`, which allows every class.
+    """The most probable label of every pixel of whole photographs: `draw_labels` of `label_probabilities`.
 
     Returns:
         One `LabelImage` for each photograph, on the device of the images.
@@ -95,6 +84,28 @@ def label_images(
         MissingExtraError: for `crf` without its package.
     """
     probabilities = label_probabilities(network, images, scales=scales, flip=flip, max_side=max_side)
+    return draw_labels(probabilities, images, tags=tags, crf=crf)
+
+
+@torch.no_grad()
+def draw_labels(
+    probabilities: Tensor, images: Tensor, *, tags: Tensor | None = None, crf: bool = False
+) -> list[LabelImage]:
+    """The most probable label of every pixel.
+
+    Args:
+        probabilities: `(B, L + 1, h, w)`, summing to 1 at each pixel; of the photographs' size or smaller.
+        images: `(B, 3, H, W)`, the photographs, normalised.
+        tags: `(B, L)`, above 0 for the classes an image shows: only these and the background are drawn, and their
+            probabilities are made to sum to 1. An image without any is drawn as with `None`, which allows every class.
+        crf: whether a fully connected CRF refines the probabilities, before they are enlarged; see `dense_crf`.
+
+    Returns:
+        One `LabelImage` for each photograph, on the device of the images.
+
+    Raises:
+        MissingExtraError: for `crf` without its package.
+    """
     if tags is not None:
         probabilities = _among(tags, probabilities)
     confidences = probabilities.amax(1).mean((1, 2)).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -78,6 +79,24 @@ def test_fit_validate_test_predict(segment: Path, tmp_path: Path, capsys: pytest
         (path,) = [path for path in pictures if path.stem == batch["image_id"][0]]
         with Image.open(path) as picture:
             np.testing.assert_array_equal(np.asarray(picture), module.label_images(batch["image"])[0].labels.numpy())
+
+
+def test_scoring_in_every_way_at_once_gives_what_validate_gives(
+    segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`experiments/voc2012_mini/score_segmenter.py`."""
+    run("fit", segment, "--trainer.limit_val_batches=0")
+    out, root = tmp_path / "scores.json", yaml.safe_load(segment.read_text())["data"]["root"]
+    words = ["--config", segment, "--root", root, "--ckpt", last(tmp_path), "--scales", 1, 0.5, "--out", out]
+    monkeypatch.setattr(sys, "argv", ["score_segmenter.py", *map(str, words)])
+    runpy.run_path(str(Path(__file__).parents[2] / "experiments/voc2012_mini/score_segmenter.py"), run_name="__main__")
+    found = {(tuple(row["scales"]), row["tags"]): row["miou"] for row in json.loads(out.read_text())}
+    assert len(found) == 4
+    for (scales, tags), miou in found.items():
+        options = [f"--model.scales={list(scales)}", f"--model.eval_tags={tags}", "--model.flip=true"]
+        run("validate", segment, "--ckpt_path", last(tmp_path), *options)
+        assert json.loads((tmp_path / "run" / "validate.json").read_text())["miou"] == pytest.approx(miou, abs=1e-6)
+    assert found[(1.0,), "image"] != found[(1.0,), "none"]
 
 
 def test_resume_equals_uninterrupted(segment: Path, tmp_path: Path):
