@@ -8,7 +8,17 @@ import logging
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("training_step", "operations", "clustering", "startup", "data_loading", "prediction", "validation")
+NAMES = (
+    "training_step",
+    "operations",
+    "clustering",
+    "startup",
+    "data_loading",
+    "prediction",
+    "validation",
+    "switches",
+    "growth",
+)
 
 _WITH_PHOTOGRAPHS = ("data_loading",)
 

@@ -69,8 +69,15 @@ def embedding_channels(size: Size) -> int:
     return RCAModule(1, backbone=size.backbone, embedding_dim=size.embedding_dim).embedding_dim
 
 
-def make_step(size: Size, *, rca: bool) -> Callable[[], None]:
-    """A training step on random images with a full memory and all prototypes there."""
+def make_step(size: Size, *, rca: bool, channels_last: bool = False, compiled: bool = False) -> Callable[[], None]:
+    """A training step on random images with a full memory and all prototypes there.
+
+    Args:
+        size: see `Size`.
+        rca: whether it is RCA, else a plain CAM.
+        channels_last: see `RCAModule`.
+        compiled: whether `torch.compile` has gone over the backbone.
+    """
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {} if rca else {"contrast": False, "aggregation": False}
@@ -80,6 +87,7 @@ def make_step(size: Size, *, rca: bool) -> Callable[[], None]:
         embedding_dim=size.embedding_dim,
         num_prototypes=size.prototypes,
         warmup_epochs=0,
+        channels_last=channels_last,
         **options,
     ).to(device)
     module.log = module.log_dict = lambda *values, **how: None  # no Trainer to log to
@@ -90,6 +98,8 @@ def make_step(size: Size, *, rca: bool) -> Callable[[], None]:
         callback.setup(trainer, module, "fit")
         callback.on_fit_start(trainer, module)
         fill(module, callback)
+    if compiled:
+        module.network.backbone.compile()
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
     batch = make_batch(size, device)
 

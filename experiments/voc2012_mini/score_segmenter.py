@@ -77,7 +77,8 @@ def report(
     for (scales, tags, crf), metric in metrics.items():
         scores = metric.compute()
         print(f"scales {list(scales)}, tags {tags}, CRF {crf}: {100 * scores.miou:.1f}")
-        content = scores.as_dict(split=data.eval_split, class_names=data.class_names, tags=tags)
+        given_tags = None if tags == "none" else tags
+        content = scores.as_dict(split=data.eval_split, class_names=data.class_names, tags=given_tags)
         rows.append({"scales": list(scales), "crf": crf, **content})
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(rows, indent=2) + "\n")

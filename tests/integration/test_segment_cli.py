@@ -90,7 +90,7 @@ def test_scoring_in_every_way_at_once_gives_what_validate_gives(
     words = ["--config", segment, "--root", root, "--ckpt", last(tmp_path), "--scales", 1, 0.5, "--out", out]
     monkeypatch.setattr(sys, "argv", ["score_segmenter.py", *map(str, words)])
     runpy.run_path(str(Path(__file__).parents[2] / "experiments/voc2012_mini/score_segmenter.py"), run_name="__main__")
-    found = {(tuple(row["scales"]), row["tags"]): row["miou"] for row in json.loads(out.read_text())}
+    found = {(tuple(row["scales"]), row["tags"] or "none"): row["miou"] for row in json.loads(out.read_text())}
     assert len(found) == 4
     for (scales, tags), miou in found.items():
         options = [f"--model.scales={list(scales)}", f"--model.eval_tags={tags}", "--model.flip=true"]
