@@ -1,7 +1,7 @@
 """Scores a segmentation network on a split in every way at once: one scale or several, tags, CRF.
 
 python experiments/voc2012_mini/score_segmenter.py --config experiments/voc2012_mini/segment.yaml --root VOC2012 \\
-    --ckpt runs/voc2012_mini/segment/checkpoints/last.ckpt --scales 0.5 0.83 --out scores.json
+    --ckpt runs/voc2012_mini/segment/checkpoints/last.ckpt --scales 0.83 0.5 --out scores.json
 
 `rca validate` gives each of these numbers by itself. Here the network, which is what takes the time, runs once a view.
 """
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="configuration of rca fit; its part data is read")
     parser.add_argument("--root", required=True, help="folder of the photographs")
     parser.add_argument("--ckpt", required=True, help="checkpoint of rca fit --task segment")
-    parser.add_argument("--scales", type=float, nargs="+", default=[0.67], help="averaged, each with its mirror image")
+    parser.add_argument("--scales", type=float, nargs="+", default=[0.67], help="averaged, each with its mirror image; the first also by itself")
     parser.add_argument("--crf", action="store_true", help="also with the fully connected CRF (extra crf)")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()

@@ -77,6 +77,15 @@ def label_images(
 ) -> list[LabelImage]:
     """The most probable label of every pixel of whole photographs: `draw_labels` of `label_probabilities`.
 
+    Args:
+        network: a `SegmentationNetwork`.
+        images: `(B, 3, H, W)`, normalised.
+        scales: as for `label_probabilities`.
+        flip: as for `label_probabilities`.
+        max_side: as for `label_probabilities`.
+        crf: as for `draw_labels`.
+        tags: as for `draw_labels`.
+
     Returns:
         One `LabelImage` for each photograph, on the device of the images.
 

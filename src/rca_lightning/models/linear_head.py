@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class LinearHead(nn.Module):
     """One linear classifier for every cell, as the scores of an FCN (Long et al., CVPR 2015), on standardised features.
 
-    What a cell is follows from its own features alone. It repeats less of what is wrong in pseudo labels than the heads
-    that also see the surroundings, in which the same error is predictable.
+    What a cell is follows from its own features alone: fewer weights to learn than the heads that also see the
+    surroundings, for small sets and labels that are often wrong.
 
     Args:
         in_channels: of the features.
