@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from measure.result import Result
 from measure.timing import as_rows, in_turns, ratio
 from torch import Tensor
-from training_step import fill
+from training_step import Size as Network
+from training_step import make_module
 
-from rca_lightning import RCAModule, RegionMemoryCallback
+from rca_lightning import RCAModule
 from rca_lightning.models.cam import max_normalise
 from rca_lightning.pseudo_labels.multiscale import infer_seeds
 
@@ -20,7 +21,7 @@ _APART = 1e-3
 
 
 @dataclass(frozen=True)
-class Size:
+class Photographs:
     """Photographs, network and views."""
 
     images: int = 4
@@ -33,7 +34,7 @@ class Size:
 
 def run(*, quick: bool = False, rounds: int = 3) -> Result:
     """Both ways in turns, and how far their maps are apart."""
-    size = Size(images=2, height=48, width=64, classes=3, backbone="resnet14") if quick else Size()
+    size = Photographs(images=2, height=48, width=64, classes=3, backbone="resnet14") if quick else Photographs()
     module, images, tags = _setup(size)
     found: dict[str, list[Tensor]] = {}
     ways = {
@@ -53,24 +54,19 @@ def run(*, quick: bool = False, rounds: int = 3) -> Result:
     return result
 
 
-def _setup(size: Size) -> tuple[RCAModule, Tensor, Tensor]:
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = RCAModule(size.classes, backbone=size.backbone, num_prototypes=10).to(device)
-    callback = RegionMemoryCallback(slots=20)
-    callback.setup(None, module, "fit")  # type: ignore[arg-type]
-    fill(module, callback)
-    tags = torch.zeros(size.images, size.classes, device=device)
+def _setup(size: Photographs) -> tuple[RCAModule, Tensor, Tensor]:
+    module, _ = make_module(Network(classes=size.classes, backbone=size.backbone, limit=_LIMIT, slots=20), rca=True)
+    tags = torch.zeros(size.images, size.classes, device=module.device)
     tags[:, :2] = 1
-    return module.eval(), torch.randn(size.images, 3, size.height, size.width, device=device), tags
+    return module.eval(), torch.randn(size.images, 3, size.height, size.width, device=module.device), tags
 
 
-def _in_batches(module: RCAModule, images: Tensor, tags: Tensor, size: Size) -> list[Tensor]:
+def _in_batches(module: RCAModule, images: Tensor, tags: Tensor, size: Photographs) -> list[Tensor]:
     seeds = infer_seeds(module.network, images, tags, final_map="attention", scales=size.scales, flip=True)
     return [one.maps for one in seeds]
 
 
-def _one_by_one(module: RCAModule, images: Tensor, tags: Tensor, size: Size) -> list[Tensor]:
+def _one_by_one(module: RCAModule, images: Tensor, tags: Tensor, size: Photographs) -> list[Tensor]:
     maps = []
     for image, own in zip(images, tags, strict=True):
         total: Tensor | None = None

@@ -78,30 +78,13 @@ def make_step(size: Size, *, rca: bool, channels_last: bool = False, compiled: b
         channels_last: see `RCAModule`.
         compiled: whether `torch.compile` has gone over the backbone.
     """
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {} if rca else {"contrast": False, "aggregation": False}
-    module = RCAModule(
-        size.classes,
-        backbone=size.backbone,
-        embedding_dim=size.embedding_dim,
-        num_prototypes=size.prototypes,
-        warmup_epochs=0,
-        channels_last=channels_last,
-        **options,
-    ).to(device)
-    module.log = module.log_dict = lambda *values, **how: None  # no Trainer to log to
+    module, callback = make_module(size, rca=rca, channels_last=channels_last)
     module.train()
-    callback = RegionMemoryCallback(slots=size.slots)
     trainer = SimpleNamespace(global_step=1, current_epoch=0, is_last_batch=False)
-    if rca:
-        callback.setup(trainer, module, "fit")
-        callback.on_fit_start(trainer, module)
-        fill(module, callback)
     if compiled:
         module.network.backbone.compile()
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
-    batch = make_batch(size, device)
+    batch = make_batch(size, str(module.device))
 
     def step() -> None:
         trainer.global_step += 1
@@ -113,6 +96,29 @@ def make_step(size: Size, *, rca: bool, channels_last: bool = False, compiled: b
             callback.on_train_batch_end(trainer, module, outputs, batch, 0)
 
     return step
+
+
+def make_module(size: Size, *, rca: bool, channels_last: bool = False) -> tuple[RCAModule, RegionMemoryCallback]:
+    """A module, for RCA with a full memory and all prototypes, and the callback that owns them."""
+    torch.manual_seed(0)
+    options = {} if rca else {"contrast": False, "aggregation": False}
+    module = RCAModule(
+        size.classes,
+        backbone=size.backbone,
+        embedding_dim=size.embedding_dim,
+        num_prototypes=size.prototypes,
+        warmup_epochs=0,
+        channels_last=channels_last,
+        **options,
+    ).to("cuda" if torch.cuda.is_available() else "cpu")
+    module.log = module.log_dict = lambda *values, **how: None  # no Trainer to log to
+    callback = RegionMemoryCallback(slots=size.slots)
+    if rca:
+        trainer = SimpleNamespace(global_step=1, current_epoch=0, is_last_batch=False)
+        callback.setup(trainer, module, "fit")
+        callback.on_fit_start(trainer, module)
+        fill(module, callback)
+    return module, callback
 
 
 def make_batch(size: Size, device: str) -> Batch:

@@ -2,48 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from measure.result import Result
-from measure.timing import as_rows, in_turns, ratio
+from measure.timing import Times, as_rows, in_turns, ratio
 from torch import Tensor
+from training_step import Size as Network
+from training_step import make_module
 
+from rca_lightning.data.sample import Batch
 from rca_lightning.metrics import SeedIoU
 
 _LIMIT = 1.3
+_THRESHOLDS = {"one threshold": [0.3], "twenty thresholds": [step / 20 for step in range(20)]}
 
 
 @dataclass(frozen=True)
-class Size:
-    """Maps of one pass."""
+class Photographs:
+    """Those of one pass."""
 
-    images: int = 20
+    images: int = 8
     height: int = 375
     width: int = 500
-    classes: int = 20
 
 
 def run(*, quick: bool = False, rounds: int = 5) -> Result:
-    """The metric alone, without the network, whose share would hide it."""
-    size = Size(images=2, height=20, width=30) if quick else Size()
-    generator = torch.Generator().manual_seed(0)
-    maps = torch.rand(size.images, 2, size.height, size.width, generator=generator)
-    masks = torch.randint(0, 3, (size.images, size.height, size.width), generator=generator)
-    thresholds = {1: [0.3], 20: [step / 20 for step in range(20)]}
-    ways = {
-        str(number): lambda chosen=chosen: _score(maps, masks, size, chosen) for number, chosen in thresholds.items()
-    }
-    times = in_turns(ways, rounds=rounds)
-    rows = [{"thresholds": row.pop("way"), **row} for row in as_rows(times, "1")]
+    """Whole validation steps, one scale and flip, and the metric alone on their maps."""
+    network = Network(classes=20, backbone="resnet14" if quick else "resnet50", limit=_LIMIT)
+    size = Photographs(images=2, height=48, width=64) if quick else Photographs()
+    batch = _photographs(size, network.classes)
+    validate = in_turns(
+        {name: _validation(network, batch, chosen) for name, chosen in _THRESHOLDS.items()}, rounds=rounds
+    )
+    score = in_turns({name: _score(network, batch, chosen) for name, chosen in _THRESHOLDS.items()}, rounds=rounds)
+    rows = [
+        {"what": what, **row}
+        for what, times in (("validation step", validate), ("metric alone", score))
+        for row in as_rows(times, "one threshold")
+    ]
     result = Result("validation", f"{size.images} photographs of {size.width} x {size.height}, two classes each", rows)
-    result.at_most("twenty thresholds over one", ratio(times["20"], times["1"]), float("inf") if quick else _LIMIT)
+    result.at_most("validation at twenty thresholds over one", _twenty(validate), float("inf") if quick else _LIMIT)
+    result.notes["metric alone at twenty thresholds over one"] = _twenty(score)
     return result
 
 
-def _score(maps: Tensor, masks: Tensor, size: Size, thresholds: list[float]) -> float:
-    metric = SeedIoU(size.classes, thresholds)
-    classes = torch.tensor([0, 1])
-    for own, mask in zip(maps, masks, strict=True):
-        metric.update(own, mask, classes)
-    return metric.compute().miou
+def _twenty(times: dict[str, Times]) -> float:
+    return ratio(times["twenty thresholds"], times["one threshold"])
+
+
+def _photographs(size: Photographs, classes: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = (size.images, size.height, size.width)
+    tags = torch.zeros(size.images, classes)
+    tags[:, :2] = 1
+    return Batch(
+        image=torch.randn(size.images, 3, size.height, size.width, generator=generator).to(device),
+        tags=tags.to(device),
+        image_id=[f"image_{row}" for row in range(size.images)],
+        original_size=torch.tensor([shape[1:]] * size.images).to(device),
+        mask=torch.randint(0, 3, shape, generator=generator).to(device),
+    )
+
+
+def _validation(network: Network, batch: Batch, thresholds: list[float]) -> Callable[[], None]:
+    module = make_module(network, rca=True)[0].eval()
+    module.evaluation.seed_iou = SeedIoU(network.classes, thresholds).to(batch["image"].device)
+
+    @torch.inference_mode()
+    def validate() -> None:
+        module.validation_step(batch, 0)
+        module.evaluation.finish()
+
+    return validate
+
+
+def _score(network: Network, batch: Batch, thresholds: list[float]) -> Callable[[], float]:
+    maps: Tensor = torch.rand(len(batch["image"]), 2, *batch["image"].shape[2:]).to(batch["image"].device)
+    classes = torch.tensor([0, 1], device=maps.device)
+
+    def score() -> float:
+        metric = SeedIoU(network.classes, thresholds).to(maps.device)
+        for own, mask in zip(maps, batch["mask"], strict=True):
+            metric.update(own, mask, classes)
+        return metric.compute().miou
+
+    return score
