@@ -29,7 +29,13 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="configuration of rca fit; its part data is read")
     parser.add_argument("--root", required=True, help="folder of the photographs")
     parser.add_argument("--ckpt", required=True, help="checkpoint of rca fit --task segment")
-    parser.add_argument("--scales", type=float, nargs="+", default=[0.67], help="averaged, each with its mirror image; the first also by itself")
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[0.67],
+        help="averaged, each with its mirror image; the first also by itself",
+    )
     parser.add_argument("--crf", action="store_true", help="also with the fully connected CRF (extra crf)")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()

@@ -25,8 +25,6 @@ def shared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in arguments.items() if name not in _NOT_KEPT}
     if kept["num_classes"] < 1:
         raise ArgumentError("num_classes", kept["num_classes"], "give the number of foreground classes")
-    if kept["num_classes"] > 254:
-        raise ArgumentError("num_classes", kept["num_classes"], "give at most 254: masks keep 255 for void pixels")
     names = kept["class_names"]
     if names is not None and len(names) != kept["num_classes"]:
         raise ArgumentError("class_names", names, f"give {kept['num_classes']} names, one a class")

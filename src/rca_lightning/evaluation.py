@@ -61,9 +61,15 @@ class Evaluation(nn.Module):
         fixed_threshold: see `SeedIoU`.
     """
 
+    none: Tensor
+
     def __init__(self, num_classes: int, fixed_threshold: float | None = None) -> None:
         super().__init__()
-        self.seed_iou = SeedIoU(num_classes, fixed_threshold=fixed_threshold)
+        self.num_classes = num_classes
+        self.fixed_threshold = fixed_threshold
+        # Made when the first mask comes: of a thousand classes its table takes 160 MB.
+        self.seed_iou: SeedIoU | None = None
+        self.register_buffer("none", torch.zeros(0, num_classes), persistent=False)
         self.probabilities: list[Tensor] = []
         self.tags: list[Tensor] = []
         self.last_result: EvaluationResult | None = None
@@ -78,25 +84,30 @@ class Evaluation(nn.Module):
         """
         if masks is None:
             return
+        metric = self._metric()
         for image, mask in zip(seeds, masks, strict=True):
-            self.seed_iou.update(image.maps, mask, image.classes)
+            metric.update(image.maps, mask, image.classes)
         self.probabilities.extend(image.probabilities for image in seeds)
         self.tags.extend(tags > 0)
 
     def finish(self) -> EvaluationResult | None:
         """Scores over all ranks, then start anew; `None` when no image had a mask on any rank."""
-        empty = self.seed_iou.counts.new_zeros(0, self.seed_iou.num_classes)
-        probabilities = torch.stack(self.probabilities) if self.probabilities else empty.float()
-        tags = torch.stack(self.tags) if self.tags else empty.bool()
+        probabilities = torch.stack(self.probabilities) if self.probabilities else self.none
+        tags = torch.stack(self.tags) if self.tags else self.none.bool()
         probabilities, present = gather_uneven(probabilities, tags.to(torch.uint8))
         self.last_result = None
         if len(present):
             average_precision = mean_average_precision(probabilities, present.long())
-            self.last_result = EvaluationResult(len(present), self.seed_iou.compute(), average_precision)
-        self.seed_iou.reset()
+            self.last_result = EvaluationResult(len(present), self._metric().compute(), average_precision)
+            self._metric().reset()
         self.probabilities.clear()
         self.tags.clear()
         return self.last_result
+
+    def _metric(self) -> SeedIoU:
+        if self.seed_iou is None:
+            self.seed_iou = SeedIoU(self.num_classes, fixed_threshold=self.fixed_threshold).to(self.none.device)
+        return self.seed_iou
 
 
 def mean_average_precision(probabilities: Tensor, tags: Tensor) -> float:

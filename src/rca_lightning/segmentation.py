@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rca_lightning.arguments import shared_arguments
 from rca_lightning.checkpoint import CheckedLoading
+from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError, require_extra
@@ -111,6 +112,7 @@ class SegmentationModule(CheckedLoading):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(shared_arguments(locals()))
+        check_mask_classes(num_classes)
         if tag_weight < 0:
             raise ArgumentError("tag_weight", tag_weight, "give 0 or more")
         extractor = build_backbone(

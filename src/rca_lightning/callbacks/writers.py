@@ -14,6 +14,7 @@ from torch import Tensor
 from rca_lightning.callbacks.attention import AttentionAccumulation
 from rca_lightning.callbacks.prediction_folder import Existing
 from rca_lightning.callbacks.prediction_writer import PredictionWriter
+from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.module import RCAModule
@@ -120,6 +121,7 @@ class PseudoLabelWriter(PredictionWriter):
         """What labels depend on; only now is it known which map the module reads."""
         if not isinstance(module, RCAModule):
             raise ArgumentError("model", type(module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
+        check_mask_classes(module.hparams["num_classes"])
         reads_attention = module.hparams["final_map"] == "attention" and module.network.aggregation is not None
         self.maker = self._maker(_ATTENTION_BACKGROUND if reads_attention else _CAM_BACKGROUND)
         self.maker.check_packages()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rca_lightning.data.textfile import read_lines
-from rca_lightning.errors import DataError
+from rca_lightning.errors import ArgumentError, DataError
 
 VOID = 255
 """Mask value of pixels that are neither background nor any class: left out of losses and scores."""
@@ -80,6 +80,16 @@ class ClassIndex:
         raise DataError(f"{where}: unknown tag {tag!r}; {hint}")
 
 
+def check_mask_classes(num_classes: int) -> None:
+    """Refuse more classes than an index mask holds, where masks are to be made or read.
+
+    Raises:
+        ArgumentError: more than 254. Maps have no such bound.
+    """
+    if num_classes > MAX_CLASSES:
+        raise ArgumentError("num_classes", num_classes, f"give at most {MAX_CLASSES}: that many fit into an index mask")
+
+
 def read_class_file(path: Path) -> tuple[str, ...]:
     """Read a class file: one foreground class name a line, in the order of the mask values 1, 2, ...
 
@@ -88,13 +98,11 @@ def read_class_file(path: Path) -> tuple[str, ...]:
 
     Raises:
         DatasetNotFoundError: no such file.
-        DataError: no class, a name twice, or more than 254 classes.
+        DataError: no class, or a name twice.
     """
     names = [line for _, line in read_lines(path, what="class_file")]
     if not names:
         raise DataError(f"{path}: no class name in it; write one foreground class name a line")
-    if len(names) > MAX_CLASSES:
-        raise DataError(f"{path}: {len(names)} classes; an index mask holds at most {MAX_CLASSES}, merge some")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: class {twice[0]!r} stands there more than once; keep one of the lines")

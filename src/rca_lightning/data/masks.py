@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rca_lightning.data.classes import VOID
+from rca_lightning.data.classes import VOID, check_mask_classes
 from rca_lightning.data.decode import is_16_bit, open_image, read_16_bit
 from rca_lightning.errors import DataError
 
@@ -26,9 +26,11 @@ def read_mask(path: Path, *, num_classes: int) -> npt.NDArray[np.uint8]:
         The mask, (H, W) uint8: 0 background, 1..L classes, 255 void.
 
     Raises:
+        ArgumentError: more classes than a mask holds.
         DatasetNotFoundError: no such file.
         DataError: a colour image, damaged, or with values that are neither 0..L nor 255.
     """
+    check_mask_classes(num_classes)
     with open_image(path) as image:
         if is_16_bit(image.mode):
             values: npt.NDArray[np.int64] | npt.NDArray[np.uint8] = read_16_bit(image, path)

@@ -98,7 +98,7 @@ class RCALoss(nn.Module):
         masks = pseudo_regions(located, tags, self.region_threshold, self.region_rule)
         regions = pool_regions(maps.embeddings, masks)
         # Tied to the embeddings also while idle: DDP wants every parameter in every step.
-        parts["contrast"] = maps.embeddings.sum() * 0
+        parts["contrast"] = regions.embeddings.sum() * 0
         if memory is not None:
             parts["contrast"] = parts["contrast"] + self._contrast(regions, tags, memory, prototypes)
         total = total + self.alpha * parts["contrast"]

@@ -119,35 +119,100 @@ class SemanticAggregation(nn.Module):
             classes: `(B, L)`, above 0 where a class may be read in that image; the background always may.
                 `None`: all classes.
         """
-        attention = self._attention(embeddings, classes)
-        prototypes = self.prototypes.to(embeddings.dtype)
-        context = (attention.to(prototypes.dtype) @ prototypes).transpose(1, 2)  # (B, HW, D) -> (B, D, HW)
-        return Aggregated(context.reshape(embeddings.shape), self._by_class(attention, embeddings))
+        readable = self._readable(classes)
+        attention = self._attention(embeddings, readable)
+        prototypes = readable.prototypes.to(embeddings.dtype)
+        context = prototypes.transpose(1, 2) @ attention.to(prototypes.dtype)  # (B, D, M) x (B, M, HW)
+        return Aggregated(context.reshape(embeddings.shape), self._by_class(attention, readable, embeddings))
+
+    def project(
+        self, embeddings: Tensor, weight: Tensor, classes: Tensor | None = None, *, length: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What a 1x1 convolution makes of the context, without making the context.
+
+        `W F' = W (S Q)^T = (W Q^T) S^T`: the prototypes are convolved, which are few, in place of the pixels.
+
+        Args:
+            embeddings: `(B, D, H, W)`.
+            weight: `W`, `(O, D)`.
+            classes: as for `forward`.
+            length: `(B, 1, H, W)`, of the embedding of each pixel, where it is known already.
+
+        Returns:
+            `(B, O, H, W)`, and the `class_attention` of `Aggregated`.
+        """
+        readable = self._readable(classes)
+        attention = self._attention(embeddings, readable, length)
+        convolved = F.linear(readable.prototypes.to(embeddings.dtype), weight).transpose(1, 2)  # (B, O, M)
+        maps = convolved @ attention.to(convolved.dtype)  # (B, O, HW)
+        shape = (len(embeddings), len(weight), *embeddings.shape[2:])
+        return maps.reshape(shape), self._by_class(attention, readable, embeddings)
 
     def class_attention(self, embeddings: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Only the attention summed over the prototypes of a class, see `Aggregated`, for less than half the cost."""
-        return self._by_class(self._attention(embeddings, classes), embeddings)
+        """Only the attention summed over the prototypes of a class, see `Aggregated`."""
+        readable = self._readable(classes)
+        return self._by_class(self._attention(embeddings, readable), readable, embeddings)
 
-    def _attention(self, embeddings: Tensor, classes: Tensor | None) -> Tensor:
-        """Softmax over the prototypes, `(B, HW, Q)`; all 0 where none is readable."""
-        queries = embeddings.flatten(2).transpose(1, 2)  # (B, D, H, W) -> (B, HW, D)
+    def _attention(self, embeddings: Tensor, readable: _Readable, length: Tensor | None = None) -> Tensor:
+        """Softmax over the prototypes, `(B, M, HW)`; all 0 where none is readable."""
+        pixels = embeddings.flatten(2)  # (B, D, H, W) -> (B, D, HW)
+        logits = (readable.prototypes.to(pixels.dtype) @ pixels).float()
         if self.normalize:
-            queries = F.normalize(queries.float(), dim=2).to(embeddings.dtype)
-        logits = (queries @ self.prototypes.to(queries.dtype).T).float() / (self.temperature * self.factors)
-        readable = self._readable(classes)  # (B or 1, Q)
-        logits = logits.masked_fill(~readable[:, None], torch.finfo(logits.dtype).min)
+            # Divided by the length afterwards: unit vectors would be one more copy of the pixels.
+            if length is None:
+                length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float32)
+            logits = logits / length.flatten(2).clamp_min(_SHORTEST)  # (B, 1, H, W) -> (B, 1, HW)
+        logits = logits / (self.temperature * readable.factors)[:, :, None]
+        exists = readable.exists[:, :, None]
+        logits = logits.masked_fill(~exists, torch.finfo(logits.dtype).min)
         # With nothing readable the softmax is uniform over masked slots; the product makes it zero.
-        return logits.softmax(dim=2) * readable[:, None]
+        return logits.softmax(dim=1) * exists
 
-    def _by_class(self, attention: Tensor, embeddings: Tensor) -> Tensor:
-        membership = F.one_hot(self.labels, len(self.prototypes_per_class)).to(attention.dtype)  # (Q, C)
-        summed = (attention @ membership).transpose(1, 2)  # (B, HW, C) -> (B, C, HW)
+    def _by_class(self, attention: Tensor, readable: _Readable, embeddings: Tensor) -> Tensor:
+        membership = F.one_hot(readable.labels, len(self.prototypes_per_class)).to(attention.dtype)  # (B or 1, M, C)
+        summed = membership.transpose(1, 2) @ attention  # (B, C, HW)
         return summed.reshape(len(embeddings), -1, *embeddings.shape[2:])
 
-    def _readable(self, classes: Tensor | None) -> Tensor:
+    def _readable(self, classes: Tensor | None) -> _Readable:
         if classes is None:
-            return self.valid[None]
+            return _Readable(self.prototypes[None], self.factors[None], self.labels[None], self.valid[None])
         allowed = classes > 0
         if self.background_prototypes:
             allowed = torch.cat([allowed, allowed.new_ones(len(allowed), 1)], dim=1)
-        return self.valid[None] & allowed[:, self.labels]
+        exists = self.valid[None] & allowed[:, self.labels]  # (B, Q)
+        rows = first_true(exists)  # an image reads some classes of perhaps a thousand
+        return _Readable(self.prototypes[rows], self.factors[rows], self.labels[rows], exists.gather(1, rows))
+
+
+@dataclass
+class _Readable:
+    """The prototypes that may be read: of each image its own `M`, or the same for all of them.
+
+    Attributes:
+        prototypes: `(B or 1, M, D)`.
+        factors: `(B or 1, M)`.
+        labels: `(B or 1, M)`.
+        exists: `(B or 1, M)` boolean, false where an image has fewer than the others.
+    """
+
+    prototypes: Tensor
+    factors: Tensor
+    labels: Tensor
+    exists: Tensor
+
+
+def first_true(chosen: Tensor) -> Tensor:
+    """In each row of `(B, Q)` booleans the columns that are true, in order, and then others.
+
+    Returns:
+        `(B, M)` int64, where `M` is the largest count of any row.
+
+    Example:
+        >>> first_true(torch.tensor([[False, True, True], [False, False, True]])).tolist()
+        [[1, 2], [2, 0]]
+    """
+    most = int(chosen.sum(dim=1).max()) if len(chosen) else 0
+    return chosen.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
+
+
+_SHORTEST = 1e-12  # length of a pixel below which it has no direction

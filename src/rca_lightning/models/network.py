@@ -141,11 +141,29 @@ class RCANetwork(nn.Module):
         if self.refined_head is None:
             attention = self.aggregation.class_attention(embeddings.detach(), readable)
             return ActivationMaps(embeddings, coarse, attention=attention[:, :classes])
-        read = self.aggregation(embeddings, readable)
+        refined, attention = self._refine(self.refined_head, self.aggregation, features, embeddings, readable)
+        return ActivationMaps(embeddings, coarse, refined, attention[:, :classes])
+
+    def _refine(
+        self,
+        head: CAMHead,
+        aggregation: SemanticAggregation,
+        features: Tensor,
+        embeddings: Tensor,
+        readable: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Maps of the second head on `[F', F]`, and the attention by class."""
+        # One half of the weights at a time: F' is as large as the embeddings, and what is made of it is small.
+        read = embeddings.shape[1]
+        of_context, of_features = head.conv.weight[:, :read], head.conv.weight[:, read:]
+        length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float32)
+        maps, attention = aggregation.project(embeddings, of_context.flatten(1), readable, length=length)
+        # (B, L, C) x (B, C, HW); a convolution of few channels into few is slow on a CPU.
+        unread = torch.bmm(of_features.flatten(1).expand(len(features), -1, -1), features.flatten(2)).reshape(
+            maps.shape
+        )
         # Prototypes are unit vectors: with the length of the pixel both halves of F^ have one scale.
-        length = embeddings.detach().norm(dim=1, keepdim=True)
-        completed = torch.cat([read.context * length, features], dim=1)  # (B, D + C, H, W)
-        return ActivationMaps(embeddings, coarse, self.refined_head(completed), read.class_attention[:, :classes])
+        return unread + maps * length.detach(), attention
 
     def _embed(self, stages: list[Tensor]) -> Tensor:
         size = stages[-1].shape[2], stages[-1].shape[3]
@@ -155,7 +173,7 @@ class RCANetwork(nn.Module):
             embeddings = self.projection(embeddings)
         if self.standardization is not None:
             embeddings = self.standardization(embeddings)
-        return embeddings * self.stage_weights if len(same) > 1 else embeddings
+        return embeddings * self.stage_weights.to(embeddings.dtype) if len(same) > 1 else embeddings
 
     def prototype_scores(self, prototypes: Tensor) -> Tensor:
         """Probability of its own class that the first CAM head gives to a pixel in the direction of each prototype.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
+from rca_lightning.models.aggregation import first_true
 from rca_lightning.models.cam import max_normalise, minmax_normalise
 
 RegionRule = Literal["fixed", "mean", "quantile"]
@@ -139,9 +140,11 @@ def pool_regions(features: Tensor, masks: Tensor, min_cells: int = 1) -> Regions
     Returns:
         The regions that exist; labels are the second index of `masks`.
     """
-    flat = masks.flatten(2).to(features.dtype)  # (B, L, H, W) -> (B, L, HW)
     cells = masks.flatten(2).sum(dim=2)  # (B, L)
-    images, labels = torch.nonzero(cells >= max(min_cells, 1), as_tuple=True)
-    # Pool before selecting: one batched product instead of R gathers of (D, HW).
-    sums = torch.einsum("blp,bdp->bld", flat, features.flatten(2))[images, labels]
-    return Regions(sums.float() / cells[images, labels][:, None], labels, images)
+    exists = cells >= max(min_cells, 1)
+    rows = first_true(exists)  # (B, M): an image has a few regions, whatever the number of classes
+    taken = exists.gather(1, rows)
+    own = masks.flatten(2).gather(1, rows[:, :, None].expand(-1, -1, masks.shape[2] * masks.shape[3]))  # (B, M, HW)
+    # One batched product in place of a gather of (D, HW) for each region, in the order whose gradient is contiguous.
+    sums = (features.flatten(2) @ own.to(features.dtype).transpose(1, 2)).transpose(1, 2)[taken]
+    return Regions(sums.float() / cells[exists][:, None], rows[taken], torch.nonzero(exists)[:, 0])

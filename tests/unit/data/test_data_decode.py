@@ -10,7 +10,7 @@ from PIL import Image
 
 from rca_lightning.data.decode import image_size, read_image, read_saliency
 from rca_lightning.data.masks import check_same_size, read_mask
-from rca_lightning.errors import DataError, DatasetNotFoundError
+from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 
 GRID = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 
@@ -167,3 +167,10 @@ def test_size_is_that_of_the_upright_photograph(tmp_path, turn):
     path = tmp_path / "photo.jpg"
     Image.new("RGB", (30, 20)).save(path, exif=exif)
     assert image_size(path) == read_image(path).shape[:2] == ((30, 20) if turn in {6, 8} else (20, 30))
+
+
+def test_more_classes_than_a_mask_holds(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 2), dtype=np.uint8)).save(tmp_path / "m.png")
+    assert not read_mask(tmp_path / "m.png", num_classes=254).any()
+    with pytest.raises(ArgumentError, match=r"num_classes=255: give at most 254"):
+        read_mask(tmp_path / "m.png", num_classes=255)

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.models.aggregation import SemanticAggregation
+from rca_lightning.models.aggregation import SemanticAggregation, first_true
 
 D, L, K, H, W = 5, 3, 2, 3, 4
 
@@ -81,6 +83,45 @@ def test_classes_restrict_what_an_image_reads(background):
                 context, attention = reference(module, embeddings[image, :, row, column], readable)
                 assert found.context[image, :, row, column].tolist() == pytest.approx(context, abs=1e-5)
                 assert found.class_attention[image, :, row, column].tolist() == pytest.approx(attention, abs=1e-5)
+
+
+@pytest.mark.parametrize("background", [0, 3])
+@pytest.mark.parametrize("classes", [None, torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])])
+@pytest.mark.parametrize("length_is_known", [False, True])
+def test_project_is_a_convolution_of_the_context(background, classes, length_is_known):
+    module, weight = filled(background, holes=(2,)), torch.randn(5, D, requires_grad=True)
+    found_pixels, pixels_again = pixels().requires_grad_(), pixels().requires_grad_()
+    length = found_pixels.norm(dim=1, keepdim=True) if length_is_known else None
+    maps, attention = module.project(found_pixels, weight, classes, length=length)
+    expected = module(pixels_again, classes)
+    convolved = F.conv2d(expected.context, weight[:, :, None, None])
+    torch.testing.assert_close(maps, convolved)
+    torch.testing.assert_close(attention, expected.class_attention)
+    gradients = [
+        torch.autograd.grad((value.sin() + attended.cos().sum()).sum(), (pixel, weight))
+        for value, attended, pixel in (
+            (maps, attention, found_pixels),
+            (convolved, expected.class_attention, pixels_again),
+        )
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_project_before_any_prototype_is_zero():
+    module = SemanticAggregation(D, L, K)
+    maps, attention = module.project(pixels(), torch.randn(5, D), torch.ones(2, L))
+    assert not maps.any()
+    assert not attention.any()
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), max_size=5))
+def test_first_true_lists_the_true_columns_in_order(rows):
+    chosen = torch.tensor(rows, dtype=torch.bool).reshape(-1, 4)
+    found = first_true(chosen)
+    assert found.shape == (len(rows), max((sum(row) for row in rows), default=0))
+    for row, columns in zip(rows, found.tolist(), strict=True):
+        assert columns[: sum(row)] == [index for index, value in enumerate(row) if value]
+        assert len(set(columns)) == len(columns)
 
 
 def test_attention_sums_to_one_over_classes_and_background():
