@@ -62,7 +62,8 @@ class PseudoLabelWriter(PredictionWriter):
         maps: "network", or "accumulated": those that `AttentionAccumulation`, among the callbacks, has kept of the
             training; photographs it has not seen get those of the network, and are counted in the log.
         refine: refinements in the order in which they act: "random_walk", "pamr", "dense_crf" (extra `crf`).
-        workers: processes for `dense_crf`, which runs on the CPU while the network looks at the next images.
+        workers: threads that write files, or processes that run `dense_crf` and write, while the network looks at the
+            next images; 0: it waits for them.
         overlays: whether to write the labels over the photograph as well.
         existing: "skip" what is complete, "overwrite" everything.
 
@@ -110,7 +111,7 @@ class PseudoLabelWriter(PredictionWriter):
         self._not_accumulated = 0
         self._backgrounds = (background_threshold, low, high)
         self.maker = self._maker(_ANY_BACKGROUND)
-        self._queue = WorkQueue(workers if self.maker.is_slow else 0)
+        self._queue = WorkQueue(workers, threads=not self.maker.is_slow)
 
     def _maker(self, defaults: tuple[float, float, float]) -> LabelMaker:
         given = zip(self._backgrounds, defaults, strict=True)
@@ -140,7 +141,10 @@ class PseudoLabelWriter(PredictionWriter):
         """Begin the label where the maps are; files are written by a worker if there are any."""
         image_id, seeds = prediction["image_id"], self._seeds(prediction)
         made = self.maker.begin(seeds, colours(image), self._saliency(batch, index))
-        self._queue.submit(write_label_files, image_id, made, self.maker, *_arrays(seeds), self.folder.paths(image_id))
+        with self.folder.output_errors():  # of this image, or of one before
+            self._queue.submit(
+                write_label_files, image_id, made, self.maker, *_arrays(seeds), self.folder.paths(image_id)
+            )
 
     def _seeds(self, prediction: dict[str, Any]) -> Seeds:
         seeds: Seeds = prediction["seeds"]
@@ -164,7 +168,8 @@ class PseudoLabelWriter(PredictionWriter):
         """Wait for the workers."""
         assert isinstance(module, RCAModule)
         module.keeps_features = False
-        self._queue.join()
+        with self.folder.output_errors():
+            self._queue.join()
         if self._not_accumulated:
             logger.warning("%d photographs were not trained on; their maps are the network's", self._not_accumulated)
 

@@ -98,14 +98,16 @@ def label_stored_maps(
     done = folder.done()
     folder.prepare({**_settings(source), **maker.describe()})
     folder.begin()
-    queue = WorkQueue(workers if maker.is_slow else 0)
+    queue = WorkQueue(workers, threads=not maker.is_slow)
     try:
         for count, record in enumerate(records, start=1):
             if folder.claim(record.image_id) and record.image_id not in done:
-                _label(record, source, maker, queue, folder)
+                with folder.output_errors():
+                    _label(record, source, maker, queue, folder)
             if count % _EVERY == 0 or count == len(records):
                 logger.info("labels: image %d of %d", count, len(records))
-        queue.join()
+        with folder.output_errors():
+            queue.join()
     finally:
         queue.close()
     folder.end()

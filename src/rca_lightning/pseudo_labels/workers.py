@@ -1,4 +1,4 @@
-"""Work that the network does not wait for: in other processes, with a bounded queue."""
+"""Work that the network does not wait for: in other processes or threads, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
@@ -19,26 +19,29 @@ from rca_lightning.errors import ArgumentError, RCAError
 
 
 class WorkQueue:
-    """Calls a function in `workers` processes; without any, at once in this one.
+    """Calls a function in `workers` processes or threads; without any, at once in this one.
 
     At most two calls a worker are under way or wait, so that memory stays bounded: then `submit` waits for the oldest.
-    The processes end with `join` or `close`, or when this process dies, however it does.
+    They end with `join` or `close`, or when this process dies, however it does.
 
     Args:
-        workers: processes, 0 or more. They start with the first call.
+        workers: processes or threads, 0 or more. They start with the first call.
+        threads: threads, for what computes outside of Python, such as the compression of files: they start at once
+            and arguments are not copied.
         name: what the caller calls their number, for errors.
     """
 
-    def __init__(self, workers: int, *, name: str = "workers") -> None:
+    def __init__(self, workers: int, *, threads: bool = False, name: str = "workers") -> None:
         if workers < 0:
             raise ArgumentError(name, workers, "give 0 (work in the main process) or more")
         self.workers = workers
+        self.threads = threads
         self._name = name
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: Executor | None = None
         self._waiting: deque[Future[Any]] = deque()
 
     def submit(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call `function(*arguments)`; both must be picklable if there are workers.
+        """Call `function(*arguments)`; both must be picklable if there are processes.
 
         Raises:
             Exception: what an earlier call has raised, as soon as it is known.
@@ -48,16 +51,14 @@ class WorkQueue:
             function(*arguments)
             return
         if self._pool is None:
-            # A forked process would share the GPU and the threads of this one.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start)
+            self._pool = self._open()
         while self._waiting and (self._waiting[0].done() or len(self._waiting) >= 2 * self.workers):
             self._wait_for_oldest()
         with self._killed_workers():
             self._waiting.append(self._pool.submit(function, *arguments))
 
     def join(self) -> None:
-        """Wait for all calls and end the processes.
+        """Wait for all calls and end the processes or threads.
 
         Raises:
             Exception: the first that a call has raised.
@@ -70,11 +71,18 @@ class WorkQueue:
             self.close()
 
     def close(self) -> None:
-        """End the processes, once they have made the calls they hold; the others are not made."""
+        """End them, once they have made the calls they hold; the others are not made."""
         self._waiting.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+
+    def _open(self) -> Executor:
+        if self.threads:
+            return ThreadPoolExecutor(self.workers, thread_name_prefix="rca")
+        # A forked process would share the GPU and the threads of this one.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start)
 
     def _wait_for_oldest(self) -> None:
         with self._killed_workers():

@@ -120,8 +120,8 @@ def test_the_crf_is_left_to_the_queue_which_is_joined_before_the_summary(tmp_pat
     monkeypatch.setattr(refinement, "dense_crf", lambda maps, images: maps.sqrt())
     monkeypatch.setattr("rca_lightning.pseudo_labels.making.require_extra", lambda *_, **__: None)
     writer = PseudoLabelWriter(str(tmp_path), refine=["dense_crf"])
-    assert writer._queue.workers == 2
-    assert PseudoLabelWriter(str(tmp_path), refine=["pamr"])._queue.workers == 0
+    assert (writer._queue.workers, writer._queue.threads) == (2, False)
+    assert PseudoLabelWriter(str(tmp_path), refine=["pamr"])._queue.threads
     writer._queue = Recording()
     told_at_the_end = []
     monkeypatch.setattr(writer, "summarise", lambda *_: told_at_the_end.extend(writer._queue.told))

@@ -141,6 +141,24 @@ def test_without_workers_calls_are_made_here_and_now(lines):
     assert len(lines.read_text().splitlines()) == 2
 
 
+def test_threads_share_this_process_and_are_as_bounded(lines):
+    queue, gate, begun = WorkQueue(1, threads=True), threading.Event(), []
+    queue.submit(lambda: gate.wait(PATIENCE))
+    queue.submit(lambda: begun.append("second"))
+    assert begun == []  # two calls were taken without waiting for either
+    timer = threading.Timer(0.3, gate.set)
+    timer.start()
+    queue.submit(note, lines, "third")
+    assert gate.is_set()  # for the third the first had to be over
+    queue.submit(refuse, "size", 3, "give 4")
+    with pytest.raises(ArgumentError, match=r"^size=3: give 4$"):
+        queue.join()
+    timer.join()
+    assert begun == ["second"]
+    assert lines.read_text().startswith("third True")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rca")]
+
+
 def test_fewer_than_none_is_refused_by_name():
     with pytest.raises(ArgumentError, match=r"^trainer_workers=-1: give 0"):
         WorkQueue(-1, name="trainer_workers")
