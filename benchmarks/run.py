@@ -14,13 +14,14 @@ NAMES = (
     "clustering",
     "startup",
     "data_loading",
+    "epoch",
     "prediction",
     "validation",
     "switches",
     "growth",
 )
 
-_WITH_PHOTOGRAPHS = ("data_loading",)
+_WITH_PHOTOGRAPHS = ("data_loading", "epoch")
 
 
 def main() -> None:
@@ -29,7 +30,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not what it costs")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the JSON files")
-    parser.add_argument("--root", type=Path, help="folder with photographs for data_loading; default: generated")
+    parser.add_argument(
+        "--root", type=Path, help="folder with photographs for data_loading and epoch; default: generated"
+    )
     given = parser.parse_args()
     unknown = sorted(set(given.names) - set(NAMES))
     if unknown:
