@@ -35,7 +35,7 @@ class Contrasted:
 
 
 class WithGradient(torch.autograd.Function):
-    """Numbers `(R,)` of queries `(R, D)` whose gradient `(R, D)` is known already."""
+    """Numbers `(R,)` of queries `(R, D)` whose gradient `(R, D)` is known already; there is no second derivative."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, numbers: Tensor, gradient: Tensor) -> Tensor:
