@@ -103,7 +103,10 @@ def free_memory(device: torch.device) -> tuple[int, int] | None:
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:.1f} {unit}"
+    return f"{count / 2**10:.1f} KiB"
 
 
 _MEMINFO = Path("/proc/meminfo")
