@@ -18,6 +18,7 @@ NAMES = (
     "validation",
     "switches",
     "growth",
+    "communication",
 )
 
 _WITH_PHOTOGRAPHS = ("data_loading",)
