@@ -19,6 +19,7 @@ NAMES = (
     "validation",
     "switches",
     "growth",
+    "communication",
 )
 
 _WITH_PHOTOGRAPHS = ("data_loading", "epoch")

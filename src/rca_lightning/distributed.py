@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,18 +32,38 @@ def gather_uneven(*tensors: Tensor) -> tuple[Tensor, ...]:
     length = torch.tensor([len(tensors[0])], device=tensors[0].device)
     lengths = [torch.zeros_like(length) for _ in range(dist.get_world_size())]
     dist.all_gather(lengths, length)
-    sizes = [int(size) for size in torch.cat(lengths)]
-    return tuple(_gather_padded(tensor, sizes) for tensor in tensors)
+    sizes = torch.cat(lengths).tolist()
+    if max(sizes) == 0:
+        return tensors
+    # All tensors in one collective, a row of bytes each: what a small collective costs is its start.
+    parts = [_as_bytes(tensor) for tensor in tensors]
+    gathered = _gather_padded(torch.cat(parts, dim=1), sizes)
+    columns = torch.split(gathered, [part.shape[1] for part in parts], dim=1)
+    return tuple(_from_bytes(rows, tensor) for rows, tensor in zip(columns, tensors, strict=True))
 
 
-def _gather_padded(tensor: Tensor, sizes: list[int]) -> Tensor:
-    longest = max(sizes)
-    if longest == 0:
-        return tensor
-    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
-    padded[: len(tensor)] = tensor
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """`(R, ...)` as `(R, bytes of a row)` uint8."""
+    # A copy in plain order, for a single row or column may have any stride and still count as contiguous.
+    return _row_bytes(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor))
+
+
+def _from_bytes(rows: Tensor, like: Tensor) -> Tensor:
+    found = torch.empty((len(rows), *like.shape[1:]), dtype=like.dtype, device=like.device)
+    _row_bytes(found).copy_(rows)
+    return found
+
+
+def _row_bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor in plain order, a view."""
+    return tensor.view(-1).view(torch.uint8).view(len(tensor), math.prod(tensor.shape[1:]) * tensor.element_size())
+
+
+def _gather_padded(rows: Tensor, sizes: list[int]) -> Tensor:
+    padded = rows.new_zeros((max(sizes), rows.shape[1]))
+    padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(gathered, padded.contiguous())
+    dist.all_gather(gathered, padded)
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 

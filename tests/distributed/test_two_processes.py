@@ -30,23 +30,32 @@ def _free_port() -> int:
 def _gather(rank: int, port: int, lengths: list[int], folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=len(lengths))
-    values = torch.arange(lengths[rank] * 2, dtype=torch.float32).reshape(-1, 2) + 100 * rank
-    labels = torch.full((lengths[rank],), rank)
-    gathered = gather_uneven(values, labels)
+    gathered = gather_uneven(*_mixed(rank, lengths[rank]))
     number = torch.tensor([rank + 5.0])
     broadcast_from_first(number)
     torch.save((*gathered, number), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("lengths", [[3, 1], [0, 2], [2, 0], [0, 0]])
+def _mixed(rank: int, length: int) -> tuple[torch.Tensor, ...]:
+    """Tensors of several types and shapes, one not contiguous and one without a column."""
+    values = torch.arange(length * 2.0).reshape(2, length).T + 100 * rank
+    values[:1] = torch.tensor([torch.nan, -0.0])
+    labels = torch.full((length,), rank - 7)
+    known = torch.arange(length * 6).reshape(length, 3, 2) % (rank + 2) == 0
+    return values, labels, known, values.half()[:, :1], torch.zeros(length, 0), known[:, 0].to(torch.uint8)
+
+
+@pytest.mark.parametrize("lengths", [[3, 1], [1, 0], [0, 0], [2, 0, 3]])
 def test_gather_uneven(lengths: list[int], tmp_path: Path):
-    mp.spawn(_gather, args=(_free_port(), lengths, str(tmp_path)), nprocs=2)
-    expected = torch.cat([torch.arange(n * 2.0).reshape(-1, 2) + 100 * rank for rank, n in enumerate(lengths)])
-    for rank in range(2):
-        values, labels, number = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert torch.equal(values, expected)
-        assert labels.tolist() == [0] * lengths[0] + [1] * lengths[1]
+    mp.spawn(_gather, args=(_free_port(), lengths, str(tmp_path)), nprocs=len(lengths))
+    expected = [torch.cat(parts) for parts in zip(*map(_mixed, range(len(lengths)), lengths), strict=True)]
+    for rank in range(len(lengths)):
+        *found, number = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(found[0].signbit(), expected[0].signbit())
         assert number.item() == 5.0
 
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rca_lightning import RCAModule, RegionMemory, RegionMemoryCallback, WSSSDataModule, kmeans
+from rca_lightning import (
+    RCAModule,
+    RegionMemory,
+    RegionMemoryCallback,
+    WSSSDataModule,
+    kmeans,
+    region_contrast_loss,
+)
+from rca_lightning.losses import streaming
+from rca_lightning.losses.contrast import Positives
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,8 +64,34 @@ def test_memory_holds_the_same_on_either_device():
     assert on_gpu.image_id(0, 0) == on_cpu.image_id(0, 0) != ""
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("positives", ["all", "prototypes", "hardest"])
+def test_memory_on_the_host_is_read_by_blocks(dtype: str, positives: Positives, monkeypatch: pytest.MonkeyPatch):
+    draw = torch.Generator().manual_seed(1)
+    classes, slots, dim = 8, 500, 256
+    memory = RegionMemory(classes, slots, dim, placement="host", dtype=dtype).to("cuda")
+    values, labels = torch.randn(classes * slots, dim, generator=draw), torch.arange(classes * slots) % classes
+    memory.enqueue(values.cuda(), labels.cuda(), ["photo"] * len(labels), step=0)
+    assert memory.embeddings.device.type == "cpu"
+    assert memory.embeddings.is_pinned()
+    own = torch.arange(6, device="cuda")
+    absent = torch.arange(classes, device="cuda")[None] != own[:, None]
+    prototypes = torch.randn(classes, 2, dim, generator=draw).cuda()
+    given = {"valid": memory.valid, "positives": positives, "prototypes": prototypes}
+    found, expected = (torch.randn(6, dim, generator=draw).cuda().requires_grad_() for _ in range(2))
+    expected.data.copy_(found.data)
+    region_contrast_loss(expected, own, absent, memory.embeddings.cuda().float(), **given).backward()
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 4 * dim * 300)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    region_contrast_loss(found, own, absent, memory.embeddings, **given).backward()
+    assert torch.cuda.max_memory_allocated() - before < memory.embeddings.nbytes
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("storage", [{}, {"placement": "host", "dtype": "float16"}])
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
-def test_fit_and_predict(precision: str, tmp_path: Path):
+def test_fit_and_predict(precision: str, storage: dict[str, str], tmp_path: Path):
     data = WSSSDataModule(
         "synthetic", tmp_path / "data", synthetic_train_images=8, synthetic_val_images=2, synthetic_image_size=64,
         crop_size=64, batch_size=4, num_workers=0, train_masks=False,
@@ -66,7 +101,7 @@ def test_fit_and_predict(precision: str, tmp_path: Path):
         optimizer="adamw", lr=0.002, new_layer_lr_ratio=1, num_prototypes=2, background_prototypes=4, confidence=0.0,
         warmup_epochs=1,
     )  # fmt: skip
-    callback = RegionMemoryCallback(slots=20, backend="torch")
+    callback = RegionMemoryCallback(slots=20, backend="torch", **storage)
     before = {name: value.clone() for name, value in module.named_parameters()}
     trainer = L.Trainer(
         accelerator="gpu", devices=1, precision=precision, max_epochs=2, limit_train_batches=1, logger=False,
@@ -75,8 +110,8 @@ def test_fit_and_predict(precision: str, tmp_path: Path):
     )  # fmt: skip
     trainer.fit(module, data)
     assert trainer.global_step == 2
-    assert callback.memory.embeddings.device.type == "cuda"
-    assert callback.memory.embeddings.dtype == torch.float32
+    assert callback.memory.embeddings.device.type == ("cpu" if storage else "cuda")
+    assert callback.memory.embeddings.dtype == (torch.float16 if storage else torch.float32)
     assert module.network.aggregation.valid.any()
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
     assert all(torch.isfinite(value).all() for value in module.parameters())

@@ -101,7 +101,7 @@ def _rows_of_class(
 ) -> list[PrototypeRow]:
     slots = torch.nonzero(memory.valid[label])[:, 0]
     ids = [memory.image_id(label, slot) for slot in slots.tolist()]
-    embeddings = memory.embeddings[label, slots]
+    embeddings = memory.embeddings[label, slots].float()
     cosines = embeddings @ F.normalize(prototypes[used], dim=1).T.to(embeddings)  # (n, k)
     nearest = cosines.argmax(dim=1) if used else None
     rows = []

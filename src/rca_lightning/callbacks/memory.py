@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -14,8 +15,10 @@ from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.memory.clustering import ClusteringBackend, ClusteringMethod
 from rca_lightning.memory.diagnostics import diagnose
+from rca_lightning.memory.footprint import Footprint
 from rca_lightning.memory.prototypes import PrototypeMaker, Prototypes
 from rca_lightning.memory.provenance import encode_ids
+from rca_lightning.memory.storage import Placement, StoredType
 from rca_lightning.memory.writing import WriteRule
 from rca_lightning.models.regions import Regions
 from rca_lightning.module import RCAModule
@@ -47,6 +50,9 @@ class RegionMemoryCallback(L.Callback):
             none: never.
         concentration: whether tight prototypes get a lower attention temperature than loose ones.
         seed: of the clustering; the epoch is added.
+        placement: "device", or "host" for a memory too large for the GPU: pinned memory of the processor, of which
+            every step of the contrast reads all slots over the bus, and clustering a few classes at a time.
+        dtype: "float32", or "float16" for half the size; embeddings are then rounded to 3 decimal digits.
 
     Attributes:
         memory: the memory while fitting, else `None`.
@@ -75,11 +81,16 @@ class RegionMemoryCallback(L.Callback):
         drop_below: float | None = None,
         concentration: bool = False,
         seed: int = 0,
+        placement: Placement = "device",
+        dtype: StoredType = "float32",
     ) -> None:
-        RegionMemory(1, slots, 1, rule=rule, ema=ema)  # refuses wrong arguments now and not after the data is read
+        self._make = partial(RegionMemory, slots=slots, rule=rule, ema=ema, placement=placement, dtype=dtype)
+        self._make(1, dim=1)  # refuses wrong arguments now and not after the data is read
         self.slots = slots
         self.rule: WriteRule = rule
         self.ema = ema
+        self.placement: Placement = placement
+        self.dtype: StoredType = dtype
         self.maker = PrototypeMaker(
             clustering=clustering,
             backend=backend,
@@ -108,9 +119,9 @@ class RegionMemoryCallback(L.Callback):
             raise ArgumentError(
                 "drop_below", self.maker.drop_below, "leave it out: no head scores projected embeddings"
             )
-        self.memory = RegionMemory(
-            pl_module.memory_classes, self.slots, pl_module.embedding_dim, rule=self.rule, ema=self.ema
-        )
+        # Before it is made: a process that is killed for its memory says nothing any more.
+        self._tell_size(trainer, pl_module)
+        self.memory = self._make(pl_module.memory_classes, dim=pl_module.embedding_dim)
         pl_module.memory = self.memory
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -121,7 +132,22 @@ class RegionMemoryCallback(L.Callback):
             self.memory.load_state_dict(self._restored)
             self._restored = None
         self.memory.to(pl_module.device)
-        _log_once("region memory: %d queues x %d slots x %d channels, %.0f MiB on %s", *_extent(self.memory))
+
+    @rank_zero_only
+    def _tell_size(self, trainer: L.Trainer, module: RCAModule) -> None:
+        size = Footprint(
+            num_classes=module.memory_classes,
+            slots=self.slots,
+            dim=module.embedding_dim,
+            dtype=self.dtype,
+            placement=self.placement,
+            device=trainer.strategy.root_device,
+            processes=trainer.num_devices,
+        )
+        logger.info("%s", size)
+        warning = size.warning()
+        if warning:
+            logger.warning("%s", warning)
 
     def _renew_prototypes(self, module: RCAModule, epoch: int) -> None:
         reader = module.network.aggregation
@@ -150,11 +176,13 @@ class RegionMemoryCallback(L.Callback):
                 seed=self.seed + epoch,
                 last=reader.by_class(),
                 score=module.network.prototype_scores,
+                device=module.device,
             )
         ]
         if module.hparams["background_prototypes"]:
             rows, number = slice(count, None), int(module.hparams["background_prototypes"])
-            parts.append(self.maker.plain(memory.embeddings[rows], memory.valid[rows], number, seed=self.seed + epoch))
+            points, valid = memory.embeddings[rows], memory.valid[rows]
+            parts.append(self.maker.plain(points, valid, number, seed=self.seed + epoch, device=module.device))
         return parts
 
     def _report(self, memory: RegionMemory, module: RCAModule, classes: Prototypes) -> None:
@@ -207,8 +235,3 @@ class RegionMemoryCallback(L.Callback):
 @rank_zero_only
 def _log_once(message: str, *values: object) -> None:
     logger.info(message, *values)
-
-
-def _extent(memory: RegionMemory) -> tuple[object, ...]:
-    size = memory.embeddings.numel() * memory.embeddings.element_size() / 2**20
-    return (*memory.embeddings.shape, size, memory.embeddings.device)

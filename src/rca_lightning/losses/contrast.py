@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError
+from rca_lightning.losses.streaming import against_negatives, attracted_by_all, hardest_slots, in_graph
 
 Positives = Literal["all", "prototypes", "hardest"]
 
@@ -42,7 +43,8 @@ def region_contrast_loss(
         labels: `(R,)` class of each region.
         absent: `(R, C)` boolean; classes absent from the region's image. A class that is in the
             image is no negative, also where another region of it is meant.
-        memory: `(C, N, D)` unit vectors; no gradient flows into it.
+        memory: `(C, N, D)` unit vectors; no gradient flows into it. One on another device or in half precision is
+            read in blocks of at most 64 MiB, with float32 products and the same result up to rounding.
         valid: `(C, N)` boolean, slots in use.
         temperature: `t`, above 0.
         positives: what a region is pulled to.
@@ -65,26 +67,70 @@ def region_contrast_loss(
     """
     _check_positives(positives)
     queries = F.normalize(embeddings.float(), dim=1)
+    valid = valid.to(queries.device)
+    kept_elsewhere = memory.device != queries.device or memory.dtype != torch.float32
+    attract = _attract_by_blocks if kept_elsewhere else _attract
+    near = _to_prototypes(queries, labels, prototypes, prototypes_valid) if positives == "prototypes" else None
     with torch.autocast(queries.device.type, enabled=False):  # half precision is coarse once divided by `t`
-        similarity = torch.einsum("rd,cnd->rcn", queries, memory.detach().float()) / temperature
-    lowest = torch.finfo(similarity.dtype).min
+        per_region, usable = attract(queries, labels, absent, memory.detach(), valid, temperature, positives, near)
+    per_region = torch.where(usable, per_region, embeddings.float().sum(dim=1) * 0)
+    return per_region.sum() / usable.sum().clamp_min(1)
+
+
+def _attract(
+    queries: Tensor,
+    labels: Tensor,
+    absent: Tensor,
+    memory: Tensor,
+    valid: Tensor,
+    temperature: float,
+    positives: Positives,
+    near: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """Loss of each region `(R,)`, and whether it has a positive and a negative."""
+    similarity = torch.einsum("rd,cnd->rcn", queries, memory) / temperature
     is_negative = absent[:, :, None] & valid[None]  # (R, C, N)
+    lowest = torch.finfo(similarity.dtype).min
     negatives = similarity.masked_fill(~is_negative, lowest).flatten(1).logsumexp(dim=1)  # (R,)
-    if positives == "prototypes":
-        attracting, is_positive = _to_prototypes(queries, labels, prototypes, prototypes_valid)
-        attracting = attracting / temperature  # (R, K)
+    if near is not None:
+        attracting, is_positive = near[0] / temperature, near[1]  # (R, K)
     else:
         attracting = similarity[torch.arange(len(labels), device=labels.device), labels]  # (R, N)
         is_positive = valid[labels]  # (R, N)
     if positives == "hardest":
         hardest = attracting.masked_fill(~is_positive, torch.inf).argmin(dim=1, keepdim=True)  # (R, 1)
         attracting, is_positive = attracting.gather(1, hardest), is_positive.gather(1, hardest)
+    usable = is_positive.any(dim=1) & is_negative.flatten(1).any(dim=1)
+    return _mean_gap(negatives, attracting, is_positive), usable
+
+
+def _attract_by_blocks(
+    queries: Tensor,
+    labels: Tensor,
+    absent: Tensor,
+    memory: Tensor,
+    valid: Tensor,
+    temperature: float,
+    positives: Positives,
+    near: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """The same for a memory that is moved or converted a block at a time."""
+    found = against_negatives(queries, absent, memory, valid, temperature)
+    usable = found.exists & (near[1] if near is not None else valid[labels]).any(dim=1)
+    if positives == "all":
+        loss = attracted_by_all(queries, labels, found, memory, valid, temperature)
+        return in_graph(queries, *loss), usable
+    negatives = in_graph(queries, found.logits, found.gradient)
+    if near is not None:
+        return _mean_gap(negatives, near[0] / temperature, near[1]), usable
+    hardest = (queries * hardest_slots(queries, labels, memory, valid)).sum(dim=1, keepdim=True) / temperature
+    return _mean_gap(negatives, hardest, torch.ones_like(hardest, dtype=torch.bool)), usable
+
+
+def _mean_gap(negatives: Tensor, attracting: Tensor, is_positive: Tensor) -> Tensor:
     # -log(e^p / (e^p + e^n)) = softplus(n - p), without overflow at small temperatures.
     per_slot = F.softplus(negatives[:, None] - attracting) * is_positive
-    per_region = per_slot.sum(dim=1) / is_positive.sum(dim=1).clamp_min(1)
-    usable = is_positive.any(dim=1) & is_negative.flatten(1).any(dim=1)
-    per_region = torch.where(usable, per_region, embeddings.float().sum(dim=1) * 0)
-    return per_region.sum() / usable.sum().clamp_min(1)
+    return per_slot.sum(dim=1) / is_positive.sum(dim=1).clamp_min(1)
 
 
 def _check_positives(positives: Positives) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.provenance import ID_BYTES, decode_id, encode_ids
+from rca_lightning.memory.storage import Placement, StoredType, check_placement, placed, stored_type
 from rca_lightning.memory.writing import Arrivals, NearestSlots, WriteRule, blend
 
 
@@ -38,9 +39,13 @@ class RegionMemory:
         dim: channels `D`.
         rule: how a region enters a full queue.
         ema: share of the old embedding in a blend, in `[0, 1)`; "fifo" does not use it.
+        placement: where `to` puts the tensors: "device", or "host" for the memory of the processor, page-locked where
+            the device is a CUDA one; `region_contrast_loss` reads those block by block.
+        dtype: what embeddings are kept in: "float32", or "float16", half as large. Blends are computed in float32
+            and rounded once.
 
     Attributes:
-        embeddings: `(C, N, D)` float32, unit length where valid, 0 elsewhere.
+        embeddings: `(C, N, D)` in `dtype`, unit length where valid (in float16 within 5e-4), 0 elsewhere.
         counts: `(C,)` int64, valid slots; slots `0 .. count - 1` are the valid ones.
         cursors: `(C,)` int64, the slot the next embedding goes to; with "ema_nearest" only while one is empty.
         steps: `(C, N)` int64, training step of each slot, -1 where empty.
@@ -48,7 +53,7 @@ class RegionMemory:
             out with what they were to be blended with.
 
     Raises:
-        ArgumentError: for a size below 1, an unknown rule, or `ema` outside `[0, 1)`.
+        ArgumentError: for a size below 1, an unknown rule, placement or dtype, or `ema` outside `[0, 1)`.
 
     Example:
         >>> memory = RegionMemory(num_classes=2, slots=4, dim=3)
@@ -58,7 +63,17 @@ class RegionMemory:
         ([0, 1], 'photo')
     """
 
-    def __init__(self, num_classes: int, slots: int, dim: int, *, rule: WriteRule = "fifo", ema: float = 0.99) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        slots: int,
+        dim: int,
+        *,
+        rule: WriteRule = "fifo",
+        ema: float = 0.99,
+        placement: Placement = "device",
+        dtype: StoredType = "float32",
+    ) -> None:
         for name, value in (("num_classes", num_classes), ("slots", slots), ("dim", dim)):
             if value < 1:
                 raise ArgumentError(name, value, "give at least 1")
@@ -66,9 +81,11 @@ class RegionMemory:
             raise ArgumentError("rule", rule, "give 'fifo', 'ema_ring' or 'ema_nearest'")
         if not 0 <= ema < 1:
             raise ArgumentError("ema", ema, "give a number in [0, 1): the share of the old embedding in a blend")
+        check_placement(placement)
         self.rule: WriteRule = rule
         self.ema = ema
-        self.embeddings = torch.zeros(num_classes, slots, dim)
+        self.placement: Placement = placement
+        self.embeddings = torch.zeros(num_classes, slots, dim, dtype=stored_type(dtype))
         self.counts = torch.zeros(num_classes, dtype=torch.long)
         self.cursors = torch.zeros(num_classes, dtype=torch.long)
         self.steps = torch.full((num_classes, slots), -1, dtype=torch.long)
@@ -96,9 +113,9 @@ class RegionMemory:
         return torch.arange(self.slots, device=self.counts.device)[None] < self.counts[:, None]
 
     def to(self, device: torch.device | str) -> RegionMemory:
-        """Move every tensor; returns itself."""
+        """Move every tensor, or page-lock it where it is if the placement is "host"; returns itself."""
         for name in _TENSORS:
-            setattr(self, name, getattr(self, name).to(device))
+            setattr(self, name, placed(getattr(self, name), torch.device(device), self.placement))
         return self
 
     @torch.no_grad()
@@ -126,6 +143,8 @@ class RegionMemory:
         encoded = image_ids if isinstance(image_ids, Tensor) else encode_ids(image_ids)
         self._check(embeddings, labels, encoded)
         device = self.embeddings.device
+        if self.embeddings.is_pinned():
+            torch.cuda.current_stream().synchronize()  # the loss of this step may still be reading slots
         values, labels, encoded = embeddings.to(device, torch.float32), labels.to(device), encoded.to(device)
         norms = values.norm(dim=1)
         usable = torch.isfinite(norms) & (norms > _SHORTEST)
@@ -140,7 +159,7 @@ class RegionMemory:
         # Of more than N arrivals of one class only the last N stay; the others would be overwritten anyway.
         keep = arrivals.place >= arriving[labels] - self.slots
         row, column = labels[keep], column[keep]
-        self.embeddings[row, column] = arrivals.values[keep]
+        self.embeddings[row, column] = arrivals.values[keep].to(self.embeddings.dtype)
         self.steps[row, column] = step
         self.ids[row, column] = arrivals.ids[keep]
         self._advance(arriving, arriving)
@@ -158,9 +177,9 @@ class RegionMemory:
             row, slot, value, blends = arrivals.labels[turn], column[turn], arrivals.values[turn], blended[turn]
             if nearest:
                 slot = torch.where(blends, nearest.find(turn), slot)
-            mixed, directed = blend(self.embeddings[row, slot], value, self.ema)
+            mixed, directed = blend(self.embeddings[row, slot].float(), value, self.ema)
             written = directed | ~blends
-            self.embeddings[row, slot] = torch.where(blends[:, None], mixed, value)
+            self.embeddings[row, slot] = torch.where(blends[:, None], mixed, value).to(self.embeddings.dtype)
             self.steps[row, slot] = torch.where(written, step, self.steps[row, slot])
             self.ids[row, slot] = torch.where(written[:, None], arrivals.ids[turn], self.ids[row, slot])
             if nearest:
@@ -190,16 +209,16 @@ class RegionMemory:
             raise ArgumentError("labels", sorted(set(labels.tolist())), f"give classes in [0, {self.num_classes})")
 
     def oldest_first(self, label: int) -> Tensor:
-        """Valid embeddings of a class `(count, D)` in the order they were last written.
+        """Valid embeddings of a class `(count, D)` float32 in the order they were last written.
 
         With "ema_nearest" those written in one step stand in the order of their slots.
         """
         count = int(self.counts[label])
         if self.rule == "ema_nearest":
-            return self.embeddings[label, torch.argsort(self.steps[label, :count], stable=True)]
+            return self.embeddings[label, torch.argsort(self.steps[label, :count], stable=True)].float()
         start = int(self.cursors[label]) if count == self.slots else 0
         index = (start + torch.arange(count, device=self.counts.device)) % self.slots
-        return self.embeddings[label, index]
+        return self.embeddings[label, index].float()
 
     def ages(self, step: int) -> Tensor:
         """Steps since each slot was last written, `(C, N)` int64, -1 where empty.
@@ -221,12 +240,12 @@ class RegionMemory:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only, so that it is read back with `weights_only=True`."""
-        state: dict[str, Any] = {name: getattr(self, name).detach().cpu().clone() for name in _TENSORS}
+        state: dict[str, Any] = {name: getattr(self, name).to("cpu", copy=True) for name in _TENSORS}
         state["refused"] = self.refused
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`.
+        """Take over a `state_dict`, also of another placement or dtype; its embeddings are rounded to the dtype here.
 
         Raises:
             ArgumentError: if it has another number of classes, slots or channels.
@@ -238,9 +257,8 @@ class RegionMemory:
                 f"(classes, slots, channels)={found} in the checkpoint",
                 f"this run has {own}; make them equal",
             )
-        device = self.embeddings.device
         for name in _TENSORS:
-            setattr(self, name, state[name].to(device).clone())
+            getattr(self, name).copy_(state[name])
         self.refused = int(state["refused"])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.memory.clusters import Clusters, chosen, settle
+from rca_lightning.memory.draws import Draws
 from rca_lightning.memory.farthest import cells, farthest, farthest_seeds
 from rca_lightning.memory.lloyd import lloyd
 from rca_lightning.memory.mixture import mixture
@@ -45,6 +46,7 @@ def cluster(
     initial: Tensor | None = None,
     initial_valid: Tensor | None = None,
     clusters_per_class: Tensor | None = None,
+    part_of: tuple[int, int] | None = None,
 ) -> Clusters:
     """Cluster each class by itself.
 
@@ -68,6 +70,9 @@ def cluster(
         initial_valid: `(C, K)` boolean, which of `initial` exist; those that are not all zero if `None`.
         clusters_per_class: `(C,)` int64 in `[0, K]`, the most of each class; `K` if `None`. A class with 0 is left out
             like one without a valid point.
+        part_of: `(first, total)` where these are the classes from `first` on of `total` that are clustered a few at a
+            time: they start from the seeds they get when all are clustered at once, but for prototypes that `initial`
+            lacks; `None`: these are all.
 
     Returns:
         The clusters, on the device of `points`.
@@ -93,15 +98,16 @@ def cluster(
     start = _start(initial, initial_valid, (len(points), num_clusters, points.shape[2]), points.device, method)
     # No more points than prototypes: then the points are the prototypes.
     few = valid.sum(dim=1) <= allowed.sum(dim=1)
-    generator = torch.Generator().manual_seed(seed)
+    first, total = part_of or (0, len(points))
+    draws = Draws(seed, total, first, len(points))
     best: Clusters | None = None
     for attempt in range(restarts):
         if start is None or attempt > 0:
             seed_with = farthest_seeds if method == "farthest" else greedy_seeds
-            seeds, usable = seed_with(points, valid, num_clusters, generator)
+            seeds, usable = seed_with(points, valid, num_clusters, draws)
         else:
-            propose = farthest if method == "farthest" else by_distance(num_clusters, generator)
-            seeds, usable = fill_seeds(points, valid, start[0], start[1] & allowed & ~few[:, None], generator, propose)
+            propose = farthest if method == "farthest" else by_distance(num_clusters, draws)
+            seeds, usable = fill_seeds(points, valid, start[0], start[1] & allowed & ~few[:, None], draws, propose)
         found = _run(method, points, valid, seeds, usable & allowed, iterations, use_faiss)
         if start is not None:
             found = chosen(few | (attempt > 0), in_order_of(found, *start), found)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from torch import Tensor
 from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.lloyd import nearest
 from rca_lightning.memory.points import as_batch
+
+BY_CLASS = ("centroids", "valid", "assignment", "objective")
 
 
 @dataclass
@@ -47,6 +51,10 @@ class Clusters:
         moved = rank.gather(1, self.assignment.clamp_min(0)).masked_fill(self.assignment < 0, -1)
         centroids = self.centroids.gather(1, order[:, :, None].expand_as(self.centroids))
         return dataclasses.replace(self, centroids=centroids, valid=self.valid.gather(1, order), assignment=moved)
+
+    def of(self, rows: slice | Tensor) -> Clusters:
+        """The clusters of some classes, as a slice or a mask `(C,)`."""
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in BY_CLASS})
 
 
 def settle(
@@ -87,6 +95,12 @@ def objective(points: Tensor, clusters: Clusters) -> Tensor:
     index = clusters.assignment.clamp_min(0)[:, :, None].expand_as(points)
     residuals = points - clusters.centroids.gather(1, index)
     return (residuals.square().sum(dim=2) * (clusters.assignment >= 0)).sum(dim=1)
+
+
+def joined(parts: Sequence[Clusters]) -> Clusters:
+    """Clusters of all classes from those of some each, in order."""
+    found: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in BY_CLASS}
+    return dataclasses.replace(parts[0], **found)
 
 
 def chosen(where: Tensor, first: Clusters, second: Clusters) -> Clusters:

@@ -38,13 +38,40 @@ def concentration(
     Raises:
         ArgumentError: if `bounds` do not enclose 1 or `alpha` is below 1.
     """
+    return relative_spread(clusters, distance_sums(points, clusters), alpha=alpha, fewest=fewest, bounds=bounds)
+
+
+@torch.no_grad()
+def distance_sums(points: Tensor, clusters: Clusters) -> Tensor:
+    """Sum of the distances of its points to each centroid, `(C, K)`.
+
+    Args:
+        points: `(C, N, D)` or `(N, D)`, the points that were clustered.
+        clusters: of these points.
+    """
+    points, _ = clustered(clusters, points)
+    own = clusters.assignment.clamp_min(0)
+    distances = (points - clusters.centroids.gather(1, own[:, :, None].expand_as(points))).norm(dim=2)
+    sums = torch.zeros_like(clusters.centroids[:, :, 0])
+    return sums.scatter_add_(1, own, distances * (clusters.assignment >= 0))
+
+
+@torch.no_grad()
+def relative_spread(
+    clusters: Clusters,
+    spread: Tensor,
+    *,
+    alpha: float = 10.0,
+    fewest: int = 3,
+    bounds: tuple[float, float] = (0.5, 2.0),
+) -> Tensor:
+    """`concentration` from its `distance_sums` `(C, K)`, for points that are read a few classes at a time."""
     low, high = bounds
     if not 0 < low < 1 < high:
         raise ArgumentError("bounds", bounds, "give two positive numbers with 1 between them")
     if alpha < 1:
         raise ArgumentError("alpha", alpha, "give 1 or more: log(Z + alpha) must be positive")
-    points, _ = clustered(clusters, points)
-    sizes, spread = clusters.sizes, _distance_sums(points, clusters)
+    sizes = clusters.sizes
     phi = spread / (sizes * (sizes + alpha).log()).clamp_min(1e-12)
     known = clusters.valid & (sizes >= fewest)
     factors = torch.ones_like(phi)
@@ -54,13 +81,6 @@ def concentration(
     mean = (factors * known).sum(dim=1, keepdim=True) / known_in_class.clamp_min(1)
     mean = torch.where(known_in_class > 0, mean, torch.ones_like(mean))
     return torch.where(clusters.valid & ~known, mean, factors)
-
-
-def _distance_sums(points: Tensor, clusters: Clusters) -> Tensor:
-    own = clusters.assignment.clamp_min(0)
-    distances = (points - clusters.centroids.gather(1, own[:, :, None].expand_as(points))).norm(dim=2)
-    sums = torch.zeros_like(clusters.centroids[:, :, 0])
-    return sums.scatter_add_(1, own, distances * (clusters.assignment >= 0))
 
 
 def _to_mean_one(phi: Tensor, low: float, high: float) -> Tensor:

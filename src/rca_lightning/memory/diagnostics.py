@@ -106,7 +106,8 @@ def diagnose(
     """Measure memory and prototypes of every class.
 
     Args:
-        points: `(C, N, D)`, the regions that were clustered; any length, since directions are compared.
+        points: `(C, N, D)`, the regions that were clustered; any length, since directions are compared, and on any
+            device: they are read a few classes at a time.
         valid: `(C, N)` boolean, slots in use. The others may hold anything.
         clusters: what clustering made of them, `K` prototypes a class.
         ages: `(C, N)`, training steps since a slot was written, -1 where empty.
@@ -128,9 +129,9 @@ def diagnose(
     """
     number = clusters.valid.shape[1]
     _check_shapes(points, valid, clusters, ages, asked)
+    valid, ages = valid.to(clusters.valid.device), ages.to(clusters.valid.device)
     regions = valid.sum(dim=1)
-    if asked is None:
-        asked = torch.full_like(regions, number)
+    asked = torch.full_like(regions, number) if asked is None else asked.to(regions.device)
     coverage, gain = _coverage(points, valid, clusters)
     alive = ((clusters.sizes > 0) & clusters.valid).sum(dim=1)
     spread = effective_prototypes(clusters.assignment, number).log() / asked.clamp_min(2).log()
@@ -161,7 +162,8 @@ def _coverage(points: Tensor, valid: Tensor, clusters: Clusters) -> tuple[Tensor
     # A few classes at a time: directions of the whole memory would be a second memory.
     for first in range(0, len(points), _CLASSES_AT_ONCE):
         rows = slice(first, first + _CLASSES_AT_ONCE)
-        unit = F.normalize(torch.where(valid[rows, :, None], points[rows].float(), 0.0), dim=2)
+        part = points[rows].to(prototypes.device).float()
+        unit = F.normalize(torch.where(valid[rows, :, None], part, 0.0), dim=2)
         cosines = torch.bmm(unit, prototypes[rows].transpose(1, 2))  # (c, N, K)
         nearest = cosines.masked_fill(~clusters.valid[rows, None], -torch.inf).amax(dim=2)
         sums.append(torch.stack([nearest.masked_fill(~valid[rows], 0).sum(dim=1), unit.sum(dim=1).norm(dim=1)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rca_lightning.memory.draws import Draws
 from rca_lightning.memory.lloyd import means, nearest
 from rca_lightning.memory.seeding import spread_seeds
 
@@ -14,15 +15,13 @@ def farthest(distances: Tensor) -> Tensor:
     return distances.argmax(dim=1, keepdim=True)
 
 
-def farthest_seeds(
-    points: Tensor, valid: Tensor, num_clusters: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def farthest_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Greedy k-centre (Gonzalez, 1985): a random point, then always the one farthest from those so far.
 
     The largest distance of a point to its centre is at most twice the smallest possible. Arguments and result
     are those of `rca_lightning.memory.seeding.greedy_seeds`.
     """
-    return spread_seeds(points, valid, num_clusters, generator, farthest)
+    return spread_seeds(points, valid, num_clusters, draws, farthest)
 
 
 def cells(points: Tensor, valid: Tensor, centres: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:

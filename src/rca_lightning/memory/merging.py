@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.memory.clusters import Clusters, clustered, settle
+from rca_lightning.memory.clusters import BY_CLASS, Clusters, clustered, settle
 from rca_lightning.memory.lloyd import lloyd, nearest
 
 
@@ -43,7 +43,7 @@ def merge_copies(
     touched = _likeness(clusters.centroids, clusters.valid).flatten(1).amax(dim=1) > above
     if not touched.any():
         return clusters
-    part = _rows(clusters, touched)
+    part = clusters.of(touched)
     found = _rearranged(part, points[touched], valid[touched], part.valid, above, refine)
     return _written(clusters, touched, found)
 
@@ -81,7 +81,7 @@ def reseed_dead(
     touched = (filled != clusters.valid).any(dim=1)
     if not touched.any():
         return clusters
-    part = _rows(clusters, touched)
+    part = clusters.of(touched)
     found = _rearranged(part, points[touched], valid[touched], allowed[touched], _NO_LIMIT, refine)
     return _written(clusters, touched, found)
 
@@ -150,15 +150,9 @@ def _placed(
         covered[labels, index[labels]] = torch.inf  # a point is placed once, whatever its rounding
 
 
-def _rows(clusters: Clusters, rows: Tensor) -> Clusters:
-    names = ("centroids", "valid", "assignment", "objective")
-    return dataclasses.replace(clusters, **{name: getattr(clusters, name)[rows] for name in names})
-
-
 def _written(clusters: Clusters, rows: Tensor, part: Clusters) -> Clusters:
     """`clusters` with the classes of `rows` `(C,)` replaced."""
-    names = ("centroids", "valid", "assignment", "objective")
-    found = {name: getattr(clusters, name).clone() for name in names}
+    found = {name: getattr(clusters, name).clone() for name in BY_CLASS}
     for name, values in found.items():
         values[rows] = getattr(part, name)
     return dataclasses.replace(clusters, **found)

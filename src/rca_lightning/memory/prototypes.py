@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.allotment import prototypes_per_class
+from rca_lightning.memory.blocks import class_blocks
 from rca_lightning.memory.clustering import ClusteringBackend, ClusteringMethod, Clusters, cluster
-from rca_lightning.memory.concentration import concentration
+from rca_lightning.memory.clusters import joined
+from rca_lightning.memory.concentration import distance_sums, relative_spread
 from rca_lightning.memory.merging import merge_copies, reseed_dead
 from rca_lightning.memory.pruning import drop_unlike
 
@@ -79,21 +82,51 @@ class PrototypeMaker:
         seed: int = 0,
         last: tuple[Tensor, Tensor] | None = None,
         score: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> Prototypes:
-        """Prototypes of every class.
+        """Prototypes of every class, on `device`; points are read a few classes at a time, see `class_blocks`.
 
         Args:
-            points: `(C, N, D)` unit vectors.
+            points: `(C, N, D)` unit vectors, on any device.
             valid: `(C, N)` boolean.
             number: `K`.
             seed: of the seeding.
             last: prototypes `(C, K, D)` and which are valid `(C, K)`, for a warm start.
             score: gives `(C, K)` probabilities of prototypes `(C, K, D)`, for `drop_below`; `None`: none are dropped.
+            device: where to compute; `None`: where the points are.
         """
-        most = torch.full_like(valid[:, 0], number, dtype=torch.long)
+        device = device or points.device
+        most = torch.full_like(valid[:, 0], number, dtype=torch.long, device=device)
         if self.regions_per_prototype is not None:
-            most = prototypes_per_class(valid.sum(dim=1), number, self.regions_per_prototype)
-        initial, initial_valid = last if self.warm_start and last is not None else (None, None)
+            most = prototypes_per_class(valid.sum(dim=1).to(device), number, self.regions_per_prototype)
+        last = last if self.warm_start else None
+        blocks = partial(class_blocks, points, valid, device)
+        found = joined(
+            [self._clusters(*block, number, seed=seed, last=last, most=most, classes=len(points)) for block in blocks()]
+        )
+        if self.drop_below is not None and score is not None:
+            scores = score(F.normalize(found.centroids, dim=2))
+            found = joined([drop_unlike(found.of(r), part, scores[r], self.drop_below) for r, part, _ in blocks()])
+        factors = None
+        if self.concentration:
+            factors = relative_spread(found, torch.cat([distance_sums(part, found.of(r)) for r, part, _ in blocks()]))
+        fewer = self.merge_above is not None or self.drop_below is not None
+        return _prototypes(found, asked=found.valid.sum(dim=1) if fewer else most, factors=factors)
+
+    def _clusters(
+        self,
+        rows: slice,
+        points: Tensor,
+        valid: Tensor,
+        number: int,
+        *,
+        seed: int,
+        last: tuple[Tensor, Tensor] | None,
+        most: Tensor,
+        classes: int,
+    ) -> Clusters:
+        """Clusters of the classes `rows` of all `classes`, without copies of each other."""
+        initial, initial_valid = (None, None) if last is None else (last[0][rows], last[1][rows])
         found = cluster(
             points,
             number,
@@ -105,22 +138,35 @@ class PrototypeMaker:
             restarts=self.restarts,
             initial=initial,
             initial_valid=initial_valid,
-            clusters_per_class=most,
+            clusters_per_class=most[rows],
+            part_of=(rows.start, classes),
         )
         if self.reseed:
-            found = reseed_dead(found, points, valid, clusters_per_class=most)
+            found = reseed_dead(found, points, valid, clusters_per_class=most[rows])
         if self.merge_above is not None:
             found = merge_copies(found, points, valid, self.merge_above)
-        if self.drop_below is not None and score is not None:
-            found = drop_unlike(found, points, score(F.normalize(found.centroids, dim=2)), self.drop_below)
-        factors = concentration(points, found) if self.concentration else None
-        fewer = self.merge_above is not None or self.drop_below is not None
-        return _prototypes(found, asked=found.valid.sum(dim=1) if fewer else most, factors=factors)
+        return found
 
-    def plain(self, points: Tensor, valid: Tensor, number: int, *, seed: int) -> Prototypes:
+    def plain(
+        self, points: Tensor, valid: Tensor, number: int, *, seed: int, device: torch.device | None = None
+    ) -> Prototypes:
         """K-means and no further step, for a class that no CAM head scores and whose copies hurt nobody."""
-        found = cluster(points, number, valid=valid, iterations=self.iterations, seed=seed, backend=self.backend)
-        return _prototypes(found, asked=torch.full_like(valid[:, 0], number, dtype=torch.long))
+        device = device or points.device
+        found = joined(
+            [
+                cluster(
+                    part,
+                    number,
+                    valid=used,
+                    iterations=self.iterations,
+                    seed=seed,
+                    backend=self.backend,
+                    part_of=(rows.start, len(points)),
+                )
+                for rows, part, used in class_blocks(points, valid, device)
+            ]
+        )
+        return _prototypes(found, asked=torch.full_like(found.valid[:, 0], number, dtype=torch.long))
 
 
 def _prototypes(clusters: Clusters, *, asked: Tensor, factors: Tensor | None = None) -> Prototypes:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rca_lightning.memory.draws import Draws
+
 Candidates = Callable[[Tensor], Tensor]
 """From the squared distance of each point to its nearest centroid `(C, N)` to the points proposed next `(C, T)`."""
 
@@ -18,38 +20,37 @@ def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
     return (points.square().sum(2)[:, :, None] - 2 * cross + centroids.square().sum(2)[:, None, :]).clamp_min_(0)
 
 
-def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Pick starting centroids far from each other (Arthur and Vassilvitskii, SODA 2007, greedy form).
 
     Each further centroid is the best of `2 + log K` candidates drawn with probability proportional to the
-    squared distance to the centroids so far. Draws are made on the CPU: the same seed
-    gives the same start on every device.
+    squared distance to the centroids so far.
 
     Args:
         points: `(C, N, D)`.
         valid: `(C, N)` boolean.
         num_clusters: `K`.
-        generator: on the CPU.
+        draws: of these classes.
 
     Returns:
         The centroids `(C, K, D)`, and `(C, K)` boolean which of them differ from all before: a class with
         fewer distinct points than `K` has fewer, and they come first.
     """
-    return spread_seeds(points, valid, num_clusters, generator, by_distance(num_clusters, generator))
+    return spread_seeds(points, valid, num_clusters, draws, by_distance(num_clusters, draws))
 
 
-def by_distance(num_clusters: int, generator: torch.Generator) -> Candidates:
+def by_distance(num_clusters: int, draws: Draws) -> Candidates:
     """Candidates of greedy k-means++."""
     trials = 2 + int(math.log(num_clusters))
-    return lambda nearest: _draw(nearest.double(), trials, generator)
+    return lambda nearest: _draw(nearest.double(), trials, draws)
 
 
 def spread_seeds(
-    points: Tensor, valid: Tensor, num_clusters: int, generator: torch.Generator, candidates: Candidates
+    points: Tensor, valid: Tensor, num_clusters: int, draws: Draws, candidates: Candidates
 ) -> tuple[Tensor, Tensor]:
     """Like `greedy_seeds`: the first point at random, each further one the best of its `candidates`."""
     classes = torch.arange(len(points), device=points.device)
-    first = _draw(valid.to(torch.float64), 1, generator)[:, 0]
+    first = _draw(valid.to(torch.float64), 1, draws)[:, 0]
     centroids, distinct = [points[classes, first]], [valid.any(dim=1)]
     nearest = squared_distances(points, centroids[0][:, None])[:, :, 0] * valid  # (C, N)
     nearest = _without_copies(nearest, points, centroids[0])
@@ -61,7 +62,7 @@ def spread_seeds(
 
 
 def fill_seeds(
-    points: Tensor, valid: Tensor, initial: Tensor, given: Tensor, generator: torch.Generator, candidates: Candidates
+    points: Tensor, valid: Tensor, initial: Tensor, given: Tensor, draws: Draws, candidates: Candidates
 ) -> tuple[Tensor, Tensor]:
     """Keep the prototypes that are there and seed the missing ones away from them.
 
@@ -72,7 +73,7 @@ def fill_seeds(
         valid: `(C, N)` boolean.
         initial: `(C, K, D)`, prototypes, finite.
         given: `(C, K)` boolean, which of them exist.
-        generator: on the CPU; draws the first seed of a class without prototypes.
+        draws: of these classes; gives the first seed of a class without prototypes.
         candidates: proposes the others.
 
     Returns:
@@ -82,7 +83,7 @@ def fill_seeds(
     distances = squared_distances(points, initial).masked_fill(~given[:, None], torch.inf)
     reached = torch.zeros_like(given, dtype=torch.long).scatter_add_(1, distances.argmin(dim=2), valid.long()) > 0
     usable, centroids = given & reached, initial.clone()
-    first = points[classes, _draw(valid.to(torch.float64), 1, generator)[:, 0]]
+    first = points[classes, _draw(valid.to(torch.float64), 1, draws)[:, 0]]
     bare = valid.any(dim=1) & ~usable.any(dim=1)
     centroids[bare, 0], usable[bare, 0] = first[bare], True
     nearest = squared_distances(points, centroids).masked_fill(~usable[:, None], torch.inf).amin(dim=2)
@@ -118,9 +119,9 @@ def _without_copies(distances: Tensor, points: Tensor, centroid: Tensor) -> Tens
     return distances.index_put((label[copy], index[copy]), distances.new_zeros(()))
 
 
-def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _draw(weights: Tensor, count: int, draws: Draws) -> Tensor:
     """Indices `(C, count)` drawn in proportion to weights `(C, N)`; index 0 where all weights are 0."""
-    uniform = torch.rand(len(weights), count, generator=generator, dtype=torch.float64).to(weights.device)
+    uniform = draws.uniform(count).to(weights.device)
     cumulative = weights.cumsum(dim=1)
     index = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return index.clamp_max(weights.shape[1] - 1) * (cumulative[:, -1:] > 0)

@@ -50,19 +50,19 @@ class NearestSlots:
     """The slots most similar to regions that arrive together, while these regions are being written.
 
     Args:
-        embeddings: `(C, N, D)` unit vectors of the memory, which may change; see `written`.
+        embeddings: `(C, N, D)` unit vectors of the memory, of any precision, which may change; see `written`.
         arrivals: the `R` regions.
     """
 
     def __init__(self, embeddings: Tensor, arrivals: Arrivals) -> None:
         self._embeddings, self._values, self._labels = embeddings, arrivals.values, arrivals.labels
-        self._cosine = embeddings.new_zeros(len(arrivals.labels), embeddings.shape[1])  # (R, N)
+        self._cosine = arrivals.values.new_zeros(len(arrivals.labels), embeddings.shape[1])  # (R, N)
         self._latest = torch.zeros(len(embeddings), dtype=torch.long, device=embeddings.device)  # (C,)
         with torch.autocast(embeddings.device.type, enabled=False):
             # A product a class: copying the slots of every region, (R, N, D), would cost most of the time.
             for label in sorted(set(self._labels.tolist())):
                 own = self._labels == label
-                self._cosine[own] = self._values[own] @ embeddings[label].T
+                self._cosine[own] = self._values[own] @ embeddings[label].float().T
 
     def find(self, turn: Tensor) -> Tensor:
         """For the regions of index `turn` the slot of highest cosine, the first of those within 1e-6 of it.
@@ -79,7 +79,8 @@ class NearestSlots:
         self._latest[rows] = slots
         slots = self._latest[self._labels]  # (R,)
         index = torch.arange(len(slots), device=slots.device)
-        self._cosine[index, slots] = (self._values * self._embeddings[self._labels, slots]).sum(dim=1)
+        own = self._embeddings[self._labels, slots].float()  # (R, D)
+        self._cosine[index, slots] = (self._values * own).sum(dim=1)
 
 
 def blend(old: Tensor, arriving: Tensor, ema: float) -> tuple[Tensor, Tensor]:

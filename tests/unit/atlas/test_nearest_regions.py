@@ -69,3 +69,12 @@ def test_nearest_regions_refuses_what_does_not_fit():
         nearest_regions(memory, torch.ones(1, 4), *one, regions=0)
     with pytest.raises(ArgumentError, match=r"\(1, 5\)"):
         nearest_regions(memory, torch.ones(1, 5), *one)
+
+
+def test_a_memory_in_half_precision_is_compared_in_single_precision():
+    single = filled_memory()
+    half = RegionMemory(3, 12, 4, dtype="float16")
+    half.load_state_dict(single.state_dict())
+    single.load_state_dict(half.state_dict())
+    asked = torch.eye(4), torch.ones(4, dtype=torch.bool), torch.tensor([0, 0, 1, 1])
+    assert nearest_regions(half, *asked) == nearest_regions(single, *asked)

@@ -50,9 +50,9 @@ def contents(memory: RegionMemory, label: int) -> list[tuple[list[float], str, i
 
 
 @settings(max_examples=60, deadline=None)
-@given(slots=st.integers(1, 5), batches=st.lists(arrivals, max_size=8))
-def test_memory_is_a_deque_a_class(slots, batches):
-    memory = RegionMemory(C, slots, D)
+@given(slots=st.integers(1, 5), batches=st.lists(arrivals, max_size=8), dtype=st.sampled_from(["float32", "float16"]))
+def test_memory_is_a_deque_a_class(slots, batches, dtype):
+    memory, off = RegionMemory(C, slots, D, dtype=dtype), {"float32": 1e-6, "float16": 5e-4}[dtype]
     model: list[deque] = [deque(maxlen=slots) for _ in range(C)]
     refused = 0
     for step, batch in enumerate(batches):
@@ -68,14 +68,14 @@ def test_memory_is_a_deque_a_class(slots, batches):
             found = contents(memory, label)
             assert len(found) == len(model[label])
             for (vector, name, when), (expected, image, at) in zip(found, model[label], strict=True):
-                assert vector == pytest.approx(expected, abs=1e-6)
+                assert vector == pytest.approx(expected, abs=off)
                 assert name == decode_id(encode_ids([image])[0])
                 assert when == at
             assert memory.oldest_first(label).tolist() == [vector for vector, _, _ in found]
         assert memory.valid.sum(dim=1).tolist() == [len(queue) for queue in model]
         assert (memory.counts < slots).logical_or(memory.valid.all(dim=1)).all()
-        norms = memory.embeddings.norm(dim=2)
-        torch.testing.assert_close(norms, memory.valid.float())
+        norms = memory.embeddings.float().norm(dim=2)
+        torch.testing.assert_close(norms, memory.valid.float(), atol=off, rtol=0)
         assert torch.equal(memory.steps >= 0, memory.valid)
 
 

@@ -64,13 +64,15 @@ batches = st.lists(st.lists(st.tuples(st.integers(0, C - 1), vectors), max_size=
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rule=st.sampled_from(RULES),
+    # In half precision the loop would see other slots as nearest.
+    how=st.sampled_from([*((rule, "float32") for rule in RULES), ("fifo", "float16"), ("ema_ring", "float16")]),
     ema=st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.99]),
     slots=st.integers(1, 4),
     batches=batches,
 )
-def test_memory_by_loops(rule, ema, slots, batches):
-    memory, model = RegionMemory(C, slots, D, rule=rule, ema=ema), Loop(slots, rule, ema)
+def test_memory_by_loops(how, ema, slots, batches):
+    (rule, dtype), off = how, {"float32": 1e-5, "float16": 1e-2}[how[1]]  # rounded at each blend
+    memory, model = RegionMemory(C, slots, D, rule=rule, ema=ema, dtype=dtype), Loop(slots, rule, ema)
     for step, batch in enumerate(batches):
         names = [f"{step}/{index}" for index in range(len(batch))]
         written = [model.write(label, vector, name, step) for (label, vector), name in zip(batch, names, strict=True)]
@@ -82,11 +84,12 @@ def test_memory_by_loops(rule, ema, slots, batches):
         for label, queue in enumerate(model.slots):
             assert int(memory.counts[label]) == len(queue)
             for slot, (vector, name, when) in enumerate(queue):
-                assert memory.embeddings[label, slot].tolist() == pytest.approx(vector, abs=1e-5)
+                assert memory.embeddings[label, slot].tolist() == pytest.approx(vector, abs=off)
                 assert (memory.image_id(label, slot), int(memory.steps[label, slot])) == (name, when)
         assert not memory.embeddings[~memory.valid].any()
         assert not memory.ids[~memory.valid].any()
-        torch.testing.assert_close(memory.embeddings.norm(dim=2), memory.valid.float())
+        lengths = memory.embeddings.float().norm(dim=2)
+        torch.testing.assert_close(lengths, memory.valid.float(), atol=max(1e-5, off / 20), rtol=0)
 
 
 def draw(count: int = 60, dim: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, list[str]]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from rca_lightning.memory.clustering import cluster
 from rca_lightning.memory.clusters import Clusters
+from rca_lightning.memory.draws import Draws
 from rca_lightning.memory.ordering import in_order_of
 from rca_lightning.memory.seeding import by_distance, fill_seeds
 
@@ -121,7 +122,8 @@ def test_fill_seeds_keeps_what_is_there_and_adds_distinct_points():
     valid[2] = False
     initial, given = points[:, :4] + 0.01, torch.zeros(3, 4, dtype=torch.bool)
     given[0, 1], given[0, 3] = True, True
-    centroids, usable = fill_seeds(points, valid, initial, given, generator, by_distance(4, generator))
+    draws = Draws(0, 3)
+    centroids, usable = fill_seeds(points, valid, initial, given, draws, by_distance(4, draws))
     assert usable.tolist() == [[True] * 4, [True] * 4, [False] * 4]
     assert torch.equal(centroids[0, [1, 3]], initial[0, [1, 3]])
     for row in (centroids[0, 0], centroids[0, 2]):

@@ -1,0 +1,83 @@
+"""Training with a memory on the host or in half precision: it is told, used, saved and taken up again."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from tests.quiet_trainer import quiet_trainer
+from torch.utils.data import DataLoader
+
+from rca_lightning import RCAModule, RegionMemoryCallback
+from rca_lightning.errors import ArgumentError
+from rca_lightning.memory import blocks, footprint
+
+
+def batches() -> DataLoader:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 64, 64, generator=draw)
+    tags = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    made = [
+        {"image": images[n : n + 2], "tags": tags, "image_id": [f"{n}", f"{n + 1}"], "original_size": torch.ones(2, 2)}
+        for n in (0, 2)
+    ]
+    return DataLoader(made, batch_size=None)
+
+
+def build() -> RCAModule:
+    torch.manual_seed(0)
+    return RCAModule(2, ["cat", "dog"], backbone="resnet14", frozen_batchnorm=False, lr=1e-3, confidence=0.0, alpha=1.0,
+                     num_prototypes=2, background_prototypes=2, region_map="coarse", warmup_epochs=1)  # fmt: skip
+
+
+def fit(folder, epochs: int = 2, ckpt_path=None, **options):
+    owner = RegionMemoryCallback(slots=6, backend="torch", **options)
+    trainer = quiet_trainer(folder, max_epochs=epochs, callbacks=[owner])
+    module = build()
+    trainer.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True)
+    return trainer, module, owner
+
+
+def test_half_precision_trains_nearly_the_same(tmp_path, monkeypatch):
+    _, module, owner = fit(tmp_path)
+    expected, kept = module.network.aggregation.prototypes.clone(), owner.memory
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)  # class after class
+    trainer, module, owner = fit(tmp_path, placement="host", dtype="float16")
+    assert owner.memory.embeddings.dtype == torch.float16
+    assert torch.equal(owner.memory.counts, kept.counts)
+    assert torch.equal(owner.memory.ids, kept.ids)
+    assert trainer.callback_metrics["train/loss_contrast"] > 0
+    assert module.network.aggregation.valid.any()
+    torch.testing.assert_close(module.network.aggregation.prototypes, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("first", ["float32", "float16"])
+def test_checkpoint_goes_on_with_the_other_dtype(tmp_path, first):
+    trainer, _, owner = fit(tmp_path, epochs=1, dtype=first)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    then = {"float32": "float16", "float16": "float32"}[first]
+    _, _, again = fit(tmp_path, epochs=1, ckpt_path=tmp_path / "last.ckpt", dtype=then, placement="host")
+    assert torch.equal(again.memory.embeddings, owner.memory.embeddings.to(again.memory.embeddings.dtype))
+    assert torch.equal(again.memory.ids, owner.memory.ids)
+
+
+def test_size_is_told_before_the_memory_is_made(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(footprint, "free_memory", lambda device: (10000, 20000))
+
+    def refuse(*_, **__):
+        raise MemoryError
+
+    owner = RegionMemoryCallback(slots=6)
+    monkeypatch.setattr(owner, "_make", refuse)
+    with caplog.at_level(logging.INFO, "rca_lightning"), pytest.raises(MemoryError):
+        quiet_trainer(tmp_path, max_epochs=1, callbacks=[owner]).fit(build(), batches())
+    told = [(record.levelname, record.message) for record in caplog.records]
+    assert any(level == "INFO" and text.startswith("region memory: 3 queues x 6 slots x ") for level, text in told)
+    assert any(level == "WARNING" and "--memory.dtype float16" in text for level, text in told)
+
+
+@pytest.mark.parametrize("wrong", [{"placement": "gpu"}, {"dtype": "bfloat16"}])
+def test_wrong_arguments_are_refused_at_once(wrong):
+    with pytest.raises(ArgumentError, match=next(iter(wrong))):
+        RegionMemoryCallback(**wrong)
