@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from rca_lightning.data.decode import image_size, read_image, read_saliency
 from rca_lightning.data.masks import check_same_size, read_mask
+from rca_lightning.data.record_table import RecordTable
 from rca_lightning.data.records import Record
 from rca_lightning.data.sample import Batch, Sample, collate
 from rca_lightning.data.transforms import Pixels, TrainAugmentation, normalise
@@ -21,7 +22,7 @@ class TaggedImages(Dataset[Sample]):
     """Images with tags, read when they are asked for.
 
     Args:
-        records: the images.
+        records: the images; kept as a `RecordTable`.
         num_classes: L, the length of the tag vector.
         augmentation: what to do with an image in training; None gives it in its own size.
         seed: seed of the augmentation.
@@ -35,7 +36,7 @@ class TaggedImages(Dataset[Sample]):
         augmentation: TrainAugmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self.records = tuple(records)
+        self.records = RecordTable.of(records)
         self.num_classes = num_classes
         self.augmentation = augmentation
         self.seed = seed
@@ -45,10 +46,12 @@ class TaggedImages(Dataset[Sample]):
 
     def without(self, image_ids: Collection[str], *, at_least: int) -> TaggedImages:
         """The same images but for those named; some of these stay if fewer than `at_least` were left."""
-        kept = [record for record in self.records if record.image_id not in image_ids]
-        named = [record for record in self.records if record.image_id in image_ids]
-        kept += named[: max(0, at_least - len(kept))]
-        return TaggedImages(kept, num_classes=self.num_classes, augmentation=self.augmentation, seed=self.seed)
+        named = np.array([image_id in image_ids for image_id in self.records.image_ids], dtype=np.bool_)
+        kept, others = np.flatnonzero(~named), np.flatnonzero(named)
+        rows = np.concatenate([kept, others[: max(0, at_least - len(kept))]])
+        return TaggedImages(
+            self.records.take(rows), num_classes=self.num_classes, augmentation=self.augmentation, seed=self.seed
+        )
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Read one image.
