@@ -14,6 +14,7 @@ NAMES = (
     "clustering",
     "startup",
     "data_loading",
+    "coco_index",
     "prediction",
     "validation",
     "switches",

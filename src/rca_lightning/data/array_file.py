@@ -22,7 +22,7 @@ from rca_lightning.atomic import write_atomically
 from rca_lightning.errors import DataError
 
 _MAGIC = b"RCAARRAY"
-_START = struct.Struct("<8sQQ")  # magic, bytes of the header, CRC-32 of the header and the arrays
+_START = struct.Struct("<8sQQ")  # magic, bytes of the header, CRC-32 of these two and of all that follows
 _ALIGN = 64
 _DTYPES = frozenset({"|u1", "<i4", "<i8"})
 _CHUNK = 1 << 24
@@ -61,7 +61,7 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, key: str
         offset += -(-array.nbytes // _ALIGN) * _ALIGN
     header = json.dumps({"key": key, "arrays": listed}).encode()
     header += b" " * (-(_START.size + len(header)) % _ALIGN)
-    checksum = zlib.crc32(header)
+    checksum = zlib.crc32(header, _seed(len(header)))
     for part in _parts(arrays):
         checksum = zlib.crc32(part, checksum)
 
@@ -87,7 +87,7 @@ def read_arrays(path: Path, *, key: str) -> dict[str, MappedArray]:
     """
     content, header, checksum = _map(path)
     with memoryview(content) as view:
-        found = 0
+        found = _seed(header["start"] - _START.size)
         for start in range(_START.size, len(view), _CHUNK):
             found = zlib.crc32(view[start : start + _CHUNK], found)
     if found != checksum:
@@ -120,6 +120,10 @@ def _arrays(path: Path, content: mmap.mmap, header: dict[str, Any], checksum: in
         found[name] = array = np.frombuffer(content, dtype, count, start).view(MappedArray)
         array.origin = (str(path), checksum, name)
     return found
+
+
+def _seed(length: int) -> int:
+    return zlib.crc32(_START.pack(_MAGIC, length, 0))
 
 
 def _parts(arrays: Mapping[str, npt.NDArray[Any]]) -> Iterator[memoryview | bytes]:
