@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from rca_lightning.data.sources import DatasetName, SourceOptions
 from rca_lightning.data.splits import evaluation_records, training_records
 from rca_lightning.data.transforms import TrainAugmentation
 from rca_lightning.errors import ArgumentError
+
+_log = logging.getLogger(__name__)
 
 
 class WSSSDataModule(L.LightningDataModule):
@@ -199,6 +202,8 @@ class WSSSDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled batches of crops; the last batch is dropped if it is not full, unless it is the only one."""
+        if self.cache_decoded and self.num_workers and self._reloads():
+            _log.warning("cache_decoded: the trainer starts new loading processes for its epochs, which keep nothing")
         return training_loader(
             _set_up(self._train, "fit"),
             epoch=self._next_epoch(),
@@ -267,6 +272,9 @@ class WSSSDataModule(L.LightningDataModule):
             return 0
         processed: int = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return processed
+
+    def _reloads(self) -> bool:
+        return self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined, no-any-return]
 
     def _validates_in_fit(self) -> bool:
         # A data set without a validation part can be trained on with Trainer(limit_val_batches=0).
