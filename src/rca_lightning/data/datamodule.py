@@ -274,7 +274,7 @@ class WSSSDataModule(L.LightningDataModule):
         return processed
 
     def _reloads(self) -> bool:
-        return self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined, no-any-return]
+        return self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined]
 
     def _validates_in_fit(self) -> bool:
         # A data set without a validation part can be trained on with Trainer(limit_val_batches=0).
