@@ -15,6 +15,7 @@ NAMES = (
     "startup",
     "data_loading",
     "epoch",
+    "coco_index",
     "prediction",
     "validation",
     "switches",

@@ -104,7 +104,7 @@ class AttentionAccumulation(L.Callback):
         images = getattr(trainer.train_dataloader, "dataset", None)
         if self.store is None or not isinstance(images, TaggedImages):
             return  # of other data the number of tags is not known: the store refuses what does not fit
-        maps = sum(len(record.tags or ()) for record in images.records)
+        maps = int(images.records.tag_counts.clip(0).sum())  # -1 where unknown
         self.store.check_room(maps)
         _log_once(
             "attention accumulation: %d images with %d tags, up to %.1f MiB in memory and in checkpoints (max_mib=%g)",

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES, ClassIndex
+from rca_lightning.data.coco_index import IndexSources, kept_records
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.idlist import read_id_list
 from rca_lightning.data.listing import IMAGE_EXTENSIONS, check_image_id, first_few, list_by_stem, locate, require_folder
+from rca_lightning.data.record_table import RecordTable
 from rca_lightning.data.records import Record
 from rca_lightning.data.tagfile import Tags, read_tag_file
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
@@ -59,8 +61,10 @@ class COCOSource:
         """None: masks are drawn from the annotations."""
         return None
 
-    def records(self, split: str, *, with_masks: bool) -> list[Record]:
+    def records(self, split: str, *, with_masks: bool) -> RecordTable:
         """Return the images of a split in the order of their ids, those without any object included.
+
+        They are read from the annotations once and kept in the cache folder, see `kept_records`.
 
         Raises:
             ArgumentError: a split that is no part of COCO.
@@ -68,23 +72,16 @@ class COCOSource:
             DataError: the annotations cannot be used, or name images that are not there.
         """
         path = self._annotations_of(split)
-        folder = self._images_of(split)
-        images, objects = _read_instances(path)
-        present = list_by_stem(folder, IMAGE_EXTENSIONS)
-        wanted = self._restriction(split, path, images)
-        absent = [image_id for image_id in images if image_id in wanted and image_id not in present]
-        if absent:
-            raise DataError(
-                f"{path}: {len(absent)} of the images of split {split!r} are not in {folder}: {first_few(absent)}; "
-                "add them or restrict the split by split_files"
-            )
-        records = []
-        for image_id, image in images.items():
-            if image_id in wanted:
-                shapes = _shapes(image, objects[image["id"]], path) if with_masks else None
-                tags = self._given_tags.get(image_id, _tags(objects[image["id"]]))
-                records.append(Record(image_id, present[image_id], tags, shapes))
-        return records
+        list_file = locate(self._split_files[split], self.root) if split in self._split_files else None
+        sources = IndexSources(
+            annotations=path,
+            folder=self._images_of(split),
+            chosen=None if list_file is None else frozenset(read_id_list(list_file)),
+            tags=self._given_tags,
+            with_masks=with_masks,
+            year=self._year,
+        )
+        return kept_records(sources, lambda: _build(sources, split, list_file))
 
     def _part(self, split: str) -> str:
         for part in ("train", "val"):
@@ -117,15 +114,27 @@ class COCOSource:
             nested if nested.is_dir() else self.root / part, what="root", remedy="unpack the images there"
         )
 
-    def _restriction(self, split: str, path: Path, images: Mapping[str, Any]) -> set[str]:
-        if split not in self._split_files:
-            return set(images)
-        list_file = locate(self._split_files[split], self.root)
-        ids = read_id_list(list_file)
-        unknown = [image_id for image_id in ids if image_id not in images]
-        if unknown:
-            raise DataError(f"{list_file}: not in {path}: {first_few(unknown)}; take them out of the list")
-        return set(ids)
+
+def _build(sources: IndexSources, split: str, list_file: Path | None) -> RecordTable:
+    path, folder = sources.annotations, sources.folder
+    images, objects = _read_instances(path)
+    present = list_by_stem(folder, IMAGE_EXTENSIONS)
+    wanted = images.keys() if sources.chosen is None else sources.chosen
+    if unknown := sorted(wanted - images.keys()):
+        raise DataError(f"{list_file}: not in {path}: {first_few(unknown)}; take them out of the list")
+    absent = [image_id for image_id in images if image_id in wanted and image_id not in present]
+    if absent:
+        raise DataError(
+            f"{path}: {len(absent)} of the images of split {split!r} are not in {folder}: {first_few(absent)}; "
+            "add them or restrict the split by split_files"
+        )
+    records = []
+    for image_id, image in images.items():
+        if image_id in wanted:
+            shown = objects.pop(image["id"], [])
+            shapes = _shapes(image, shown, path) if sources.with_masks else None
+            records.append(Record(image_id, present[image_id], sources.tags.get(image_id, _tags(shown)), shapes))
+    return RecordTable.of(records)
 
 
 def _read_instances(path: Path) -> tuple[dict[str, Any], dict[int, list[tuple[int, Any]]]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from rca_lightning.data.decode import image_size, read_image, read_saliency
-from rca_lightning.data.masks import check_same_size, read_mask
+from rca_lightning.data.decode import image_size
+from rca_lightning.data.reader import Reader
+from rca_lightning.data.record_table import RecordTable
 from rca_lightning.data.records import Record
 from rca_lightning.data.sample import Batch, Sample, collate
 from rca_lightning.data.transforms import Pixels, TrainAugmentation, normalise
@@ -21,10 +21,12 @@ class TaggedImages(Dataset[Sample]):
     """Images with tags, read when they are asked for.
 
     Args:
-        records: the images.
+        records: the images; kept as a `RecordTable`.
         num_classes: L, the length of the tag vector.
         augmentation: what to do with an image in training; None gives it in its own size.
         seed: seed of the augmentation.
+        reduced_decoding: whether to decode photographs smaller where the augmentation makes them smaller anyway.
+        cache_mib: room for decoded photographs and masks in each process that reads them, in MiB.
     """
 
     def __init__(
@@ -34,21 +36,26 @@ class TaggedImages(Dataset[Sample]):
         num_classes: int,
         augmentation: TrainAugmentation | None = None,
         seed: int = 0,
+        reduced_decoding: bool = False,
+        cache_mib: float = 0,
     ) -> None:
-        self.records = tuple(records)
+        self.records = RecordTable.of(records)
         self.num_classes = num_classes
         self.augmentation = augmentation
         self.seed = seed
+        self._reader = Reader(num_classes, reduced_decoding=reduced_decoding, cache_mib=cache_mib)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def without(self, image_ids: Collection[str], *, at_least: int) -> TaggedImages:
         """The same images but for those named; some of these stay if fewer than `at_least` were left."""
-        kept = [record for record in self.records if record.image_id not in image_ids]
-        named = [record for record in self.records if record.image_id in image_ids]
-        kept += named[: max(0, at_least - len(kept))]
-        return TaggedImages(kept, num_classes=self.num_classes, augmentation=self.augmentation, seed=self.seed)
+        named = np.array([image_id in image_ids for image_id in self.records.image_ids], dtype=np.bool_)
+        kept, others = np.flatnonzero(~named), np.flatnonzero(named)
+        rows = np.concatenate([kept, others[: max(0, at_least - len(kept))]])
+        fewer = copy.copy(self)
+        fewer.records = self.records.take(rows)
+        return fewer
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Read one image.
@@ -66,10 +73,15 @@ class TaggedImages(Dataset[Sample]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
-        pixels = self._read(record)
-        original_size = torch.tensor(pixels.image.shape[:2], dtype=torch.int64)
-        if self.augmentation is not None:
-            pixels = self.augmentation(pixels, seed=(self.seed, epoch, index))
+        size, image = self._reader.photograph(record)
+        saliency = self._reader.saliency(record, size=size)
+        mask = self._reader.mask(record, size=size)
+        if self.augmentation is None:
+            pixels = Pixels(image(size), mask, saliency)
+        else:
+            seed = (self.seed, epoch, index)
+            pixels = self.augmentation.decoded(image, size, mask=mask, saliency=saliency, seed=seed)
+        original_size = torch.tensor(size, dtype=torch.int64)
         tags = torch.zeros(self.num_classes)
         tags[list(record.tags or ())] = 1.0
         sample = Sample(image=normalise(pixels), tags=tags, image_id=record.image_id, original_size=original_size)
@@ -80,27 +92,6 @@ class TaggedImages(Dataset[Sample]):
         if pixels.window is not None:
             sample["window"] = torch.from_numpy(pixels.window[:2].astype(np.float32))
         return sample
-
-    def _read(self, record: Record) -> Pixels:
-        image = read_image(record.image)
-        saliency = None
-        if record.saliency is not None:
-            saliency = read_saliency(record.saliency)
-            name = f"the saliency map {record.saliency}"
-            check_same_size(image, saliency.shape, image_path=record.image, other_name=name)
-        return Pixels(image=image, mask=self._mask(record, image), saliency=saliency)
-
-    def _mask(self, record: Record, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
-        source = record.mask
-        if source is None:
-            return None
-        if isinstance(source, Path):
-            mask = read_mask(source, num_classes=self.num_classes)
-            check_same_size(image, mask.shape, image_path=record.image, other_name=f"the mask {source}")
-            return mask
-        name = f"the annotation in {source.where}"
-        check_same_size(image, (source.height, source.width), image_path=record.image, other_name=name)
-        return source.draw()
 
 
 class BatchedImages(Dataset[Batch]):

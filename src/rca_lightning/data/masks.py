@@ -51,11 +51,11 @@ def read_mask(path: Path, *, num_classes: int) -> npt.NDArray[np.uint8]:
     return values.astype(np.uint8, copy=False)
 
 
-def check_same_size(image: npt.NDArray[np.uint8], other: tuple[int, int], *, image_path: Path, other_name: str) -> None:
+def check_same_size(size: tuple[int, int], other: tuple[int, int], *, image_path: Path, other_name: str) -> None:
     """Check that a mask or saliency map covers its image pixel by pixel.
 
     Args:
-        image: the upright image, (H, W, 3).
+        size: height and width of the upright image.
         other: height and width of the mask or map.
         image_path: file of the image, for the error.
         other_name: what and where the other one is, for the error.
@@ -63,9 +63,8 @@ def check_same_size(image: npt.NDArray[np.uint8], other: tuple[int, int], *, ima
     Raises:
         DataError: the sizes differ; both are named as width x height.
     """
-    height, width = image.shape[:2]
-    if other != (height, width):
+    if other != size:
         raise DataError(
-            f"{other_name} is {other[1]} x {other[0]} pixels, but its image {image_path} is {width} x {height} "
+            f"{other_name} is {other[1]} x {other[0]} pixels, but its image {image_path} is {size[1]} x {size[0]} "
             "after turning it upright; make them the same size"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,7 +35,7 @@ class Source(Protocol):
 
     root: Path
 
-    def records(self, split: str, *, with_masks: bool) -> list[Record]:
+    def records(self, split: str, *, with_masks: bool) -> Sequence[Record]:
         """Return the images of a split, sorted as the split lists them.
 
         Args:

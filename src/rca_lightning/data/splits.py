@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.data.listing import IMAGE_EXTENSIONS, first_few, list_by_stem, locate, require_folder
-from rca_lightning.data.records import Record, Source
+from rca_lightning.data.record_table import RecordTable
+from rca_lightning.data.records import Source
 from rca_lightning.errors import DataError, DatasetNotFoundError
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def _note(message: str, *values: object) -> None:
 
 def training_records(
     source: Source, split: str, *, with_masks: bool, mask_dir: str | None, saliency_dir: str | None
-) -> list[Record]:
+) -> RecordTable:
     """Return the images to train on: those with at least one tag.
 
     Args:
@@ -41,20 +42,21 @@ def training_records(
         DataError: no image left, tags unknown, or masks missing from a folder that was asked for.
         DatasetNotFoundError: a folder is missing.
     """
-    records = source.records(split, with_masks=with_masks and mask_dir is None)
+    records = RecordTable.of(source.records(split, with_masks=with_masks and mask_dir is None))
     _require_known_tags(records, split)
-    tagged = [record for record in records if record.tags]
-    if not tagged:
+    has_tag = records.tag_counts > 0
+    if not has_tag.any():
         raise DataError(f"split {split!r}: none of its {len(records)} images has a tag; there is nothing to train on")
-    if len(tagged) < len(records):
-        without = [record.image_id for record in records if not record.tags]
+    tagged = records
+    if not has_tag.all():
+        tagged, without = records.take(has_tag), records.take(~has_tag).image_ids
         _warn("split %r: %d images left out of training, no tag: %s", split, len(without), first_few(without))
     if with_masks:
         tagged = _with_masks(tagged, source, mask_dir)
         if mask_dir is not None:
             _require_masks(tagged, split, remedy="add them, or give another train_mask_dir")
     tagged = _with_saliency(tagged, source, split, saliency_dir)
-    if saliency_dir is not None and all(record.saliency is None for record in tagged):
+    if saliency_dir is not None and not tagged.has_saliency.any():
         raise DataError(
             f"saliency_dir={saliency_dir!r}: no map for any of the {len(tagged)} training images, such as "
             f"{tagged[0].image_id}; name the maps like the images"
@@ -71,7 +73,7 @@ def evaluation_records(
     saliency_dir: str | None,
     need_masks: bool,
     need_tags: bool,
-) -> list[Record]:
+) -> RecordTable:
     """Return all images of a split, with tags or without.
 
     Args:
@@ -86,7 +88,7 @@ def evaluation_records(
         DataError: no image, or masks or tags are missing that are needed.
         DatasetNotFoundError: a folder is missing.
     """
-    records = source.records(split, with_masks=mask_dir is None)
+    records = RecordTable.of(source.records(split, with_masks=mask_dir is None))
     if not records:
         raise DataError(f"split {split!r}: no image in it")
     if need_tags:
@@ -94,50 +96,47 @@ def evaluation_records(
     records = _with_masks(records, source, mask_dir, required=need_masks)
     if need_masks:
         _require_masks(records, split, remedy="scores need masks: add them, give mask_dir, or name another eval_split")
-    elif missing := sum(record.mask is None for record in records):
+    elif missing := int((~records.has_mask).sum()):
         _warn("split %r: %d of %d images have no mask, so they get no score", split, missing, len(records))
     return _with_saliency(records, source, split, saliency_dir)
 
 
-def _with_masks(
-    records: Sequence[Record], source: Source, mask_dir: str | None, *, required: bool = False
-) -> list[Record]:
+def _with_masks(records: RecordTable, source: Source, mask_dir: str | None, *, required: bool = False) -> RecordTable:
     folder = source.default_mask_dir() if mask_dir is None else locate(mask_dir, source.root)
     if folder is None:
-        return list(records)
+        return records
     if mask_dir is not None or required:
         require_folder(folder, what="mask_dir", remedy="give the folder of the index masks")
-    masks = list_by_stem(folder, {".png"}) if folder.is_dir() else {}
-    return [replace(record, mask=masks.get(record.image_id)) for record in records]
+    return records.with_mask_files(list_by_stem(folder, {".png"}) if folder.is_dir() else {})
 
 
-def _with_saliency(records: Sequence[Record], source: Source, split: str, saliency_dir: str | None) -> list[Record]:
+def _with_saliency(records: RecordTable, source: Source, split: str, saliency_dir: str | None) -> RecordTable:
     if saliency_dir is None:
-        return list(records)
+        return records
     folder = require_folder(
         locate(saliency_dir, source.root), what="saliency_dir", remedy="give the folder of the saliency maps"
     )
-    maps = list_by_stem(folder, IMAGE_EXTENSIONS)
-    found = [replace(record, saliency=maps.get(record.image_id)) for record in records]
-    if missing := sum(record.saliency is None for record in found):
+    found = records.with_saliency(list_by_stem(folder, IMAGE_EXTENSIONS))
+    if missing := int((~found.has_saliency).sum()):
         _note("split %r: %d of %d images have no saliency map in %s", split, missing, len(found), folder)
     return found
 
 
-def _require_masks(records: Sequence[Record], split: str, *, remedy: str) -> None:
-    _require(records, lambda record: record.mask is not None, split, what="a mask", remedy=remedy)
+def _require_masks(records: RecordTable, split: str, *, remedy: str) -> None:
+    _require(records, records.has_mask, split, what="a mask", remedy=remedy)
 
 
-def _require_known_tags(records: Sequence[Record], split: str) -> None:
+def _require_known_tags(records: RecordTable, split: str) -> None:
     remedy = "give tags_file (a line an image: id tag tag), or leave the images out by split_files"
-    if records and all(record.tags is None for record in records):
+    known = records.tag_counts >= 0
+    if len(records) and not known.any():
         raise DatasetNotFoundError(f"tags_file: split {split!r} has no tags at all; {remedy}")
-    _require(records, lambda record: record.tags is not None, split, what="tags", remedy=remedy)
+    _require(records, known, split, what="tags", remedy=remedy)
 
 
-def _require(records: Sequence[Record], has: Callable[[Record], bool], split: str, *, what: str, remedy: str) -> None:
-    missing = [record.image_id for record in records if not has(record)]
-    if missing:
+def _require(records: RecordTable, has: npt.NDArray[np.bool_], split: str, *, what: str, remedy: str) -> None:
+    if not has.all():
+        missing = records.take(~has).image_ids
         raise DataError(
             f"split {split!r}: {len(missing)} of {len(records)} images are without {what}: "
             f"{first_few(missing)}; {remedy}"

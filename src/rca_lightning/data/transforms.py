@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rca_lightning.data.classes import VOID
+from rca_lightning.data.resizing import fitted, resized_targets
 from rca_lightning.data.window import ANCHORS, Affine, scaled, shifted, undone
 from rca_lightning.errors import ArgumentError
 
@@ -26,7 +27,12 @@ IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 """Standard deviation of the ImageNet training photographs, RGB in [0, 1]."""
 
+_MEAN = torch.tensor(IMAGENET_MEAN).mul_(255).view(3, 1, 1)
+_STD = torch.tensor(IMAGENET_STD).mul_(255).view(3, 1, 1)
 _ATTEMPTS = 10
+
+Decoder = Callable[[tuple[int, int]], npt.NDArray[np.uint8]]
+"""Gives a photograph, (h, w, 3) RGB, in its own size, or smaller but no smaller than the height and width asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,10 @@ class Pixels:
 
 def normalise(pixels: Pixels) -> Tensor:
     """Return the image as (3, H, W) float32 with ImageNet mean 0 and standard deviation 1; padding is 0."""
-    mean = torch.tensor(IMAGENET_MEAN).mul_(255).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).mul_(255).view(3, 1, 1)
-    image = torch.from_numpy(pixels.image).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    image = image.sub_(mean).div_(std)
-    if pixels.padded is not None:
-        image.masked_fill_(torch.from_numpy(pixels.padded), 0.0)
+    planes = np.ascontiguousarray(pixels.image.transpose(2, 0, 1))  # (H, W, 3) -> (3, H, W), as bytes four times faster
+    image = torch.from_numpy(planes).to(torch.float32).sub_(_MEAN).div_(_STD)
+    if pixels.padded is not None and pixels.padded.any():
+        image.mul_(torch.from_numpy(~pixels.padded))  # four times faster than filling it in
     return image
 
 
@@ -89,7 +93,8 @@ class TrainAugmentation:
         self.scale = scale
         self.flip = flip
         self.color_jitter = color_jitter
-        self._steps: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._sides = list(range(round(crop_size * scale[0]), round(crop_size * scale[1]) + 1))
+        self._steps: Callable[..., Any] | None = None
 
     def __call__(self, pixels: Pixels, *, seed: tuple[int, ...]) -> Pixels:
         """Augment one image.
@@ -101,40 +106,61 @@ class TrainAugmentation:
         Returns:
             Arrays of `crop_size` x `crop_size`.
         """
-        resize, crop = self._pipelines()
+        size = pixels.image.shape[:2]
+        return self.decoded(lambda _: pixels.image, size, mask=pixels.mask, saliency=pixels.saliency, seed=seed)
+
+    def decoded(
+        self,
+        image: Decoder,
+        size: tuple[int, int],
+        *,
+        mask: npt.NDArray[np.uint8] | None,
+        saliency: npt.NDArray[np.float32] | None,
+        seed: tuple[int, ...],
+    ) -> Pixels:
+        """Augment one image that is decoded when it is known how large it has to be.
+
+        Args:
+            image: decodes the photograph.
+            size: height and width of the photograph, H and W.
+            mask: (H, W), or None.
+            saliency: (H, W), or None.
+            seed: as for a call.
+        """
+        crop = self._pipeline()
         # One pair of generators for all steps: albumentations' own seeding gives every step the same stream,
         # which would tie the flip to the crop and the jitter.
         generator = np.random.default_rng(seed)
         python_generator = random.Random(int(generator.integers(1 << 62)))
-        for step in (resize, crop):
-            step.set_random_state(generator, python_generator)  # type: ignore[attr-defined]
-        whole = _as_targets(pixels)
+        crop.set_random_state(generator, python_generator)  # type: ignore[attr-defined]
+        beside = {"mask": mask, "saliency": saliency}
         for _ in range(_ATTEMPTS):
-            resized = resize(**whole)
-            placed = scaled(resized["image"].shape[:2], pixels.image.shape[:2])
+            python_generator.random()  # so that a seed gives the crop it gave when albumentations resized as well
+            target = fitted(size, python_generator.choice(self._sides))
+            resized = resized_targets(image(target), target, **beside)
             drawn = crop(**resized, keypoints=ANCHORS)
-            if pixels.mask is None or (drawn["mask"] != VOID).any():
-                return _from_targets(drawn, placed)
-        labelled = np.argwhere(pixels.mask != VOID)
+            if mask is None or (drawn["mask"] != VOID).any():
+                return _from_targets(drawn, scaled(target, size))
+        labelled = np.argwhere(mask != VOID)
         if labelled.size == 0:
-            return _from_targets(drawn, placed)
+            return _from_targets(drawn, scaled(target, size))
         row, column = labelled[python_generator.randrange(len(labelled))]
+        whole = resized_targets(image(size), size, **beside)
         part, placed = _window(whole, int(row), int(column), self.crop_size)
         return _from_targets(crop(**part, keypoints=ANCHORS), placed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": None}  # loader processes build their own
 
-    def _pipelines(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def _pipeline(self) -> Callable[..., Any]:
         if self._steps is None:
             self._steps = self._build()
         return self._steps
 
-    def _build(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def _build(self) -> Callable[..., Any]:
         import albumentations as A
 
         size = self.crop_size
-        sides = list(range(round(size * self.scale[0]), round(size * self.scale[1]) + 1))
         crop: list[Any] = [
             A.PadIfNeeded(size, size, position="random", fill=0, fill_mask=VOID),
             A.RandomCrop(size, size),
@@ -144,31 +170,17 @@ class TrainAugmentation:
         if self.color_jitter:
             part = self.color_jitter
             crop.append(A.ColorJitter(brightness=part, contrast=part, saturation=part, hue=part / 5, p=0.8))
-        extra = {"saliency": "mask", "inside": "mask"}
-        # Linear interpolation alone drops most pixels of a large photograph, averaging areas keeps them.
-        resize = [A.LongestMaxSize(max_size=sides, area_for_downscale="image")]
         points = A.KeypointParams(format="xy", remove_invisible=False)
-        first = A.Compose(resize, additional_targets=extra)
-        return first, A.Compose(crop, keypoint_params=points, additional_targets=extra)
-
-
-def _as_targets(pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
-    targets: dict[str, npt.NDArray[Any]] = {
-        "image": pixels.image,
-        "inside": np.zeros(pixels.image.shape[:2], dtype=np.uint8),  # padding writes VOID here
-    }
-    if pixels.mask is not None:
-        targets["mask"] = pixels.mask
-    if pixels.saliency is not None:
-        targets["saliency"] = pixels.saliency
-    return targets
+        extra = {"saliency": "mask", "inside": "mask"}
+        pipeline: Callable[..., Any] = A.Compose(crop, keypoint_params=points, additional_targets=extra)
+        return pipeline
 
 
 def _from_targets(targets: dict[str, npt.NDArray[Any]], placed: Affine) -> Pixels:
     padded = targets["inside"] == VOID
     saliency = targets.get("saliency")
     return Pixels(
-        image=np.ascontiguousarray(targets["image"]),
+        image=np.require(targets["image"], requirements=("C_CONTIGUOUS", "WRITEABLE")),
         mask=targets.get("mask"),
         saliency=None if saliency is None else np.where(padded, np.float32(0), saliency),
         padded=padded,

@@ -144,10 +144,9 @@ def test_colour_masks_are_refused(tmp_path: Path, mode: str) -> None:
 
 
 def test_size_mismatch_names_both_sizes() -> None:
-    image = np.zeros((4, 6, 3), dtype=np.uint8)
-    check_same_size(image, (4, 6), image_path=Path("a.jpg"), other_name="the mask m.png")
+    check_same_size((4, 6), (4, 6), image_path=Path("a.jpg"), other_name="the mask m.png")
     with pytest.raises(DataError, match=r"m\.png is 4 x 6 pixels.*a\.jpg is 6 x 4"):
-        check_same_size(image, (6, 4), image_path=Path("a.jpg"), other_name="the mask m.png")
+        check_same_size((4, 6), (6, 4), image_path=Path("a.jpg"), other_name="the mask m.png")
 
 
 def test_saliency_of_8_and_16_bits(tmp_path: Path) -> None:
