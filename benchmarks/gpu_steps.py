@@ -12,7 +12,7 @@ import torch
 from measure.flops import count_flops
 from measure.peak import measured_peak, on_data_sheet
 from measure.result import Result
-from measure.timing import in_turns, ratio
+from measure.timing import Times, in_turns, ratio
 from switches import make_way
 from training_step import SIZES, TINY, Size
 
@@ -23,7 +23,7 @@ _METHODS = {"cam": False, "rca": True}
 
 def measure_peak(found: dict[str, Any], *, quick: bool) -> None:
     """Fill in TFLOPS of bf16 products: `measured`, and `data_sheet` where the device is a known one."""
-    found["measured"] = measured_peak(256 if quick else 8192)
+    found["measured"] = measured_peak(64 if quick else 8192)
     found["data_sheet"] = on_data_sheet(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     print(f"bf16 products: {found['measured']:.3g} TFLOPS measured, data sheet {found['data_sheet']}\n")
 
@@ -62,13 +62,17 @@ def release_memory() -> None:
 
 def _compare(size: Size, compiled: bool, peaks: dict[str, float | None], *, quick: bool) -> list[dict[str, Any]]:
     operations = {rca: _count(size, rca) / 1e12 for rca in (False, True)}
-    torch.compiler.reset()  # else a second size would be compiled for sizes of any kind, which is slower
     several = 1 if quick else max(1, _IMAGES // size.batch)
-    ways = {
-        name: _repeated(make_way(size, rca=rca, half=True, tf32=True, channels_last=True, compiled=compiled), several)
-        for name, rca in _METHODS.items()
-    }
-    times = in_turns(ways, rounds=2 if quick else 10, warmup=1 if quick else 2)
+    rounds, warmup = (2, 1) if quick else (10, 2)
+    switched = {"half": True, "tf32": True, "channels_last": True, "compiled": compiled}
+    ways = {name: _repeated(make_way(size, rca=rca, **switched), several) for name, rca in _METHODS.items()}
+    # Compiled ones one after the other: code that was compiled for a backbone of the one would be used for the other,
+    # and code for one size makes that for the next one fit any size, which is slower.
+    together = [[name] for name in ways] if compiled else [list(ways)]
+    times: dict[str, Times] = {}
+    for names in together:
+        torch.compiler.reset()
+        times.update(in_turns({name: ways[name] for name in names}, rounds=rounds, warmup=warmup))
     rows = []
     for name, rca in _METHODS.items():
         seconds, tera = times[name].seconds / several, operations[rca]

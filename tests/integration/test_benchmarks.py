@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gpu
 import pytest
 import torch
 from PIL import Image
+
+import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "benchmarks" / "run.py"
