@@ -28,6 +28,7 @@ def test_ratio_is_the_median_within_rounds(accelerator: bool, expected: float, m
     """Processor: 2, 3 and 10 times; clock: 4, 3 and 8 times. The ratio of the medians would be 3 and 8."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator)
     assert ratio(SLOW, FAST) == expected
+    assert SLOW.steady == (8.0 if accelerator else 6.0)
 
 
 def test_ways_take_turns_and_the_warmup_does_not_count(clock: SimpleNamespace):
