@@ -39,6 +39,9 @@ def plot(rows: Sequence[dict[str, Any]], models: dict[str, dict[str, float]], pa
             panel.grid(visible=True, which="major", linewidth=0.3)
     for panel, varied in zip(panels[-1], _VARIED, strict=True):
         panel.set_xlabel(varied)
+        panel.minorticks_off()
+        over = sorted({row[varied] for row in rows if row["varied"] == varied})
+        panel.set_xticks(over, labels=[str(value) for value in over])
     panels[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=80, metadata={"Software": None})
 
