@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ _FAISS_LIMIT = 1.3
 
 
 @dataclass(frozen=True)
-class Size:
+class MemorySize:
     """Classes, points a class, channels and clusters of one memory; `limit` in seconds on two cores."""
 
     classes: int
@@ -31,18 +31,26 @@ class Size:
 
 
 SIZES = {
-    "voc": Size(20, 500, 512, limit=0.15),
-    "coco": Size(80, 500, 512, limit=0.3),
-    "thousand": Size(1000, 500, 256, limit=3.0),
+    "voc": MemorySize(20, 500, 512, limit=0.15),
+    "coco": MemorySize(80, 500, 512, limit=0.3),
+    "thousand": MemorySize(1000, 500, 256, limit=3.0),
 }
+TINY = {"tiny": MemorySize(3, 40, 8, limit=9.0, clusters=4)}
 _SKLEARN_CLASSES = 20  # of a larger memory, as many are compared: its loop over classes takes minutes
 
 
-def run(*, quick: bool = False, rounds: int = 5) -> Result:
-    """Every backend that is here, at each size."""
+def run(*, quick: bool = False, rounds: int = 5, names: Collection[str] = tuple(SIZES)) -> Result:
+    """Every backend that is here, at each size.
+
+    Args:
+        quick: one tiny size, to see that it runs.
+        rounds: how often each backend is timed.
+        names: which of `SIZES`.
+    """
     backends = ["torch", *(["faiss"] if importlib.util.find_spec("faiss") else [])]
     result = Result("clustering", "k-means with 20 iterations, class by class", rows := [])
-    for name, size in ({"tiny": Size(3, 40, 8, limit=9.0, clusters=4)} if quick else SIZES).items():
+    sizes = {name: SIZES[name] for name in names}
+    for name, size in (TINY if quick else sizes).items():
         points = memory_like(size)
         ways: dict[str, Callable[[], object]] = {
             backend: partial(kmeans, points, size.clusters, backend=backend) for backend in (*backends, "auto")
@@ -52,13 +60,16 @@ def run(*, quick: bool = False, rounds: int = 5) -> Result:
         result.at_most(f"{name}: seconds of auto", times["auto"].seconds, size.limit)
         if "faiss" in times:
             result.at_most(f"{name}: auto over FAISS", ratio(times["auto"], times["faiss"]), _FAISS_LIMIT)
+        if not importlib.util.find_spec("sklearn"):
+            result.notes["left out"] = "the objective of scikit-learn, which is not installed"
+            continue
         compared = points[:_SKLEARN_CLASSES]
         found = float(kmeans(compared, size.clusters).objective.sum()) / objective_of_sklearn(compared, size.clusters)
         result.at_most(f"{name}: objective over scikit-learn's", found, _OBJECTIVE_LIMIT)
     return result
 
 
-def memory_like(size: Size) -> Tensor:
+def memory_like(size: MemorySize) -> Tensor:
     """Unit vectors about overlapping centres, as regions of a class are: near each other, without clear clusters."""
     generator = torch.Generator().manual_seed(0)
     random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731

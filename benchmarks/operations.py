@@ -22,8 +22,8 @@ _ATTENTION_TEMPERATURE = 0.05
 
 
 @dataclass(frozen=True)
-class Size:
-    """Batch, features and memory."""
+class OperationSize:
+    """Batch, features and memory; `ranks` processes give their regions to one memory."""
 
     batch: int = 8
     classes: int = 20
@@ -31,12 +31,13 @@ class Size:
     side: int = 46
     slots: int = 500
     prototypes: int = 10
+    ranks: int = 1
 
 
 class Inputs:
     """Random features, maps, tags, a full memory and prototypes; the same for both ways."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: OperationSize) -> None:
         generator = torch.Generator().manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
@@ -64,7 +65,7 @@ class Inputs:
 
 def run(*, quick: bool = False, rounds: int = 5) -> Result:
     """Both ways in turns, forward and backward, and what they differ by."""
-    size = Size(batch=2, classes=4, channels=16, side=8, slots=10, prototypes=3) if quick else Size()
+    size = OperationSize(batch=2, classes=4, channels=16, side=8, slots=10, prototypes=3) if quick else OperationSize()
     inputs = Inputs(size)
     apart = difference(inputs)
     times = in_turns({"library": lambda: library(inputs), "loops": lambda: loops(inputs)}, rounds=rounds)
@@ -84,7 +85,10 @@ def library(inputs: Inputs) -> tuple[Tensor, Tensor]:
     )
     read = inputs.reader(inputs.features)
     (gradient,) = torch.autograd.grad(loss + read.context.square().mean(), inputs.features)
-    inputs.written.enqueue(regions.embeddings.detach(), regions.labels, inputs.ids[regions.images], step=1)
+    # Every rank writes the regions of all of them; here those of the others are copies of its own.
+    embeddings, ids = regions.embeddings.detach(), inputs.ids[regions.images]
+    arrived = [part.repeat(inputs.size.ranks, *[1] * (part.ndim - 1)) for part in (embeddings, regions.labels, ids)]
+    inputs.written.enqueue(*arrived, step=1)
     return loss.detach(), gradient
 
 

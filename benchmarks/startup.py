@@ -23,7 +23,7 @@ def run(*, quick: bool = False, rounds: int = 5) -> Result:
             "import sys; from rca_lightning.cli import console; sys.exit(console())", "fit", "--help"
         ),
     }
-    times = in_turns(ways, rounds=1 if quick else rounds)
+    times = in_turns(ways, rounds=1 if quick else rounds, warmup=0 if quick else 1)
     result = Result("startup", "a new process", as_rows(times, "import lightning"))
     extra = _extra(times["import rca_lightning"], times["import lightning"])
     result.at_most("seconds of the import over that of lightning", extra, _IMPORT_LIMIT)

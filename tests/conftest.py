@@ -11,8 +11,11 @@ import torch
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 torch.set_num_threads(1)
-# The ablation tool is a folder of scripts, no installed package.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments" / "ablation"))
+# The ablation tool and the benchmarks are folders of scripts, no installed packages. Of their two run.py, `import run`
+# finds that of the ablation.
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT / "experiments" / "ablation"))
+sys.path.append(str(_ROOT / "benchmarks"))
 
 
 @pytest.fixture(scope="session")

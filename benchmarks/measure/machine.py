@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,30 @@ def describe_machine() -> dict[str, Any]:
         "command": " ".join(["python", *sys.argv]),
     }
     if torch.cuda.is_available():
-        found["accelerator"] = torch.cuda.get_device_name()
-        found["cuda"] = torch.version.cuda
+        found.update(_accelerator())
     return found
+
+
+def _accelerator() -> dict[str, Any]:
+    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "accelerator": about.name,
+        "accelerator_gib": round(about.total_memory / 2**30, 1),
+        "accelerators": torch.cuda.device_count(),
+        "compute_capability": f"{about.major}.{about.minor}",
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (found.stdout.splitlines() or [None])[0]
 
 
 def _processor() -> str:

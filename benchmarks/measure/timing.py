@@ -29,6 +29,11 @@ class Times:
         """Median by the clock."""
         return statistics.median(self.wall)
 
+    @property
+    def steady(self) -> float:
+        """Median by the clock where an accelerator is waited for, else of the processor, all threads added up."""
+        return statistics.median(self.wall if torch.cuda.is_available() else self.processor)
+
 
 def in_turns(ways: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, Times]:
     """Run every way once a round.
