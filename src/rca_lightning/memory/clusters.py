@@ -92,9 +92,10 @@ def settle(
 
 def objective(points: Tensor, clusters: Clusters) -> Tensor:
     """Sum `(C,)` of squared distances of the assigned points `(C, N, D)` to the centroid of their cluster."""
-    index = clusters.assignment.clamp_min(0)[:, :, None].expand_as(points)
-    residuals = points - clusters.centroids.gather(1, index)
-    return (residuals.square().sum(dim=2) * (clusters.assignment >= 0)).sum(dim=1)
+    count = clusters.centroids.shape[1]
+    row = clusters.assignment.clamp_min(0) + torch.arange(len(points), device=points.device)[:, None] * count
+    own = clusters.centroids.flatten(0, 1).index_select(0, row.flatten()).view_as(points)
+    return (own.sub_(points).square_().sum(dim=2) * (clusters.assignment >= 0)).sum(dim=1)
 
 
 def joined(parts: Sequence[Clusters]) -> Clusters:

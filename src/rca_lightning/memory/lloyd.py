@@ -32,8 +32,8 @@ def lloyd(
 def nearest(points: Tensor, centroids: Tensor, usable: Tensor) -> Tensor:
     """Index `(C, N)` of the nearest usable centroid of each point."""
     # Without the squared length of the point, which is the same for each of its distances.
-    lengths = centroids.square().sum(dim=2).masked_fill(~usable, torch.inf)[:, None]  # (C, 1, K)
-    return torch.baddbmm(lengths, points, centroids.transpose(1, 2), alpha=-2).argmin(dim=2)
+    lengths = centroids.square().sum(dim=2).masked_fill(~usable, torch.inf)[:, :, None]  # (C, K, 1)
+    return torch.baddbmm(lengths, centroids, points.transpose(1, 2), alpha=-2).min(dim=1).indices
 
 
 def means(points: Tensor, valid: Tensor, assignment: Tensor, fallback: Tensor, *, unit: bool = False) -> Tensor:
@@ -46,13 +46,26 @@ def means(points: Tensor, valid: Tensor, assignment: Tensor, fallback: Tensor, *
         fallback: `(C, K, D)`.
         unit: scale the means to unit length; a mean that is all but zero has no direction and falls back too.
     """
-    membership = F.one_hot(assignment, fallback.shape[1]).to(points.dtype) * valid[:, :, None]
-    sizes = membership.sum(dim=1)[:, :, None]  # (C, K, 1)
-    found = torch.bmm(membership.transpose(1, 2), points) / sizes.clamp_min(1)
+    sums, sizes = _sums(points, valid, assignment, fallback.shape[1])
+    found = sums / sizes.clamp_min(1)
     if unit:
         lengths = found.norm(dim=2, keepdim=True)
         return torch.where(lengths > _SHORTEST, found / lengths.clamp_min(_SHORTEST), fallback)
     return torch.where(sizes > 0, found, fallback)
+
+
+def _sums(points: Tensor, valid: Tensor, assignment: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Sum `(C, K, D)` and number `(C, K, 1)` of the valid points of each cluster."""
+    if points.device.type == "cpu":
+        shape = (len(points), count, points.shape[2])
+        cluster = assignment + torch.arange(len(points))[:, None] * count  # (C, N), of all classes
+        own = cluster[valid]
+        sizes = torch.bincount(own, minlength=shape[0] * count).to(points.dtype).reshape(*shape[:2], 1)
+        rows = points.flatten(0, 1) if len(own) == cluster.numel() else points[valid]
+        return points.new_zeros(shape).flatten(0, 1).index_add_(0, own, rows).reshape(shape), sizes
+    # On a GPU the order of such a sum would change from run to run, and products cost next to nothing.
+    membership = F.one_hot(assignment, count).to(points.dtype) * valid[:, :, None]
+    return torch.bmm(membership.transpose(1, 2), points), membership.sum(dim=1)[:, :, None]
 
 
 _SHORTEST = 1e-6  # float32 leaves this much where opposite unit vectors cancel

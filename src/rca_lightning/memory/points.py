@@ -32,7 +32,10 @@ def as_batch(points: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         shapes = (tuple(points.shape), tuple(valid.shape))
         raise ArgumentError("points, valid", shapes, "give (C, N, D) and (C, N) with at least one point")
     # Unused slots may hold anything; zero keeps them from spreading NaN through masked sums.
-    points = torch.where(valid[:, :, None], points.float(), points.new_zeros(()).float())
-    if not torch.isfinite(points).all():
+    points = points.float()
+    if not valid.all():
+        points = torch.where(valid[:, :, None], points, points.new_zeros(()))
+    # A sum shows that something may be wrong in a tenth of the time.
+    if not torch.isfinite(points.sum()) and not torch.isfinite(points).all():
         raise ArgumentError("points", "non-finite", "remove NaN and infinity before clustering")
     return points, valid

@@ -14,10 +14,19 @@ Candidates = Callable[[Tensor], Tensor]
 """From the squared distance of each point to its nearest centroid `(C, N)` to the points proposed next `(C, T)`."""
 
 
-def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
-    """Squared distances `(C, N, K)` of points `(C, N, D)` to centroids `(C, K, D)`, never negative."""
-    cross = torch.bmm(points, centroids.transpose(1, 2))
-    return (points.square().sum(2)[:, :, None] - 2 * cross + centroids.square().sum(2)[:, None, :]).clamp_min_(0)
+def squared_distances(points: Tensor, centroids: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Squared distances `(C, N, K)` of points `(C, N, D)` to centroids `(C, K, D)`, never negative.
+
+    `lengths` are `squared_lengths(points)` where these are known: they take longer than the products.
+    """
+    lengths = squared_lengths(points) if lengths is None else lengths
+    distances = torch.baddbmm(lengths[:, :, None], points, centroids.transpose(1, 2), alpha=-2)
+    return distances.add_(squared_lengths(centroids)[:, None, :]).clamp_min_(0)
+
+
+def squared_lengths(points: Tensor) -> Tensor:
+    """Squared lengths `(C, N)` of points `(C, N, D)`."""
+    return torch.linalg.vector_norm(points, dim=2).square()  # without a tensor of all squares
 
 
 def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -52,11 +61,12 @@ def spread_seeds(
     classes = torch.arange(len(points), device=points.device)
     first = _draw(valid.to(torch.float64), 1, draws)[:, 0]
     centroids, distinct = [points[classes, first]], [valid.any(dim=1)]
-    nearest = squared_distances(points, centroids[0][:, None])[:, :, 0] * valid  # (C, N)
+    lengths = squared_lengths(points)
+    nearest = squared_distances(points, centroids[0][:, None], lengths)[:, :, 0] * valid  # (C, N)
     nearest = _without_copies(nearest, points, centroids[0])
     for _ in range(1, num_clusters):
         distinct.append((nearest > 0).any(dim=1))
-        centroid, nearest = _next_seed(points, valid, nearest, candidates)
+        centroid, nearest = _next_seed(points, valid, nearest, lengths, candidates)
         centroids.append(centroid)
     return torch.stack(centroids, dim=1), torch.stack(distinct, dim=1)
 
@@ -80,32 +90,35 @@ def fill_seeds(
         The centroids `(C, K, D)`, the kept ones in their place, and `(C, K)` boolean which of them can be used.
     """
     classes = torch.arange(len(points), device=points.device)
-    distances = squared_distances(points, initial).masked_fill(~given[:, None], torch.inf)
+    lengths = squared_lengths(points)
+    distances = squared_distances(points, initial, lengths).masked_fill(~given[:, None], torch.inf)
     reached = torch.zeros_like(given, dtype=torch.long).scatter_add_(1, distances.argmin(dim=2), valid.long()) > 0
     usable, centroids = given & reached, initial.clone()
     first = points[classes, _draw(valid.to(torch.float64), 1, draws)[:, 0]]
     bare = valid.any(dim=1) & ~usable.any(dim=1)
     centroids[bare, 0], usable[bare, 0] = first[bare], True
-    nearest = squared_distances(points, centroids).masked_fill(~usable[:, None], torch.inf).amin(dim=2)
+    nearest = squared_distances(points, centroids, lengths).masked_fill(~usable[:, None], torch.inf).amin(dim=2)
     # A mean of copies misses them by rounding; what lies that close is covered. Empty classes have infinity here.
-    covered = nearest <= _ROUNDING * points.square().sum(dim=2)
+    covered = nearest <= _ROUNDING * lengths
     nearest = nearest.masked_fill(covered | ~valid, 0)
     for place in range(initial.shape[1]):
         missing = ~usable[:, place] & (nearest > 0).any(dim=1)
         if not missing.any():
             continue
-        seed, updated = _next_seed(points, valid, nearest, candidates)
+        seed, updated = _next_seed(points, valid, nearest, lengths, candidates)
         centroids[:, place] = torch.where(missing[:, None], seed, centroids[:, place])
         nearest = torch.where(missing[:, None], updated, nearest)
         usable[:, place] |= missing
     return centroids, usable
 
 
-def _next_seed(points: Tensor, valid: Tensor, nearest: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+def _next_seed(
+    points: Tensor, valid: Tensor, nearest: Tensor, lengths: Tensor, candidates: Candidates
+) -> tuple[Tensor, Tensor]:
     """The best candidate `(C, D)`, and the squared distances `(C, N)` to the nearest centroid with it."""
     classes = torch.arange(len(points), device=points.device)
     proposed = points[classes[:, None], candidates(nearest)]  # (C, T, D)
-    distances = torch.minimum(nearest[:, :, None], squared_distances(points, proposed) * valid[:, :, None])
+    distances = torch.minimum(nearest[:, :, None], squared_distances(points, proposed, lengths) * valid[:, :, None])
     best = distances.sum(dim=1).argmin(dim=1)  # (C,)
     centroid = proposed[classes, best]
     return centroid, _without_copies(distances[classes, :, best], points, centroid)
