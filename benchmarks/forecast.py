@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def _quantities(project: Project, kmeans_model: dict[str, float]) -> dict[str, f
     cam, rca = _module(project, rca=False), _module(project, rca=True)
     channels, queues = rca.embedding_dim, rca.memory_classes
     network = project.batch * network_flops(cam, project.side)
-    attention = project.batch * network_flops(rca, project.side) - network
+    tags = math.ceil(project.tags)
+    attention = project.batch * network_flops(rca, project.side, tags_per_image=tags) - network
     contrast = contrast_flops(round(project.batch * project.tags), queues * project.slots, channels)
     steps = project.images // (project.batch * project.gpus)
     background = int(rca.hparams["background_prototypes"])

@@ -12,19 +12,20 @@ from rca_lightning import RCAModule
 _ITERATIONS = 20  # of the clustering
 
 
-def network_flops(module: RCAModule, side: int) -> int:
-    """Operations of the network's forward and backward pass for one image, counted without computing anything."""
-    module = module.to("meta").train()
-    # Two, for what a network does to a batch.
-    images = torch.empty(2, 3, side, side, device="meta")
-    tags = torch.empty(2, module.hparams["num_classes"], device="meta")
+def network_flops(module: RCAModule, side: int, *, tags_per_image: int = 1) -> int:
+    """Operations of the network's forward and backward pass for one image, with all prototypes there."""
+    module.train()
+    if module.network.aggregation is not None:
+        module.network.aggregation.valid.fill_(True)
+    images, tags = torch.zeros(1, 3, side, side), torch.zeros(1, module.hparams["num_classes"])
+    tags[:, :tags_per_image] = 1
 
     def step() -> None:
         maps = module(images, tags)
         total = maps.coarse.sum() + maps.embeddings.sum()
         (total if maps.refined is None else total + maps.refined.sum()).backward()
 
-    return count_flops(step) // 2
+    return count_flops(step)
 
 
 def contrast_flops(regions: int, bank: int, channels: int) -> int:
@@ -33,7 +34,7 @@ def contrast_flops(regions: int, bank: int, channels: int) -> int:
 
 
 def kmeans_flops(points: int, clusters: int, channels: int, iterations: int = _ITERATIONS) -> int:
-    """Operations of `kmeans` of a class without an early end: seeds, distances and means, and the last assignment."""
+    """Operations of `kmeans` of a class on a GPU, where means are products, without an early end."""
     candidates = 2 + int(math.log(clusters))  # for each further seed
     seeding = 2 * points * channels * (1 + (clusters - 1) * candidates)
     return seeding + 2 * points * clusters * channels * (2 * iterations + 1)

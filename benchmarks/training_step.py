@@ -114,7 +114,7 @@ def make_module(size: Size, *, rca: bool, channels_last: bool = False) -> tuple[
     module.log = module.log_dict = lambda *values, **how: None  # no Trainer to log to
     callback = RegionMemoryCallback(slots=size.slots)
     if rca:
-        trainer = SimpleNamespace(global_step=1, current_epoch=0, is_last_batch=False)
+        trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=module.device), num_devices=1)
         callback.setup(trainer, module, "fit")
         callback.on_fit_start(trainer, module)
         fill(module, callback)

@@ -36,6 +36,7 @@ def written(writer: PseudoLabelWriter, seeds: Seeds, saliency: torch.Tensor | No
     if saliency is not None:
         batch["saliency"] = saliency[None]
     writer.write_on_batch_end(None, None, [{"image_id": "photo", "seeds": seeds}], None, batch, 0, 0)
+    writer._queue.join()
     return np.asarray(Image.open(writer.output_dir / "pseudo_labels" / "photo.png"))
 
 
@@ -81,6 +82,7 @@ def test_saliency_belongs_to_the_image_of_its_row(tmp_path):
     seeds = Seeds(torch.full((1, H, W), 0.5), torch.tensor([1]), torch.rand(20))
     prediction = [{"image_id": name, "seeds": seeds} for name in batch["image_id"]]
     writer.write_on_batch_end(None, None, prediction, None, batch, 0, 0)
+    writer._queue.join()
     labels = {path.stem: np.unique(np.asarray(Image.open(path))) for path in tmp_path.glob("pseudo_labels/*.png")}
     assert {name: values.tolist() for name, values in labels.items()} == {"dull": [0], "bright": [2]}
 

@@ -28,6 +28,7 @@ def write(writer: PseudoLabelWriter, *results: tuple[str, Seeds]) -> None:
     batch: Batch = collate(tagged_images(*(name for name, _ in results), height=H, width=W))
     prediction = [{"image_id": name, "seeds": seeds} for name, seeds in results]
     writer.write_on_batch_end(None, None, prediction, None, batch, 0, 0)
+    writer._queue.join()
 
 
 def palette_of_the_voc_kit() -> list[int]:
@@ -95,6 +96,7 @@ def test_overlay_is_the_labels_over_the_photograph(tmp_path):
     prediction = [{"image_id": "photo", "seeds": Seeds(maps, torch.tensor([3, 17]), torch.rand(20))}]
     writer = PseudoLabelWriter(str(tmp_path), overlays=True)
     writer.write_on_batch_end(None, None, prediction, None, batch, 0, 0)
+    writer._queue.join()
     labels = np.zeros((H, W), dtype=np.uint8)
     labels[:16], labels[16:, :24] = 4, 18
     expected = overlay_mask(denormalise(batch["image"][0]), labels)
