@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from measure.result import Result
-from measure.timing import as_rows, in_turns
+from measure.timing import as_rows, in_turns, one_thread
 from PIL import Image
 
 from rca_lightning.data.dataset import TaggedImages
@@ -46,7 +46,8 @@ def run(*, quick: bool = False, root: Path | None = None, rounds: int = 5) -> Re
             "whole, cache_decoded": _samples(paths, augmentation, cache_mib=2**20),
             **_large(Path(folder), augmentation, len(paths)),
         }
-        times = in_turns(ways, rounds=rounds)
+        with one_thread():
+            times = in_turns(ways, rounds=rounds)
     source = "JPEG files of --root" if root else "generated JPEG files, 500 x 375"
     rows = [
         {**row, "images_per_second": len(paths) / float(row["processor_seconds"])} for row in as_rows(times, "whole")

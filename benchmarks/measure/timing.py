@@ -5,9 +5,11 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import cv2
 import torch
 
 
@@ -54,6 +56,19 @@ def in_turns(ways: Mapping[str, Callable[[], object]], *, rounds: int, warmup: i
                 times[name].wall.append(time.perf_counter() - wall)
                 times[name].processor.append(_processor_seconds() - processor)
     return times
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for all arithmetic, as a loading process has."""
+    threads, of_pictures = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(of_pictures)
 
 
 def ratio(times: Times, reference: Times) -> float:

@@ -252,9 +252,9 @@ def _lloyd_faiss(
 ) -> tuple[Tensor, str]:
     faiss = require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
     on_gpu = points.device.type == "cuda" and _gpu_count(faiss) > 0
-    centroids = seeds.clone()
+    centroids, full = seeds.clone(), valid.all(dim=1).tolist()
     for label in range(len(points)):
-        own = points[label, valid[label]].cpu().numpy()
+        own = (points[label] if full[label] else points[label, valid[label]]).cpu().numpy()
         start = seeds[label, usable[label]].cpu().numpy()
         # FAISS refuses fewer points than centroids; there the seeds are the points themselves.
         if len(own) <= len(start):
