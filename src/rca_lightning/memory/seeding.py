@@ -21,13 +21,16 @@ def squared_distances(points: Tensor, centroids: Tensor, lengths: Tensor | None 
     """
     lengths = squared_lengths(points) if lengths is None else lengths
     # (C, K, D) x (C, D, N): a third faster than the other way round.
-    distances = torch.baddbmm(squared_lengths(centroids)[:, :, None], centroids, points.transpose(1, 2), alpha=-2)
+    distances: Tensor = torch.baddbmm(
+        squared_lengths(centroids)[:, :, None], centroids, points.transpose(1, 2), alpha=-2
+    )
     return distances.add_(lengths[:, None, :]).clamp_min_(0).transpose(1, 2)
 
 
 def squared_lengths(points: Tensor) -> Tensor:
     """Squared lengths `(C, N)` of points `(C, N, D)`."""
-    return torch.linalg.vector_norm(points, dim=2).square()  # without a tensor of all squares
+    lengths: Tensor = torch.linalg.vector_norm(points, dim=2)
+    return lengths.square()  # without a tensor of all squares
 
 
 def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: Draws) -> tuple[Tensor, Tensor]:
