@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.losses.streaming import against_negatives, attracted_by_all, hardest_slots, in_graph
+from rca_lightning.losses.streaming import BLOCK_BYTES, against_negatives, attracted_by_all, hardest_slots, in_graph
 
 Positives = Literal["all", "prototypes", "hardest"]
 
@@ -43,8 +43,9 @@ def region_contrast_loss(
         labels: `(R,)` class of each region.
         absent: `(R, C)` boolean; classes absent from the region's image. A class that is in the
             image is no negative, also where another region of it is meant.
-        memory: `(C, N, D)` unit vectors; no gradient flows into it. One on another device or in half precision is
-            read in blocks of at most 64 MiB, with float32 products and the same result up to rounding.
+        memory: `(C, N, D)` unit vectors; no gradient flows into it. One on another device, in half precision,
+            on a processor, or with many products is read in blocks of at most 64 MiB, with float32 products, the same
+            result up to rounding, and no second derivative.
         valid: `(C, N)` boolean, slots in use.
         temperature: `t`, above 0.
         positives: what a region is pulled to.
@@ -68,13 +69,19 @@ def region_contrast_loss(
     _check_positives(positives)
     queries = F.normalize(embeddings.float(), dim=1)
     valid = valid.to(queries.device)
-    kept_elsewhere = memory.device != queries.device or memory.dtype != torch.float32
-    attract = _attract_by_blocks if kept_elsewhere else _attract
+    attract = _attract_by_blocks if _reads_by_blocks(queries, memory) else _attract
     near = _to_prototypes(queries, labels, prototypes, prototypes_valid) if positives == "prototypes" else None
     with torch.autocast(queries.device.type, enabled=False):  # half precision is coarse once divided by `t`
         per_region, usable = attract(queries, labels, absent, memory.detach(), valid, temperature, positives, near)
     per_region = torch.where(usable, per_region, embeddings.float().sum(dim=1) * 0)
     return per_region.sum() / usable.sum().clamp_min(1)
+
+
+def _reads_by_blocks(queries: Tensor, memory: Tensor) -> bool:
+    kept_elsewhere = memory.device != queries.device or memory.dtype != torch.float32
+    # A processor multiplies a block twice while it has it in its cache. A GPU is faster at once, while there is room.
+    large = queries.device.type == "cpu" or len(queries) * memory.shape[:2].numel() * 4 > BLOCK_BYTES
+    return kept_elsewhere or large
 
 
 def _attract(

@@ -32,6 +32,23 @@ class CAMHead(nn.Module):
         return maps
 
 
+def class_maps(features: Tensor, *weights: Tensor) -> list[Tensor]:
+    """Activation maps of several heads, in one product.
+
+    Args:
+        features: `(B, C, H, W)`.
+        weights: of each head `(L, C, 1, 1)`.
+
+    Returns:
+        Of each head what its convolution gives, `(B, L, H, W)`.
+    """
+    joint = torch.cat(weights).flatten(1)  # (sum of L, C, 1, 1) -> (sum of L, C)
+    # A convolution into few channels is slow on a CPU, and each head would read the features anew.
+    maps = torch.bmm(joint.expand(len(features), -1, -1), features.flatten(2))
+    maps = maps.reshape(len(features), -1, *features.shape[2:])
+    return list(torch.split(maps, [len(weight) for weight in weights], dim=1))
+
+
 def image_logits(maps: Tensor) -> Tensor:
     """Image logits `(B, L)`: the spatial mean of activation maps `(B, L, H, W)`."""
     return maps.float().mean(dim=(2, 3))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.backbone import Backbone
-from rca_lightning.models.cam import CAMHead, image_logits, max_normalise
+from rca_lightning.models.cam import CAMHead, class_maps, image_logits, max_normalise
 from rca_lightning.models.context import ContextModule
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
@@ -128,42 +128,41 @@ class RCANetwork(nn.Module):
         stages = self.backbone.last_stages(images.contiguous(memory_format=self.memory_format), self.embedding_stages)
         features = stages[-1]
         embeddings = self._embed(stages)
+        if self.aggregation is not None and self.refined_head is not None:
+            return self._complete(self.refined_head, self.aggregation, features, embeddings, tags)
         coarse = self.coarse_head(features)
         if self.context is not None and self.refined_head is not None:
             completed = torch.cat([self.context(features, coarse.detach(), tags), features], dim=1)
             return ActivationMaps(embeddings, coarse, self.refined_head(completed))
         if self.aggregation is None:
             return ActivationMaps(embeddings, coarse)
-        readable = None
-        if self.attention_classes == "tags":
-            readable = tags if tags is not None else (image_logits(coarse) > 0)
-        classes = coarse.shape[1]
-        if self.refined_head is None:
-            attention = self.aggregation.class_attention(embeddings.detach(), readable)
-            return ActivationMaps(embeddings, coarse, attention=attention[:, :classes])
-        refined, attention = self._refine(self.refined_head, self.aggregation, features, embeddings, readable)
-        return ActivationMaps(embeddings, coarse, refined, attention[:, :classes])
+        attention = self.aggregation.class_attention(embeddings.detach(), self._readable(coarse, tags))
+        return ActivationMaps(embeddings, coarse, attention=attention[:, : coarse.shape[1]])
 
-    def _refine(
+    def _complete(
         self,
         head: CAMHead,
         aggregation: SemanticAggregation,
         features: Tensor,
         embeddings: Tensor,
-        readable: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Maps of the second head on `[F', F]`, and the attention by class."""
-        # One half of the weights at a time: F' is as large as the embeddings, and what is made of it is small.
-        read = embeddings.shape[1]
-        of_context, of_features = head.conv.weight[:, :read], head.conv.weight[:, read:]
+        tags: Tensor | None,
+    ) -> ActivationMaps:
+        """With maps of the second head on `[F', F]`."""
+        # One half of its weights at a time: F' is as large as the embeddings, and what is made of it is small.
+        of_context, of_features = head.conv.weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
+        coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
         length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float32)
-        maps, attention = aggregation.project(embeddings, of_context.flatten(1), readable, length=length)
-        # (B, L, C) x (B, C, HW); a convolution of few channels into few is slow on a CPU.
-        unread = torch.bmm(of_features.flatten(1).expand(len(features), -1, -1), features.flatten(2)).reshape(
-            maps.shape
+        read, attention = aggregation.project(
+            embeddings, of_context.flatten(1), self._readable(coarse, tags), length=length
         )
         # Prototypes are unit vectors: with the length of the pixel both halves of F^ have one scale.
-        return unread + maps * length.detach(), attention
+        return ActivationMaps(embeddings, coarse, unread + read * length.detach(), attention[:, : coarse.shape[1]])
+
+    def _readable(self, coarse: Tensor, tags: Tensor | None) -> Tensor | None:
+        """The classes `(B, L)` a pixel may read; `None`: all."""
+        if self.attention_classes != "tags":
+            return None
+        return tags if tags is not None else image_logits(coarse) > 0
 
     def _embed(self, stages: list[Tensor]) -> Tensor:
         size = stages[-1].shape[2], stages[-1].shape[3]
