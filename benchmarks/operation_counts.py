@@ -29,7 +29,10 @@ def network_flops(module: RCAModule, side: int, *, tags_per_image: int = 1) -> i
 
 
 def contrast_flops(regions: int, bank: int, channels: int) -> int:
-    """Operations of the contrast of regions with `bank` slots: similarities, and their gradient for the regions."""
+    """Operations of the contrast of regions with `bank` slots: similarities, and their gradient for the regions.
+
+    Where the memory is read in blocks, the slots of a region's own class are read again: count them twice.
+    """
     return 2 * 2 * regions * bank * channels
 
 

@@ -18,6 +18,7 @@ from measure.peak import measured_peak, on_data_sheet
 from operation_counts import contrast_flops, kmeans_flops, network_flops
 
 from rca_lightning import RCAModule, kmeans
+from rca_lightning.losses import contrast
 from rca_lightning.losses.contrast import region_contrast_loss
 
 ROWS = [{"size": size, "words": words} for size in (1.0, 2.0, 5.0) for words in (10.0, 100.0, 1000.0)]
@@ -44,7 +45,9 @@ def test_a_product_forward_and_backward_is_three():
     assert count_flops(lambda: (one @ other).sum().backward()) == 3 * 2 * 3 * 5 * 7
 
 
-def test_contrast_is_what_is_counted():
+@pytest.mark.parametrize("by_blocks", [False, True])
+def test_contrast_is_what_is_counted(by_blocks: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(contrast, "_reads_by_blocks", lambda queries, memory: by_blocks)
     regions, classes, slots, channels = 5, 4, 6, 8
     queries = torch.randn(regions, channels, requires_grad=True)
     absent = torch.arange(regions)[:, None] % 2 != torch.arange(classes)[None] % 2
@@ -52,7 +55,8 @@ def test_contrast_is_what_is_counted():
     valid = torch.ones(classes, slots, dtype=torch.bool)
     labels = torch.arange(regions) % 2
     counted = count_flops(lambda: region_contrast_loss(queries, labels, absent, memory, valid).backward())
-    assert counted == contrast_flops(regions, classes * slots, channels)
+    again = slots if by_blocks else 0  # slots of a region's own class
+    assert counted == contrast_flops(regions, classes * slots + again, channels)
 
 
 def test_kmeans_is_what_is_counted():

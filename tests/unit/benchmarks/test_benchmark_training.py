@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import gpu_training
@@ -13,8 +14,10 @@ VOC, WEIGHTS = Path("/data/VOC2012"), Path("/data/resnet50.pth")
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """Words of each command; validations score 0.25, 0.5, ... and the last one fails."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
     commands: list[list[str]] = []
 
     def rca(words: list[str]) -> None:
@@ -28,7 +31,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (folder / "validate.json").write_text(json.dumps(score))
 
     monkeypatch.setattr(gpu_training, "rca", rca)
-    return commands
+    yield commands
+    torch.set_float32_matmul_precision(before)
 
 
 def test_each_method_is_trained_and_scored_on_both_splits(told: list[list[str]]):
@@ -41,7 +45,7 @@ def test_each_method_is_trained_and_scored_on_both_splits(told: list[list[str]])
         ("cam", "val", 0.5),
         ("rca", "train", 0.75),
     ]
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "medium"
     for words, method in zip(told, ["cam"] * 3 + ["rca"] * 3, strict=True):
         assert Path(words[words.index("--config") + 1]).relative_to(gpu_training._EXPERIMENT) == Path(f"{method}.yaml")
         options = {word.partition("=")[0]: word.partition("=")[2] for word in words if "=" in word}
