@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -43,9 +44,15 @@ def class_maps(features: Tensor, *weights: Tensor) -> list[Tensor]:
         Of each head what its convolution gives, `(B, L, H, W)`.
     """
     joint = torch.cat(weights).flatten(1)  # (sum of L, C, 1, 1) -> (sum of L, C)
-    # A convolution into few channels is slow on a CPU, and each head would read the features anew.
-    maps = torch.bmm(joint.expand(len(features), -1, -1), features.flatten(2))
-    maps = maps.reshape(len(features), -1, *features.shape[2:])
+    size = features.shape[2:]
+    # A convolution into few channels is slow on a CPU, and each head would read the features anew. Rows cost a copy of
+    # the features, unless channels are innermost; a batch of products costs a gradient of the weights for each image.
+    if len(joint) > size.numel() or features.is_contiguous(memory_format=torch.channels_last):
+        rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # (B, C, H, W) -> (BHW, C)
+        maps = F.linear(rows, joint).reshape(len(features), *size, -1).permute(0, 3, 1, 2)
+    else:
+        maps = torch.bmm(joint.expand(len(features), -1, -1), features.flatten(2))
+        maps = maps.reshape(len(features), -1, *size)
     return list(torch.split(maps, [len(weight) for weight in weights], dim=1))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rca_lightning.models.cam import CAMHead, image_logits, max_normalise, minmax_normalise
+from rca_lightning.models.cam import CAMHead, class_maps, image_logits, max_normalise, minmax_normalise
 
 
 def random_maps(seed: int = 0, shape: tuple[int, ...] = (2, 3, 4, 5)) -> torch.Tensor:
@@ -23,6 +23,23 @@ def test_head_is_a_weighted_sum_of_channels_without_bias():
     weight = head.conv.weight.detach()[:, :, 0, 0]
     expected = torch.einsum("lc,bchw->blhw", weight.double(), features.double())
     torch.testing.assert_close(head(features).double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("classes", [3, 30])  # fewer than the 20 cells, and more
+def test_several_heads_in_one_product_are_their_convolutions(classes: int, layout: torch.memory_format):
+    features = random_maps(1, (2, 6, 4, 5)).double().contiguous(memory_format=layout).requires_grad_()
+    heads = [random_maps(2 + index, (count, 6, 1, 1)).double() for index, count in enumerate((classes, 2))]
+    weights = [head.requires_grad_() for head in heads]
+    found = class_maps(features, *weights)
+    expected = [torch.nn.functional.conv2d(features, weight) for weight in weights]
+    scales = [random_maps(9, tuple(maps.shape)).double() for maps in expected]
+    for mine, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, right)
+    inputs = [features, *weights]
+    sums = [sum((maps * scale).sum() for maps, scale in zip(ways, scales, strict=True)) for ways in (found, expected)]
+    for mine, right in zip(*(torch.autograd.grad(total, inputs) for total in sums), strict=True):
+        torch.testing.assert_close(mine, right)
 
 
 def test_image_logits_are_the_spatial_mean():
