@@ -1,10 +1,9 @@
-"""Clustering of the memory, class by class (RCA, section 3.4). The only file that imports FAISS."""
+"""Clustering of the memory, class by class (RCA, section 3.4)."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import types
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal, get_args
@@ -13,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rca_lightning.errors import ArgumentError, require_extra
+from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.clusters import Clusters, chosen, joined, settle
 from rca_lightning.memory.draws import Draws
 from rca_lightning.memory.farthest import cells, farthest, farthest_seeds
 from rca_lightning.memory.lloyd import lloyd
+from rca_lightning.memory.lloyd_faiss import lloyd_by_faiss
 from rca_lightning.memory.mixture import mixture
 from rca_lightning.memory.ordering import in_order_of
 from rca_lightning.memory.points import as_batch
@@ -185,8 +185,10 @@ def _start(
 
 
 def _blocks(points: Tensor) -> Iterator[slice]:
-    """Classes that are clustered together: on a GPU all, on a processor as many as stay in its cache."""
-    step = max(1, CACHED_BYTES // points[0].nbytes) if points.device.type == "cpu" and len(points) else len(points)
+    """Classes that are clustered together: on a GPU all, on a processor as many as stay in its cache, one a thread."""
+    step = len(points)
+    if points.device.type == "cpu" and len(points):
+        step = max(torch.get_num_threads(), CACHED_BYTES // points[0].nbytes)
     for first in range(0, len(points), max(1, step)):
         yield slice(first, min(first + step, len(points)))
 
@@ -241,41 +243,7 @@ def _run(
     elif method == "farthest":
         centroids, assignment = cells(points, valid, seeds, usable)
     elif use_faiss:
-        centroids, backend = _lloyd_faiss(points, valid, seeds, usable, iterations, unit)
+        centroids, backend = lloyd_by_faiss(points, valid, seeds, usable, iterations, unit)
     else:
         centroids = lloyd(points, valid, seeds, usable, iterations, unit=unit)
     return settle(points, valid, centroids, usable, backend=backend, assignment=assignment, unit=unit)
-
-
-def _lloyd_faiss(
-    points: Tensor, valid: Tensor, seeds: Tensor, usable: Tensor, iterations: int, unit: bool
-) -> tuple[Tensor, str]:
-    faiss = require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
-    on_gpu = points.device.type == "cuda" and _gpu_count(faiss) > 0
-    centroids, full = seeds.clone(), valid.all(dim=1).tolist()
-    for label in range(len(points)):
-        own = (points[label] if full[label] else points[label, valid[label]]).cpu().numpy()
-        start = seeds[label, usable[label]].cpu().numpy()
-        # FAISS refuses fewer points than centroids; there the seeds are the points themselves.
-        if len(own) <= len(start):
-            continue
-        solver = faiss.Kmeans(
-            own.shape[1],
-            len(start),
-            niter=iterations,
-            gpu=on_gpu,
-            spherical=unit,
-            # Its defaults would subsample large classes and warn about small ones.
-            min_points_per_centroid=1,
-            max_points_per_centroid=len(own),
-        )
-        solver.train(own, init_centroids=start)
-        centroids[label, usable[label]] = torch.from_numpy(solver.centroids).to(points.device)
-    # FAISS fills an empty cluster with a shifted copy of a large one, which may be the last thing it did.
-    centroids = lloyd(points, valid, centroids, usable, iterations=1, unit=unit)
-    return centroids, "faiss-gpu" if on_gpu else "faiss-cpu"
-
-
-def _gpu_count(faiss: types.ModuleType) -> int:
-    # A CPU build has no such function; asking it for a GPU would silently run on the CPU.
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0

@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from rca_lightning.errors import ArgumentError, MissingExtraError
-from rca_lightning.memory import clustering
+from rca_lightning.memory import clustering, lloyd_faiss
 from rca_lightning.memory.clustering import kmeans
 from rca_lightning.memory.draws import Draws
 from rca_lightning.memory.seeding import greedy_seeds, squared_distances
@@ -231,7 +231,7 @@ def test_torch_backend_never_imports_faiss(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    monkeypatch.setattr(clustering, "require_extra", lambda *a, **k: pytest.fail("faiss was asked for"))
+    monkeypatch.setattr(lloyd_faiss, "require_extra", lambda *a, **k: pytest.fail("faiss was asked for"))
     assert kmeans(blobs(3, 10)[0], 3, backend="torch").backend == "torch-cpu"
 
 

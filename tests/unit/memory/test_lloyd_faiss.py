@@ -1,0 +1,65 @@
+"""Lloyd's iterations by FAISS: the same for any number of threads, and no setting of the process is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from rca_lightning.memory.lloyd import lloyd
+from rca_lightning.memory.lloyd_faiss import lloyd_by_faiss
+
+faiss = pytest.importorskip("faiss")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def problem(classes: int = 5) -> tuple[torch.Tensor, ...]:
+    random = torch.Generator().manual_seed(0)
+    points = torch.randn(classes, 60, 6, generator=random)
+    valid = torch.rand(classes, 60, generator=random) < 0.8
+    valid[-1] = torch.arange(60) < 2  # fewer points than seeds
+    seeds, usable = points[:, :4].clone(), torch.ones(classes, 4, dtype=torch.bool)
+    usable[-1, 2:] = False
+    return points, valid, seeds, usable
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_any_number_of_threads_gives_the_same_bits(count, threads):
+    torch.set_num_threads(1)
+    alone, backend = lloyd_by_faiss(*problem(), 10, unit=False)
+    torch.set_num_threads(count)
+    beside, _ = lloyd_by_faiss(*problem(), 10, unit=False)
+    assert backend == "faiss-cpu"
+    assert torch.equal(alone, beside)
+
+
+def test_it_is_what_plain_iterations_give():
+    points, valid, seeds, usable = problem()
+    found, _ = lloyd_by_faiss(points, valid, seeds, usable, 50, unit=False)
+    torch.testing.assert_close(found, lloyd(points, valid, seeds, usable, iterations=50, unit=False))
+
+
+def test_threads_of_faiss_elsewhere_stay_as_they_are():
+    before = faiss.omp_get_max_threads()
+    try:
+        faiss.omp_set_num_threads(3)
+        lloyd_by_faiss(*problem(), 3, unit=False)
+        assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def test_error_of_a_class_comes_out(threads):
+    torch.set_num_threads(2)
+    points, valid, seeds, usable = problem()
+    points[3, 5] = float("nan")
+    valid[3, 5] = True
+    with pytest.raises(RuntimeError, match="NaN"):
+        lloyd_by_faiss(points, valid, seeds, usable, 3, unit=False)
