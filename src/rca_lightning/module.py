@@ -231,7 +231,7 @@ class RCAModule(CheckedLoading):
         )
         size = len(tags)
         self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=size)
-        self.log("train/loss", objective.total.detach(), prog_bar=True, batch_size=size)
+        self.log("train/loss", objective.value, prog_bar=True, batch_size=size)
         # Detached, for embeddings and graph would live on until the next step has been computed.
         read, chances = maps.read(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
         kept = {"image_id": batch["image_id"], "maps": read, "probabilities": chances}
