@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.models.aggregation import SemanticAggregation
+from rca_lightning.models.aggregation import SemanticAggregation, pixel_lengths
 from rca_lightning.models.backbone import Backbone
 from rca_lightning.models.cam import CAMHead, class_maps, image_logits, max_normalise
 from rca_lightning.models.context import ContextModule
@@ -152,7 +152,7 @@ class RCANetwork(nn.Module):
         # One half of its weights at a time: F' is as large as the embeddings, and what is made of it is small.
         of_context, of_features = head.conv.weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
         coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
-        length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float32)
+        length = pixel_lengths(embeddings)
         read, attention = aggregation.project(
             embeddings, of_context.flatten(1), self._readable(coarse, tags), length=length
         )
