@@ -14,6 +14,7 @@ from rca_lightning.distributed import place
 
 CLASSES = 3
 IGNORED = 255
+SIDE = 32
 
 
 class Noise(Dataset[Any]):
@@ -26,9 +27,9 @@ class Noise(Dataset[Any]):
     def __init__(self, tags: Tensor) -> None:
         draw = torch.Generator().manual_seed(5)
         small = torch.randn(len(tags), 3, 8, 8, generator=draw)
-        self.images = torch.nn.functional.interpolate(small, size=(64, 64), mode="bilinear")
-        self.masks = torch.randint(CLASSES + 1, (len(tags), 64, 64), generator=draw)
-        self.masks[1::2, 8:] = IGNORED
+        self.images = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")
+        self.masks = torch.randint(CLASSES + 1, (len(tags), SIDE, SIDE), generator=draw)
+        self.masks[1::2, 4:] = IGNORED
         self.tags = tags
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Noise(Dataset[Any]):
             "tags": self.tags[index],
             "mask": self.masks[index],
             "image_id": f"photo {index}",
-            "original_size": torch.tensor([64, 64]),
+            "original_size": torch.tensor([SIDE, SIDE]),
         }
 
 

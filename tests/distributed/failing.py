@@ -51,7 +51,7 @@ def _as_tasks(count: int) -> None:
         child = os.fork()
         if child == 0:
             os.environ.update(
-                SLURM_NTASKS=str(count), SLURM_PROCID=str(task), SLURM_LOCALID=str(task), SLURM_NODEID="0",
+                SLURM_NTASKS=str(count), SLURM_NTASKS_PER_NODE=str(count), SLURM_PROCID=str(task), SLURM_LOCALID=str(task), SLURM_NODEID="0",
                 SLURM_JOB_ID="1234", SLURM_JOB_NAME="rca", SLURM_NODELIST="127.0.0.1",
             )  # fmt: skip
             console()

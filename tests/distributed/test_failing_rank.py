@@ -45,6 +45,7 @@ def damage(config: Path, synthetic_root: Path, tmp_path: Path) -> Damage:  # noq
 def end(process: subprocess.Popen[str], raised: Path) -> str:
     """What a run has written that ended, not well, within a minute of an error."""
     text = output(process)
+    assert raised.exists(), text[-6000:]
     seconds = time.time() - float(raised.read_text().split()[0])
     assert seconds < 60, text[-6000:]
     return text
