@@ -99,7 +99,7 @@ def stack_over_ranks(tensor: Tensor) -> Tensor:
     Each rank gets the gradient of the sum of all losses. `DistributedDataParallel` then takes the mean over ranks, so
     parameters get the gradient of the mean loss. All ranks must run backward through it, or none.
     """
-    stacked: Tensor = _Stack.apply(tensor)
+    stacked: Tensor = _Stack.apply(tensor)  # type: ignore[no-untyped-call]
     return stacked
 
 

@@ -6,7 +6,7 @@ import os
 import time
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, TCPStore
+import torch.distributed as dist
 
 _CONNECTING = timedelta(seconds=10)
 
@@ -27,12 +27,12 @@ class Noticeboard:
     def __init__(self, name: str) -> None:
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_CONNECTING)
+            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_CONNECTING)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ConnectionError(f"no store at MASTER_ADDR and MASTER_PORT: {error}") from error
         # torchrun keeps its store when it starts the processes anew.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = PrefixStore(f"rca_lightning/{attempt}/{name}", store)
+        self._store = dist.PrefixStore(f"rca_lightning/{attempt}/{name}", store)
 
     def post(self, notice: str) -> None:
         """Leave a notice, unless there is one.

@@ -71,7 +71,13 @@ def run(folder: Path, processes: int) -> None:
         # 5 slots a class: a batch of many regions overwrites some.
         memory = RegionMemoryCallback(slots=5, rule=RULES.get(name, "fifo"), ema=0.5, backend="torch")
         kept = Steps(_kept(folder, name))
-        fit = {"max_epochs": 2, "precision": "64-true", "limit_val_batches": 0, "use_distributed_sampler": False, "callbacks": [memory, kept]}
+        fit = {
+            "max_epochs": 2,
+            "precision": "64-true",
+            "limit_val_batches": 0,
+            "use_distributed_sampler": False,
+            "callbacks": [memory, kept],
+        }
         quiet_trainer(folder, **cluster, **fit, **options).fit(module, batches)
     photographs(folder, cluster, processes)
 

@@ -1,6 +1,7 @@
 """The cases on so many processes: `python -m tests.distributed.equality_job FOLDER PROCESSES [fork]`.
 
-With "fork" processes are started before Lightning looks, as `torchrun` and `srun` do it; without, Lightning starts them.
+With "fork" processes are started before Lightning looks, as `torchrun` and `srun` do it, and then all cases run on a
+single process; without, Lightning starts them.
 """
 
 from __future__ import annotations

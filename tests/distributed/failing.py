@@ -50,10 +50,9 @@ def _as_tasks(count: int) -> None:
     for task in range(count):
         child = os.fork()
         if child == 0:
-            os.environ.update(
-                SLURM_NTASKS=str(count), SLURM_NTASKS_PER_NODE=str(count), SLURM_PROCID=str(task), SLURM_LOCALID=str(task), SLURM_NODEID="0",
-                SLURM_JOB_ID="1234", SLURM_JOB_NAME="rca", SLURM_NODELIST="127.0.0.1",
-            )  # fmt: skip
+            numbers = {"NTASKS": count, "NTASKS_PER_NODE": count, "PROCID": task, "LOCALID": task, "NODEID": 0}
+            names = {"JOB_ID": 1234, "JOB_NAME": "rca", "NODELIST": "127.0.0.1"}
+            os.environ.update({f"SLURM_{name}": str(value) for name, value in (numbers | names).items()})
             console()
             sys.exit()
         tasks.append(child)

@@ -16,6 +16,7 @@ from rca_lightning.distributed import broadcast_from_first, gather_uneven
 from tests.distributed.launching import free_port, rca
 from tests.integration.conftest import config, synthetic_root  # noqa: F401  (fixtures)
 
+
 def _gather(rank: int, port: int, lengths: list[int], folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=len(lengths))

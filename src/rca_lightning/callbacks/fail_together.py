@@ -27,8 +27,8 @@ class FailTogether(L.Callback):
     leaves a notice, and a thread of every other looks for one each second. What still waits `patience` seconds
     later is ended with status 1.
 
-    A process that is killed leaves no notice. Then the launcher has to end the others: Lightning's own and `torchrun` do
-    so, `srun` with `--kill-on-bad-exit=1`.
+    A process that is killed leaves no notice. Then the launcher has to end the others: Lightning's own and `torchrun`
+    do so, `srun` with `--kill-on-bad-exit=1`.
 
     The command line adds it wherever there is more than one process.
 

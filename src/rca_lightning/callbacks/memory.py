@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 class RegionMemoryCallback(L.Callback):
     """Keeps regions of the whole dataset, clusters them each epoch, writes the module's prototypes.
 
-    Every training step the regions of all ranks enter the memory, in the order of the images of the batch that a single
-    process would have: the memory is the same on every rank, bit for bit, and does not depend on their number. After the last batch of the warm-up and of each later epoch rank 0 runs
-    k-means and broadcasts the prototypes. The memory is part of the checkpoint.
+    Every training step the regions of all ranks enter the memory, in the order of the images in the batch that a single
+    process would have: the memory is the same on every rank, bit for bit, and does not depend on their number. After
+    the last batch of the warm-up and of each later epoch rank 0 runs k-means and broadcasts the prototypes. The memory
+    is part of the checkpoint.
 
     Args:
         slots: regions N a class. More than two epochs of them keep regions of a network that has moved on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -101,15 +102,14 @@ class RCALoss(nn.Module):
         regions = pool_regions(maps.embeddings, masks)
         per_region, usable = self._contrast(regions, tags, memory, prototypes)
         number = usable.sum()
-        objective = self._weighted(
-            parts | {"contrast": per_region.sum() / number.clamp_min(1)}, counts | {"contrast": number}
-        )
+        contrast = per_region.sum() / number.clamp_min(1)
+        objective = self._weighted({**parts, "contrast": contrast}, {**counts, "contrast": number})
         objective.regions = memorable_regions(
             regions, maps, located, tags, confidence=self.confidence, background_threshold=self.background_threshold
         )
         return objective
 
-    def _weighted(self, parts: dict[str, Tensor], counts: dict[str, Tensor | int]) -> Objective:
+    def _weighted(self, parts: Mapping[str, Tensor], counts: Mapping[str, Tensor | int]) -> Objective:
         weights = {"coarse": 1.0, "refined": self.beta, "contrast": self.alpha}
         minimised, values = means_over_ranks(parts, counts)
         total = torch.stack([weights[name] * part for name, part in minimised.items()]).sum()

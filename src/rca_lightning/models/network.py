@@ -75,8 +75,9 @@ class RCANetwork(nn.Module):
         context: another source of context in place of the prototypes; see `build_context`.
         second_head: whether a second CAM head reads the context. Without, prototypes serve the attention alone.
         attention_classes: whether a pixel may read all classes or the tags of its image.
-        standardize: whether embeddings have mean 0 and variance 1 in every channel, see `Standardization`. Features behind a ReLU are
-            positive, so their cosines are all high and say little; around their mean they point apart.
+        standardize: whether embeddings have mean 0 and variance 1 in every channel, see `Standardization`. Features
+            behind a ReLU are positive, so their cosines are all high and say little; around their mean they point
+            apart.
         channels_last: whether convolutions run with the channels as innermost dimension, which is what tensor
             cores and bf16 units of CPUs want.
     """
