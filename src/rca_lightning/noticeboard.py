@@ -27,12 +27,13 @@ class Noticeboard:
     def __init__(self, name: str) -> None:
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_CONNECTING)
+            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_CONNECTING)  # type: ignore[attr-defined]
         except (KeyError, ValueError, RuntimeError) as error:
             raise ConnectionError(f"no store at MASTER_ADDR and MASTER_PORT: {error}") from error
+        self._confirmed = False
         # torchrun keeps its store when it starts the processes anew.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"rca_lightning/{attempt}/{name}", store)
+        self._store = dist.PrefixStore(f"rca_lightning/{attempt}/{name}", store)  # type: ignore[attr-defined]
 
     def post(self, notice: str) -> None:
         """Leave a notice, unless there is one.
@@ -53,11 +54,14 @@ class Noticeboard:
             return self._store.get("notice").decode() if self._store.check(["notice"]) else None
 
     def confirm(self) -> None:
-        """Say that this process has read it.
+        """Say, once, that this process has read it.
 
         Raises:
             OSError: if the store has gone.
         """
+        if self._confirmed:
+            return
+        self._confirmed = True
         with _Gone():
             self._store.add("readers", 1)
 

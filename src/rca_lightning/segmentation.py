@@ -49,7 +49,7 @@ class SegmentationModule(CheckedLoading):
         output_stride: pixels a cell of the features.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
-            small batches; turn it off to train from scratch.
+            small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
         head: "deeplabv2", parallel dilated classifiers (arXiv 1606.00915); "deeplabv3plus", ASPP with image pooling

@@ -77,7 +77,7 @@ def test_tasks_that_nobody_ends(config: Path, damage: Damage, tmp_path: Path):  
     content = yaml.safe_load(config.read_text())
     content["trainer"]["callbacks"] += [
         {"class_path": "tests.distributed.failing.Deaf", "init_args": {"rank": 1}},
-        {"class_path": "rca_lightning.callbacks.fail_together.FailTogether", "init_args": {"patience": 2}},
+        {"class_path": "rca_lightning.FailTogether", "init_args": {"patience": 2}},
     ]
     config.write_text(yaml.safe_dump(content))
     process = start("-m", "tests.distributed.failing", "fit", "--config", config, *TWO_PROCESSES)

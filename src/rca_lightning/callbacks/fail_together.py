@@ -52,7 +52,8 @@ class FailTogether(L.Callback):
         self.patience = patience
         self.notice: str | None = None
         self._board: Noticeboard | None = None
-        self._over = threading.Event()
+        # Made later, for processes may get a copy of this callback to start with.
+        self._over: threading.Event | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin to look."""
@@ -88,8 +89,9 @@ class FailTogether(L.Callback):
             logger.debug("the other processes could not be told: %s", error)
 
     def _close(self) -> None:
-        self._over.set()
-        self._board = None
+        if self._over is not None:
+            self._over.set()
+        self._over = self._board = None
 
     def _watch(self, board: Noticeboard, over: threading.Event) -> None:
         try:
