@@ -2,6 +2,7 @@
 
 from rca_lightning.callbacks.atlas import PrototypeAtlasCallback
 from rca_lightning.callbacks.attention import AttentionAccumulation
+from rca_lightning.callbacks.fail_together import FailTogether
 from rca_lightning.callbacks.masks import MaskWriter
 from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.panels import PanelCallback
@@ -20,6 +21,7 @@ from rca_lightning.version import __version__
 
 __all__ = [
     "AttentionAccumulation",
+    "FailTogether",
     "LabelIoU",
     "MaskWriter",
     "PanelCallback",

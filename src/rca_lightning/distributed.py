@@ -1,4 +1,4 @@
-"""Collectives for tensors of unequal length."""
+"""What processes of one run do together: collectives, also for tensors of unequal length."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from torch import Tensor
 def is_distributed() -> bool:
     """Whether more than one process takes part."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def place() -> tuple[int, int]:
+    """The number of processes, and the rank of this one."""
+    return (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
 
 
 def gather_uneven(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -78,6 +83,38 @@ def maximum_over_ranks(tensor: Tensor) -> None:
     """Overwrite a tensor in place with its elementwise maximum over all ranks; it has one shape on all of them."""
     if is_distributed():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, without gradients; it has one shape on all of them."""
+    total = tensor.detach().clone()
+    if is_distributed():
+        dist.all_reduce(total)
+    return total
+
+
+def stack_over_ranks(tensor: Tensor) -> Tensor:
+    """What each rank gave, `(world size, ...)`, with gradients; it has one shape on all of them.
+
+    Each rank gets the gradient of the sum of all losses. `DistributedDataParallel` then takes the mean over ranks, so
+    parameters get the gradient of the mean loss. All ranks must run backward through it, or none.
+    """
+    stacked: Tensor = _Stack.apply(tensor)  # type: ignore[no-untyped-call]
+    return stacked
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        if not is_distributed():
+            return tensor[None]
+        found = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(found, tensor.contiguous())
+        return torch.stack(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return sum_over_ranks(gradients[0])[place()[1]]
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -44,7 +44,7 @@ class RCAModule(CheckedLoading):
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
-            small batches; turn it off to train from scratch.
+            small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
         contrast: whether to contrast regions with the memory.
@@ -231,7 +231,7 @@ class RCAModule(CheckedLoading):
         )
         size = len(tags)
         self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=size)
-        self.log("train/loss", objective.total.detach(), prog_bar=True, batch_size=size)
+        self.log("train/loss", objective.value, prog_bar=True, batch_size=size)
         # Detached, for embeddings and graph would live on until the next step has been computed.
         read, chances = maps.read(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
         kept = {"image_id": batch["image_id"], "maps": read, "probabilities": chances}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -16,7 +17,9 @@ from rca_lightning.errors import ArgumentError, DataError, require_extra
 from rca_lightning.label_inference import LabelImage, label_images
 from rca_lightning.label_iou import LabelEvaluation
 from rca_lightning.losses.classification import classification_loss
+from rca_lightning.losses.over_ranks import means_over_ranks
 from rca_lightning.losses.pixels import pixel_cross_entropy
+from rca_lightning.metrics import IGNORE_INDEX
 from rca_lightning.models.backbones import OutputStride, build_backbone
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.models.segmentation_network import HeadName, SegmentationNetwork
@@ -46,7 +49,7 @@ class SegmentationModule(CheckedLoading):
         output_stride: pixels a cell of the features.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
-            small batches; turn it off to train from scratch.
+            small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
         head: "deeplabv2", parallel dilated classifiers (arXiv 1606.00915); "deeplabv3plus", ASPP with image pooling
@@ -156,12 +159,18 @@ class SegmentationModule(CheckedLoading):
         if "mask" not in batch:
             raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
         logits, tag_maps = self.network.branches(batch["image"])
-        loss = pixel_cross_entropy(logits, batch["mask"])
+        size, mask = len(batch["mask"]), batch["mask"]
+        losses, counts = {"loss": pixel_cross_entropy(logits, mask)}, {"loss": (mask != IGNORE_INDEX).sum()}
         if tag_maps is not None:
-            tag_loss = classification_loss(tag_maps, batch["tags"])
-            self.log("train/tag_loss", tag_loss.detach(), batch_size=len(batch["mask"]))
-            loss = loss + self.hparams["tag_weight"] * tag_loss
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["mask"]))
+            losses["tag_loss"] = classification_loss(tag_maps, batch["tags"])
+            counts["tag_loss"] = torch.tensor(size)
+        minimised, values = means_over_ranks(losses, counts)
+        loss, value = minimised["loss"], values["loss"]
+        if tag_maps is not None:
+            self.log("train/tag_loss", values["tag_loss"], batch_size=size)
+            loss = loss + self.hparams["tag_weight"] * minimised["tag_loss"]
+            value = value + self.hparams["tag_weight"] * values["tag_loss"]
+        self.log("train/loss", value, prog_bar=True, batch_size=size)
         return loss
 
     def label_images(self, images: Tensor, tags: Tensor | None = None) -> list[LabelImage]:

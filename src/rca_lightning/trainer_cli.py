@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from rca_lightning.callbacks.fail_together import FailTogether
 from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.checkpoint import check_checkpoint
-from rca_lightning.errors import ArgumentError
+from rca_lightning.errors import ArgumentError, OtherProcessError
 from rca_lightning.report import print_report, write_report
 from rca_lightning.task import Task
 
@@ -75,9 +76,13 @@ class TaskCLI(LightningCLI, ABC):
             self.config[f"{subcommand}.model.{name}"] = value
 
     def instantiate_classes(self) -> None:
-        """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines."""
+        """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines.
+
+        Processes of one run fail together.
+        """
         super().instantiate_classes()
         self._check_callbacks()
+        self._fail_together()
         if hasattr(self, "trainer") and not sys.stdout.isatty():
             self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
 
@@ -87,6 +92,25 @@ class TaskCLI(LightningCLI, ABC):
             if needed != self.task:
                 name = type(callback).__name__
                 raise ArgumentError("callbacks", name, f"it is for --task {needed}, this is {self.task}; leave it out")
+
+    def _fail_together(self) -> None:
+        trainer = getattr(self, "trainer", None)
+        if trainer is not None and trainer.world_size > 1 and self._fellows is None:
+            trainer.callbacks.insert(0, FailTogether())
+
+    @property
+    def _fellows(self) -> FailTogether | None:
+        return next((one for one in self.trainer.callbacks if isinstance(one, FailTogether)), None)  # type: ignore[attr-defined]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            fellows = self._fellows
+            if fellows is None or fellows.notice is None:
+                raise
+            # What a collective says of a process that has left would hide why it has left.
+            raise OtherProcessError(fellows.notice) from error
 
     def before_validate(self) -> None:
         """An untrained network has no scores worth a table."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from tests.distributed.test_two_processes import _rca
+from tests.distributed.launching import rca
 from tests.integration.conftest import config, synthetic_root  # noqa: F401  (fixtures)
 
 
@@ -21,7 +21,7 @@ def test_every_rank_has_the_maximum_of_all(config: Path, tmp_path: Path):  # noq
     ]
     config.write_text(yaml.safe_dump(content))
     # A validation in every epoch: its checkpoint comes before the end of the epoch.
-    _rca("fit", config, "--trainer.max_epochs=2")
+    rca("fit", config, "--trainer.max_epochs=2")
     ranks = [torch.load(tmp_path / f"attention-{rank}.pt", weights_only=True) for rank in range(2)]
     first, second = (rank["store"] for rank in ranks)
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +13,8 @@ import torch.multiprocessing as mp
 import yaml
 
 from rca_lightning.distributed import broadcast_from_first, gather_uneven
+from tests.distributed.launching import free_port, rca
 from tests.integration.conftest import config, synthetic_root  # noqa: F401  (fixtures)
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _gather(rank: int, port: int, lengths: list[int], folder: str) -> None:
@@ -48,7 +38,7 @@ def _mixed(rank: int, length: int) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("lengths", [[3, 1], [1, 0], [0, 0], [2, 0, 3]])
 def test_gather_uneven(lengths: list[int], tmp_path: Path):
-    mp.spawn(_gather, args=(_free_port(), lengths, str(tmp_path)), nprocs=len(lengths))
+    mp.spawn(_gather, args=(free_port(), lengths, str(tmp_path)), nprocs=len(lengths))
     expected = [torch.cat(parts) for parts in zip(*map(_mixed, range(len(lengths)), lengths), strict=True)]
     for rank in range(len(lengths)):
         *found, number = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -59,15 +49,6 @@ def test_gather_uneven(lengths: list[int], tmp_path: Path):
         assert number.item() == 5.0
 
 
-def _rca(command: str, path: Path, *more: object) -> None:
-    path_of_imports = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path_of_imports, MASTER_PORT=str(_free_port()))
-    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    words = [sys.executable, "-m", "rca_lightning", command, "--config", str(path), *ddp, *map(str, more)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-
-
 @pytest.mark.parametrize("uneven", [False, True])
 def test_memory_and_prototypes_equal_on_both_ranks(config: Path, tmp_path: Path, uneven: bool):  # noqa: F811
     content = yaml.safe_load(config.read_text())
@@ -76,7 +57,7 @@ def test_memory_and_prototypes_equal_on_both_ranks(config: Path, tmp_path: Path,
     drop = [{"class_path": "tests.distributed.observing.DropRegions"}] if uneven else []
     content["trainer"]["callbacks"] = drop + content["trainer"]["callbacks"] + watch
     config.write_text(yaml.safe_dump(content))
-    _rca("fit", config)
+    rca("fit", config)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
     if uneven:
         assert second["received"][0] == 0
@@ -93,9 +74,9 @@ def test_memory_and_prototypes_equal_on_both_ranks(config: Path, tmp_path: Path,
 
 
 def test_prediction_covers_each_image_once(config: Path, tmp_path: Path):  # noqa: F811
-    _rca("fit", config, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0")
+    rca("fit", config, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0")
     checkpoint = tmp_path / "run" / "last.ckpt"
-    _rca("predict", config, "--ckpt_path", checkpoint, "--data.predict_split=train")
+    rca("predict", config, "--ckpt_path", checkpoint, "--data.predict_split=train")
     content = yaml.safe_load(config.read_text())
     wanted = set(Path(content["data"]["split_files"]["train"]).read_text().split())
     folder = tmp_path / "run" / "predictions"

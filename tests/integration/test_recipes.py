@@ -169,7 +169,9 @@ def test_batch_script(parser: ArgumentParser, script: str, tmp_path: Path):
     (command,) = written_commands(text, program="sbatch")
     assert command[:2] == ["sbatch", script]
     done = subprocess.run(["bash", *command[1:]], env=environment, capture_output=True, text=True, check=True)
-    words = done.stdout.splitlines()
+    # Without that option tasks would wait for one that was killed.
+    kill, *words = done.stdout.splitlines()
+    assert kill == "--kill-on-bad-exit=1"
     assert words[:2] == ["rca", "fit"]
     options = parse(parser, words[1:])
     assert (ROOT / command[2]).is_file()

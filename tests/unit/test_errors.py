@@ -19,6 +19,7 @@ BUILT_IN = {
     "WeightsError": ValueError,
     "OutputError": ValueError,
     "ResultsError": ValueError,
+    "OtherProcessError": RuntimeError,
     "MissingExtraError": ImportError,
 }
 

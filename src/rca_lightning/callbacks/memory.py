@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from rca_lightning.distributed import broadcast_from_first, gather_uneven, is_distributed
+from rca_lightning.distributed import broadcast_from_first, gather_uneven, place
 from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.memory.clustering import ClusteringBackend, ClusteringMethod
@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 class RegionMemoryCallback(L.Callback):
     """Keeps regions of the whole dataset, clusters them each epoch, writes the module's prototypes.
 
-    Every training step the regions of all ranks enter the memory in rank order, so the memory is the
-    same on every rank, bit for bit. After the last batch of the warm-up and of each later epoch rank 0 runs
-    k-means and broadcasts the prototypes. The memory is part of the checkpoint.
+    Every training step the regions of all ranks enter the memory, in the order of the images in the batch that a single
+    process would have: the memory is the same on every rank, bit for bit, and does not depend on their number. After
+    the last batch of the warm-up and of each later epoch rank 0 runs k-means and broadcasts the prototypes. The memory
+    is part of the checkpoint.
 
     Args:
         slots: regions N a class. More than two epochs of them keep regions of a network that has moved on.
@@ -155,7 +156,7 @@ class RegionMemoryCallback(L.Callback):
             return
         prototypes, factors = torch.zeros_like(reader.prototypes), torch.ones_like(reader.factors)
         valid = torch.zeros_like(reader.valid, dtype=torch.uint8)
-        if not is_distributed() or torch.distributed.get_rank() == 0:
+        if place()[1] == 0:
             parts = self._cluster(self.memory, module, epoch)
             prototypes.copy_(torch.cat([part.vectors.flatten(0, 1) for part in parts]))
             factors.copy_(torch.cat([part.factors.flatten() for part in parts]))
@@ -215,8 +216,12 @@ class RegionMemoryCallback(L.Callback):
             return
         regions: Regions = outputs["regions"]
         ids = encode_ids(outputs["image_id"]).to(regions.labels.device)[regions.images]
-        embeddings, labels, ids = gather_uneven(regions.embeddings.float(), regions.labels, ids)
-        self.memory.enqueue(embeddings, labels, ids, trainer.global_step)
+        processes, rank = place()
+        order = regions.images * processes + rank
+        embeddings, labels, ids, order = gather_uneven(regions.embeddings.float(), regions.labels, ids, order)
+        # Image i of a process is image i * processes + rank of the batch that a single process would have.
+        order = torch.argsort(order, stable=True)
+        self.memory.enqueue(embeddings[order], labels[order], ids[order], trainer.global_step)
         # Here and not at the end of the epoch, where validation has already run.
         done = trainer.current_epoch + 1
         if trainer.is_last_batch and done >= pl_module.hparams["warmup_epochs"]:

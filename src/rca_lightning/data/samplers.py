@@ -8,17 +8,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence, Sized
 from typing import Any, cast
 
-import torch.distributed
 from torch.utils.data import Dataset, DistributedSampler
 
+from rca_lightning.distributed import place
 from rca_lightning.errors import ArgumentError
-
-
-def _place() -> tuple[int, int]:
-    """Return the number of processes and the rank of this one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size(), torch.distributed.get_rank()
-    return 1, 0
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -40,7 +33,7 @@ class EpochSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, dataset: Sized, *, seed: int, shuffle: bool = True) -> None:
-        world_size, rank = _place()
+        world_size, rank = place()
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -65,7 +58,7 @@ class ShardSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, dataset: Sized) -> None:
-        world_size, rank = _place()
+        world_size, rank = place()
         if len(dataset) < world_size:
             raise ArgumentError(
                 "devices", world_size, f"more processes than the {len(dataset)} images to evaluate; use fewer"

@@ -66,6 +66,42 @@ def region_contrast_loss(
         >>> round(float(loss), 4)  # log(1 + exp(0 - 1))
         0.3133
     """
+    found = contrast_by_region(
+        embeddings,
+        labels,
+        absent,
+        memory,
+        valid,
+        temperature,
+        positives=positives,
+        prototypes=prototypes,
+        prototypes_valid=prototypes_valid,
+    )
+    return _mean(*found)
+
+
+def _mean(per_region: Tensor, usable: Tensor) -> Tensor:
+    return per_region.sum() / usable.sum().clamp_min(1)
+
+
+def contrast_by_region(
+    embeddings: Tensor,
+    labels: Tensor,
+    absent: Tensor,
+    memory: Tensor,
+    valid: Tensor,
+    temperature: float = 0.1,
+    *,
+    positives: Positives = "all",
+    prototypes: Tensor | None = None,
+    prototypes_valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `region_contrast_loss` takes the mean of.
+
+    Returns:
+        `(R,)`, 0 and still tied to `embeddings` for a region without a positive or a negative, and `(R,)` boolean,
+        false there.
+    """
     _check_positives(positives)
     queries = F.normalize(embeddings.float(), dim=1)
     valid = valid.to(queries.device)
@@ -74,7 +110,7 @@ def region_contrast_loss(
     with torch.autocast(queries.device.type, enabled=False):  # half precision is coarse once divided by `t`
         per_region, usable = attract(queries, labels, absent, memory.detach(), valid, temperature, positives, near)
     per_region = torch.where(usable, per_region, embeddings.float().sum(dim=1) * 0)
-    return per_region.sum() / usable.sum().clamp_min(1)
+    return per_region, usable
 
 
 def _reads_by_blocks(queries: Tensor, memory: Tensor) -> bool:
@@ -192,7 +228,21 @@ class RegionContrastLoss(nn.Module):
         prototypes_valid: Tensor | None = None,
     ) -> Tensor:
         """See `region_contrast_loss`."""
-        return region_contrast_loss(
+        found = self.by_region(embeddings, labels, absent, memory, valid, prototypes, prototypes_valid)
+        return _mean(*found)
+
+    def by_region(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        absent: Tensor,
+        memory: Tensor,
+        valid: Tensor,
+        prototypes: Tensor | None = None,
+        prototypes_valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `contrast_by_region`."""
+        return contrast_by_region(
             embeddings,
             labels,
             absent,

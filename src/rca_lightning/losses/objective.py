@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.losses.classification import classification_loss
 from rca_lightning.losses.contrast import Positives, RegionContrastLoss
+from rca_lightning.losses.over_ranks import means_over_ranks
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.models.aggregation import SemanticAggregation
 from rca_lightning.models.memorable import memorable_regions
@@ -21,12 +24,14 @@ class Objective:
     """Losses of one batch.
 
     Attributes:
-        total: what is minimised.
-        parts: each loss, not weighted, detached.
+        total: what is minimised. In a distributed run its average over processes is the loss of all their images.
+        value: the loss of the images of all processes, detached.
+        parts: the losses it is made of, not weighted, of the images of all processes, detached.
         regions: what the memory takes in, detached; `None` where no memory is wanted.
     """
 
     total: Tensor
+    value: Tensor
     parts: dict[str, Tensor]
     regions: Regions | None = None
 
@@ -78,7 +83,7 @@ class RCALoss(nn.Module):
         memory: RegionMemory | None = None,
         prototypes: SemanticAggregation | None = None,
     ) -> Objective:
-        """Losses of a batch.
+        """Losses of a batch. In a distributed run every process must call it.
 
         Args:
             maps: what the network computed of it.
@@ -87,37 +92,41 @@ class RCALoss(nn.Module):
             memory: what regions are contrasted with; `None`: no contrast yet.
             prototypes: positives of the contrast where these are prototypes.
         """
-        parts = {"coarse": classification_loss(maps.coarse, tags)}
-        total = parts["coarse"]
+        parts, counts = {"coarse": classification_loss(maps.coarse, tags)}, {"coarse": len(tags)}
         if maps.refined is not None:
-            parts["refined"] = classification_loss(maps.refined, tags)
-            total = total + self.beta * parts["refined"]
+            parts["refined"], counts["refined"] = classification_loss(maps.refined, tags), len(tags)
         if not remember:
-            return Objective(total, _detached(parts))
+            return self._weighted(parts, counts)
         located = maps.located(self.region_map)
         masks = pseudo_regions(located, tags, self.region_threshold, self.region_rule)
         regions = pool_regions(maps.embeddings, masks)
-        # Tied to the embeddings also while idle: DDP wants every parameter in every step.
-        parts["contrast"] = regions.embeddings.sum() * 0
-        if memory is not None:
-            parts["contrast"] = parts["contrast"] + self._contrast(regions, tags, memory, prototypes)
-        total = total + self.alpha * parts["contrast"]
-        kept = memorable_regions(
+        per_region, usable = self._contrast(regions, tags, memory, prototypes)
+        number = usable.sum()
+        contrast = per_region.sum() / number.clamp_min(1)
+        objective = self._weighted({**parts, "contrast": contrast}, {**counts, "contrast": number})
+        objective.regions = memorable_regions(
             regions, maps, located, tags, confidence=self.confidence, background_threshold=self.background_threshold
         )
-        return Objective(total, _detached(parts), kept)
+        return objective
+
+    def _weighted(self, parts: Mapping[str, Tensor], counts: Mapping[str, Tensor | int]) -> Objective:
+        weights = {"coarse": 1.0, "refined": self.beta, "contrast": self.alpha}
+        minimised, values = means_over_ranks(parts, counts)
+        total = torch.stack([weights[name] * part for name, part in minimised.items()]).sum()
+        value = torch.stack([weights[name] * part for name, part in values.items()]).sum()
+        return Objective(total, value, values)
 
     def _contrast(
-        self, regions: Regions, tags: Tensor, memory: RegionMemory, prototypes: SemanticAggregation | None
-    ) -> Tensor:
+        self, regions: Regions, tags: Tensor, memory: RegionMemory | None, prototypes: SemanticAggregation | None
+    ) -> tuple[Tensor, Tensor]:
+        """Of each region its contrast, and whether it counts."""
+        if memory is None:
+            # Tied to the embeddings also while idle: DDP wants every parameter in every step.
+            return regions.embeddings.sum(dim=1) * 0, torch.zeros_like(regions.labels, dtype=torch.bool)
         # The background is nobody's negative: as one it cost seeds wherever it was measured.
         absent = F.pad(tags[regions.images] <= 0, (0, memory.num_classes - tags.shape[1]), value=False)  # (R, C)
         found = prototypes.by_class() if prototypes is not None else (None, None)
-        loss: Tensor = self.contrast(
+        per_region, usable = self.contrast.by_region(
             regions.embeddings, regions.labels, absent, memory.embeddings, memory.valid, *found
         )
-        return loss
-
-
-def _detached(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in parts.items()}
+        return per_region, usable

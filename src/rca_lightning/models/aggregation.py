@@ -160,7 +160,7 @@ class SemanticAggregation(nn.Module):
         if self.normalize:
             # Divided by the length afterwards: unit vectors would be one more copy of the pixels.
             if length is None:
-                length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float32)
+                length = pixel_lengths(embeddings)
             logits = logits / length.flatten(2).clamp_min(_SHORTEST)  # (B, 1, H, W) -> (B, 1, HW)
         logits = logits / (self.temperature * readable.factors)[:, :, None]
         exists = readable.exists[:, :, None]
@@ -199,6 +199,13 @@ class _Readable:
     factors: Tensor
     labels: Tensor
     exists: Tensor
+
+
+def pixel_lengths(embeddings: Tensor) -> Tensor:
+    """Length of each pixel of `(B, D, H, W)`, `(B, 1, H, W)` in float32 or better: squares overflow in float16."""
+    dtype = torch.promote_types(embeddings.dtype, torch.float32)
+    lengths: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=dtype)
+    return lengths
 
 
 def first_true(chosen: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from rca_lightning.models.standardization import Standardization
+
 
 class LinearHead(nn.Module):
     """One linear classifier for every cell, as the scores of an FCN (Long et al., CVPR 2015), on standardised features.
@@ -24,7 +26,7 @@ class LinearHead(nn.Module):
     def __init__(self, in_channels: int, num_labels: int) -> None:
         super().__init__()
         # After a ReLU features have a large mean. A step along it moves every logit, so only tiny rates are stable.
-        self.standardization = nn.BatchNorm2d(in_channels, affine=False)
+        self.standardization = Standardization(in_channels)
         self.classifier = nn.Conv2d(in_channels, num_labels, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.models.aggregation import SemanticAggregation
+from rca_lightning.models.aggregation import SemanticAggregation, pixel_lengths
 from rca_lightning.models.backbone import Backbone
 from rca_lightning.models.cam import CAMHead, class_maps, image_logits, max_normalise
 from rca_lightning.models.context import ContextModule
+from rca_lightning.models.standardization import Standardization
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
 AttentionClasses = Literal["all", "tags"]
@@ -74,8 +75,9 @@ class RCANetwork(nn.Module):
         context: another source of context in place of the prototypes; see `build_context`.
         second_head: whether a second CAM head reads the context. Without, prototypes serve the attention alone.
         attention_classes: whether a pixel may read all classes or the tags of its image.
-        standardize: whether embeddings have mean 0 and variance 1 in every channel. Features behind a ReLU are
-            positive, so their cosines are all high and say little; around their mean they point apart.
+        standardize: whether embeddings have mean 0 and variance 1 in every channel, see `Standardization`. Features
+            behind a ReLU are positive, so their cosines are all high and say little; around their mean they point
+            apart.
         channels_last: whether convolutions run with the channels as innermost dimension, which is what tensor
             cores and bf16 units of CPUs want.
     """
@@ -103,7 +105,7 @@ class RCANetwork(nn.Module):
         self.embedding_stages = embedding_stages
         self.projection = nn.Conv2d(sum(widths), embedding_dim, 1, bias=False) if embedding_dim else None
         embedded = embedding_dim or sum(widths)
-        self.standardization = nn.BatchNorm2d(embedded, affine=False) if standardize else None
+        self.standardization = Standardization(embedded) if standardize else None
         # Of two stages the one with more channels would decide every cosine.
         weights = torch.cat([torch.full((width,), (channels / width) ** 0.5) for width in widths])
         weights = torch.ones(embedded) if embedding_dim else weights
@@ -151,7 +153,7 @@ class RCANetwork(nn.Module):
         # One half of its weights at a time: F' is as large as the embeddings, and what is made of it is small.
         of_context, of_features = head.conv.weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
         coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
-        length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True, dtype=torch.float32)
+        length = pixel_lengths(embeddings)
         read, attention = aggregation.project(
             embeddings, of_context.flatten(1), self._readable(coarse, tags), length=length
         )
@@ -195,8 +197,6 @@ class RCANetwork(nn.Module):
         pixels = pixels.flatten(0, 1)[:, :, None, None]  # (L, K, C) -> (LK, C, 1, 1)
         if self.standardization is not None:
             mean, variance = self.standardization.running_mean, self.standardization.running_var
-            assert mean is not None
-            assert variance is not None
             pixels = pixels * variance[-channels:, None, None].sqrt() + mean[-channels:, None, None]
         scores = self.coarse_head(pixels).flatten(1).softmax(dim=1).reshape(*prototypes.shape[:2], -1)  # (L, K, L)
         own = torch.arange(len(prototypes), device=prototypes.device)

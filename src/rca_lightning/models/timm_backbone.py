@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.models.backbone import Backbone
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PROBE_CELLS = 4
 
@@ -43,6 +47,7 @@ class TimmBackbone(Backbone):
         if not timm.is_model(model):
             raise ArgumentError("backbone", f"timm:{model}", "timm has no model of this name; see timm.list_models()")
         self.model: Any = _create(timm, model, output_stride)
+        self._activating = [name for name, layer in self.model.named_modules() if _activates(layer)]
         self._match_normalisation()
         self._prefix_tokens: int | None = getattr(self.model, "num_prefix_tokens", None)
         self.output_stride = output_stride if self._prefix_tokens is None else _patch_size(self.model, model)
@@ -62,6 +67,18 @@ class TimmBackbone(Backbone):
         rows, columns = images.shape[-2] // stride, images.shape[-1] // stride
         # (B, HW, D) -> (B, D, H, W)
         return patches.transpose(1, 2).reshape(len(images), -1, rows, columns)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode.
+
+        Raises:
+            ArgumentError: if `sync_batchnorm` of the Trainer has taken away activations that layers of timm hold.
+        """
+        # Still there, but torch has made layers of it that do not call them.
+        if any(type(self.model.get_submodule(name)) is nn.SyncBatchNorm for name in self._activating):
+            remedy = "leave it out: the layers of this timm model hold activations too, which it takes away"
+            raise ArgumentError("sync_batchnorm", True, f"{remedy}; frozen_batchnorm=True has no need of it")
+        return super().train(mode)
 
     def stages(self) -> list[list[nn.Module]]:
         """None: stages are named differently in every model of timm."""
@@ -115,6 +132,11 @@ class TimmBackbone(Backbone):
         if stride != self.output_stride:
             remedy = f"timm:{name} has the output stride {stride} whatever it is asked for; give {stride}"
             raise ArgumentError("output_stride", self.output_stride, remedy)
+
+
+def _activates(layer: nn.Module) -> bool:
+    """Whether a batch normalisation holds an activation as well (`BatchNormAct2d` of timm)."""
+    return isinstance(layer, _BatchNorm) and hasattr(layer, "act")
 
 
 def _create(timm: Any, name: str, output_stride: int) -> Any:

@@ -56,6 +56,22 @@ class _Vision(nn.Module):
         return torch.cat([torch.full((len(images), 2, 4), -1.0), tokens], dim=1)
 
 
+class _Activating(_Convolutional):
+    """Its normalisation holds the activation, as `BatchNormAct2d` of timm does."""
+
+    class Layer(nn.BatchNorm2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels)
+            self.act = nn.ReLU()
+
+        def forward(self, features):
+            return self.act(super().forward(features))
+
+    def __init__(self, num_classes: int, output_stride: int = 32) -> None:
+        super().__init__(num_classes, output_stride)
+        self.bn = self.Layer(6)
+
+
 class _Broken(_Convolutional):
     def forward_features(self, images):
         raise AssertionError("only 224 pixels")
@@ -72,6 +88,7 @@ def fake_timm(monkeypatch):
         "conv": _Convolutional,
         "fixed": _Fixed,
         "vision": _Vision,
+        "activating": _Activating,
         "broken": _Broken,
         "flat": _TokensAlone,
     }
@@ -112,6 +129,15 @@ def test_batchnorm_of_timm_is_frozen(fake_timm):
     backbone = build_backbone("timm:conv").train()
     assert not backbone.model.bn.training
     assert torch.equal(backbone.model.bn.running_mean, torch.zeros(6))
+
+
+def test_sync_batchnorm_that_would_lose_activations_is_refused(fake_timm):
+    backbone = build_backbone("timm:activating", frozen_batchnorm=False).train()
+    assert backbone(torch.randn(2, 3, 32, 32)).min().item() == 0
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    with pytest.raises(ArgumentError, match=r"sync_batchnorm=True: leave it out"):
+        converted.train()
+    nn.SyncBatchNorm.convert_sync_batchnorm(build_backbone("timm:conv")).train()
 
 
 def test_network_of_one_stride_accepts_that_alone(fake_timm):
