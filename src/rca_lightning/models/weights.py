@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError, WeightsError, require_extra
 from rca_lightning.models.download import check_sha256, fetch
+from rca_lightning.tensor_file import load_tensors
 
 BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
 CAM_HEAD_PREFIX = "network.coarse_head."
@@ -134,7 +135,7 @@ def _unpack(path: Path) -> Any:
     if path.suffix == ".safetensors":
         reader = require_extra("safetensors.torch", extra="timm", needed_for="reading .safetensors files")
         return reader.load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_tensors(path, map_location="cpu")
 
 
 def _part(content: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
