@@ -167,14 +167,17 @@ class CheckedLoading(L.LightningModule):
             content = read_checkpoint(checkpoint_path, map_location="meta", argument="checkpoint_path")
             if hparams_file is None:
                 cls._try(content, kwargs)
-        return super().load_from_checkpoint(
-            checkpoint_path,
-            map_location=map_location,
-            hparams_file=hparams_file,
-            strict=strict,
-            weights_only=weights_only is not False,
-            **kwargs,
-        )
+        try:
+            return super().load_from_checkpoint(
+                checkpoint_path,
+                map_location=map_location,
+                hparams_file=hparams_file,
+                strict=strict,
+                weights_only=weights_only is not False,
+                **kwargs,
+            )
+        except RuntimeError as error:  # a tensor is shorter than the head of the file says, which is not read before
+            raise WeightsError(f"checkpoint_path={str(checkpoint_path)!r} was not loaded: {error}") from error
 
     @classmethod
     def _try(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:

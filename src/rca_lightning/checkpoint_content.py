@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from rca_lightning.tensor_file import is_whole
 
 _ARGUMENTS = ("hyper_parameters", "hparams", "module_arguments")  # keys under which Lightning looks for them
 _MOST_VALUES = 100_000  # class names are most of them
@@ -27,19 +28,12 @@ def content_problems(content: Mapping[str, Any]) -> Iterator[str]:
         yield "its state_dict is no dictionary of tensors"
     elif strange := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         yield f"{strange[0]!r} in its state_dict is no tensor"
-    elif spread := [name for name, value in state.items() if not _is_whole(value)]:
+    elif spread := [name for name, value in state.items() if not is_whole(value)]:
         yield f"{spread[0]!r} in its state_dict has not the numbers that its shape says"
     if not isinstance(content["pytorch-lightning_version"], str):
         yield "its pytorch-lightning_version is no text"
     for key in _ARGUMENTS:
         yield from _argument_problems(key, content.get(key, {}))
-
-
-def _is_whole(value: Tensor) -> bool:
-    # A tensor of one number may be stretched to any shape, of which a network would then be built.
-    if value.layout != torch.strided or value.is_quantized or value.is_nested:
-        return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _argument_problems(key: str, arguments: Any) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Of all that `weights_only` lets a file call, this alone fills as much memory as the file asks for.
 _FILLS_MEMORY = b"bytearray"
@@ -33,6 +35,13 @@ def load_tensors(path: str | Path, *, map_location: str) -> Any:
     return torch.load(path, map_location=map_location, weights_only=True)
 
 
+def is_whole(value: Tensor) -> bool:
+    """Whether a tensor has as many numbers as its shape says: one number may be stretched to any shape."""
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
 def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -46,7 +55,9 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_plain(path: Path) -> None:
-    """Files from before torch 1.6: pickles, then the numbers."""
+    """Files from before torch 1.6: pickles, then the numbers. Still older ones would be unpacked."""
+    if tarfile.is_tarfile(path):
+        raise ValueError("it is a tar archive")
     end = b""
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
