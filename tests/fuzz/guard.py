@@ -31,7 +31,7 @@ class Guard:
     def __init__(self) -> None:
         self._folder: str | None = None
         self.broken: list[str] = []
-        sys.addaudithook(self._hook)  # cannot be removed, so there is one guard a process
+        sys.addaudithook(self._hook)  # cannot be removed, so it is for a process that ends soon
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._folder is None:
@@ -55,13 +55,13 @@ class Guard:
             BrokenRule: something else was tried, or time is up.
         """
         self.broken = []
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         self._folder = os.path.realpath(folder)
         try:
             yield
         finally:
             self._folder = None
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         if self.broken:
             raise BrokenRule(self.broken[0])
 
@@ -75,13 +75,10 @@ def limited() -> Iterator[None]:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = signal.signal(signal.SIGVTALRM, ring)
+    before = signal.signal(signal.SIGPROF, ring)
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGVTALRM, before)
-
-
-GUARD = Guard()
+        signal.signal(signal.SIGPROF, before)

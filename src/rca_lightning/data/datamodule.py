@@ -73,7 +73,7 @@ class WSSSDataModule(SkippingDataModule):
         on_bad_image: "raise", or "skip" images that cannot be read, nor their masks and saliency maps: to train on the
             next one instead, and to leave them out of scores and predictions. `bad_images.csv` in the folder of the
             run lists each once, for all processes and epochs: split, image, reason.
-        max_bad_images: with "skip", share of a split, in [0, 1], above which the run ends; one may be bad unless it is 0.
+        max_bad_images: with "skip", share of a split, in [0, 1], above which the run ends; one may be bad unless 0.
         pin_memory: whether to load into page-locked memory; default is whether a CUDA device is there.
         synthetic_seed: seed of the generated images.
         synthetic_train_images: how many images to generate for the split "train".
