@@ -10,6 +10,7 @@ from rca_lightning.views import check_views
 
 # Where weights came from says nothing once there is a checkpoint, and the path may not exist elsewhere.
 _NOT_KEPT = ("self", "__class__", "weights", "weights_sha256")
+_MOST_CLASSES = 1_000_000  # a checkpoint that says more is damaged
 _SHARES = ("region_threshold", "background_threshold", "confidence", "tag_threshold")
 
 
@@ -25,6 +26,8 @@ def shared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in arguments.items() if name not in _NOT_KEPT}
     if kept["num_classes"] < 1:
         raise ArgumentError("num_classes", kept["num_classes"], "give the number of foreground classes")
+    if kept["num_classes"] > _MOST_CLASSES:
+        raise ArgumentError("num_classes", kept["num_classes"], f"give at most {_MOST_CLASSES}")
     names = kept["class_names"]
     if names is not None and len(names) != kept["num_classes"]:
         raise ArgumentError("class_names", names, f"give {kept['num_classes']} names, one a class")

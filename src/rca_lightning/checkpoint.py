@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -10,11 +11,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rca_lightning.errors import ArgumentError, WeightsError
+from rca_lightning.checkpoint_content import content_problems
+from rca_lightning.errors import ArgumentError, RCAError, WeightsError
+from rca_lightning.tensor_file import load_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_FILES = ("weights", "weights_sha256")  # arguments that have the network read another file
 _KEYWORDS = ("last", "best", "hpc")  # names that Lightning looks up itself
 _SHOWN = 3
 _OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head."}  # weights that one task alone has
@@ -48,7 +52,8 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: st
 
     Raises:
         ArgumentError: if there is no such file, or the path is a folder or the address of a file elsewhere.
-        WeightsError: if the file is damaged, holds more than tensors, or is not a checkpoint of Lightning.
+        WeightsError: if the file is damaged, holds more than tensors, or is not a checkpoint of Lightning; or if its
+            arguments are not those of a module.
     """
     shown = str(path)
     if "://" in shown:
@@ -58,7 +63,7 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: st
     if not Path(path).is_file():
         raise ArgumentError(argument, shown, "there is no such file; give a checkpoint of rca fit")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = load_tensors(path, map_location=map_location)
     except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
         raise WeightsError(
             f"{argument}={shown!r} was not loaded: damaged, or more than tensors in it; give a checkpoint of rca fit"
@@ -67,6 +72,8 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: st
         raise WeightsError(
             f"{argument}={shown!r} is no checkpoint of rca fit; weights of a backbone alone go into --model.weights"
         )
+    for problem in content_problems(content):
+        raise WeightsError(f"{argument}={shown!r}: {problem}; give a checkpoint of rca fit")
     return dict(content)
 
 
@@ -156,15 +163,40 @@ class CheckedLoading(L.LightningModule):
             WeightsError: if the file is damaged, holds more than tensors and plain values, or is of another network.
         """
         if weights_only is not False and isinstance(checkpoint_path, (str, Path)):
-            read_checkpoint(checkpoint_path, map_location="meta", argument="checkpoint_path")  # no tensor is read
-        return super().load_from_checkpoint(
-            checkpoint_path,
-            map_location=map_location,
-            hparams_file=hparams_file,
-            strict=strict,
-            weights_only=weights_only is not False,
-            **kwargs,
-        )
+            # No tensor is read.
+            content = read_checkpoint(checkpoint_path, map_location="meta", argument="checkpoint_path")
+            if hparams_file is None:
+                cls._try(content, kwargs)
+        try:
+            return super().load_from_checkpoint(
+                checkpoint_path,
+                map_location=map_location,
+                hparams_file=hparams_file,
+                strict=strict,
+                weights_only=weights_only is not False,
+                **kwargs,
+            )
+        except RuntimeError as error:  # a tensor is shorter than the head of the file says, which is not read before
+            raise WeightsError(f"checkpoint_path={str(checkpoint_path)!r} was not loaded: {error}") from error
+
+    @classmethod
+    def _try(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Build the network without memory first: the arguments of a checkpoint may ask for any amount of it."""
+        named = {**content.get("hyper_parameters", {}), **given}
+        known = inspect.signature(cls).parameters
+        try:
+            with torch.device("meta"):
+                network = cls(**{name: value for name, value in named.items() if name in known and name not in _FILES})
+            needed = network.state_dict()
+        except RCAError:
+            raise
+        except Exception as error:  # whatever a value of another type leads to
+            raise WeightsError(
+                f"the arguments in the checkpoint, with those given, make no {cls.__name__} "
+                f"({type(error).__name__}: {error}); give a checkpoint of rca fit"
+            ) from error
+        check_task(content["state_dict"], cls.task)
+        check_fit(content["state_dict"], needed, named)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network in one sentence."""

@@ -253,6 +253,8 @@ class RCAModule(CheckedLoading):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the seeds of images that have a mask."""
+        if not batch["image_id"]:
+            return  # none of its images could be read
         tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
         seeds = self.seeds(batch["image"], tags)
         self.evaluation.update(seeds, batch["tags"], batch.get("mask"))

@@ -208,6 +208,8 @@ class SegmentationModule(CheckedLoading):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """For each image `image_id`, `labels` on the CPU, and `confidence`; see `LabelImage`."""
+        if not batch["image_id"]:
+            return []  # none of its images could be read
         tags = batch["tags"] if self.hparams["predict_tags"] == "image" else None
         return [
             {"image_id": image_id, "labels": found.labels.cpu(), "confidence": found.confidence}

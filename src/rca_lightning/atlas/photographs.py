@@ -46,7 +46,7 @@ class Photographs:
             DatasetNotFoundError: its file is gone.
             DataError: its file is damaged.
         """
-        return self._images[self._places[image_id]]
+        return self._images.read(self._places[image_id])
 
     def check(self, memory: RegionMemory) -> int:
         """Log how many images of a memory are not here.

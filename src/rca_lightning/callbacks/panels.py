@@ -86,7 +86,9 @@ class PanelCallback(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the images of this batch until there are enough."""
-        if not trainer.sanity_checking and isinstance(pl_module, RCAModule) and self._is_due(trainer):
+        if trainer.sanity_checking or not batch["image_id"]:  # or none of its images could be read
+            return
+        if isinstance(pl_module, RCAModule) and self._is_due(trainer):
             self._draw(pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -177,6 +179,8 @@ def _read(loaders: CombinedLoader | None, images: int) -> list[Batch]:
     # A loader draws a seed for its processes, even if it has none, from the generator that training uses.
     with isolate_rng():
         for batch, *_ in loaders:
+            if not batch["image_id"]:
+                continue  # none of its images could be read
             batches.append(batch)
             if sum(len(kept["image"]) for kept in batches) >= images:
                 break

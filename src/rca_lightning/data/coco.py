@@ -16,8 +16,9 @@ from rca_lightning.data.listing import IMAGE_EXTENSIONS, check_image_id, first_f
 from rca_lightning.data.record_table import RecordTable
 from rca_lightning.data.records import Record
 from rca_lightning.data.tagfile import Tags, read_tag_file
-from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
+from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, RCAError
 
+_MAX_SIDE = 2**31 - 1  # what a table of records holds; it is compared with the photograph's before anything is drawn
 _INDEX_OF = {category: index for index, category in enumerate(COCO_CATEGORIES)}
 
 
@@ -116,6 +117,18 @@ class COCOSource:
 
 
 def _build(sources: IndexSources, split: str, list_file: Path | None) -> RecordTable:
+    try:
+        return _table(sources, split, list_file)
+    except RCAError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(
+            f"{sources.annotations}: not a COCO instances file ({type(error).__name__}: {error}); "
+            "fetch the annotations anew"
+        ) from error
+
+
+def _table(sources: IndexSources, split: str, list_file: Path | None) -> RecordTable:
     path, folder = sources.annotations, sources.folder
     images, objects = _read_instances(path)
     present = list_by_stem(folder, IMAGE_EXTENSIONS)
@@ -139,23 +152,16 @@ def _build(sources: IndexSources, split: str, list_file: Path | None) -> RecordT
 
 def _read_instances(path: Path) -> tuple[dict[str, Any], dict[int, list[tuple[int, Any]]]]:
     """Return the image entries by file stem in the order of their ids, and by image id (class index, segmentation)."""
-    try:
-        content = json.loads(path.read_bytes())
-        images = {Path(image["file_name"]).stem: image for image in sorted(content["images"], key=lambda i: i["id"])}
-        objects: dict[int, list[tuple[int, Any]]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            index = _class_index(annotation["category_id"], path)
-            objects[annotation["image_id"]].append((index, annotation["segmentation"]))
-        if len(images) != len(content["images"]):
-            raise DataError(f"{path}: two images share a file name; rename one of them")
-        for image in images.values():
-            check_image_id(image["file_name"], where=str(path))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path}: not a COCO instances file ({type(error).__name__}: {error}); fetch the annotations anew"
-        ) from error
+    content = json.loads(path.read_bytes())
+    images = {Path(image["file_name"]).stem: image for image in sorted(content["images"], key=lambda i: i["id"])}
+    objects: dict[int, list[tuple[int, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        index = _class_index(annotation["category_id"], path)
+        objects[annotation["image_id"]].append((index, annotation["segmentation"]))
+    if len(images) != len(content["images"]):
+        raise DataError(f"{path}: two images share a file name; rename one of them")
+    for image in images.values():
+        check_image_id(image["file_name"], where=str(path))
     return images, objects
 
 
@@ -172,7 +178,14 @@ def _tags(objects: list[tuple[int, Any]]) -> Tags:
 def _shapes(image: Mapping[str, Any], objects: list[tuple[int, Any]], path: Path) -> CocoShapes:
     return CocoShapes.pack(
         ((index + 1, segmentation) for index, segmentation in objects),
-        height=int(image["height"]),
-        width=int(image["width"]),
+        height=_side(image, "height", path),
+        width=_side(image, "width", path),
         where=f"{path}, image {image['file_name']}",
     )
+
+
+def _side(image: Mapping[str, Any], name: str, path: Path) -> int:
+    value = int(image[name])
+    if not 1 <= value <= _MAX_SIDE:
+        raise DataError(f"{path}, image {image['file_name']!r}: {name} {value}; give that of the photograph")
+    return value

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from rca_lightning.errors import DataError
 
+_MAX_SHIFT = 60
+
 
 def decode_rle(rle: dict[str, Any], *, height: int, width: int, where: str) -> npt.NDArray[np.bool_]:
     """Decode one region.
@@ -30,7 +32,7 @@ def decode_rle(rle: dict[str, Any], *, height: int, width: int, where: str) -> n
         DataError: the size is not the image's, or the runs do not add up to it.
     """
     size, counts = rle.get("size"), rle.get("counts")
-    if list(size or []) != [height, width]:
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise DataError(f"{where}: region of size {size} in an image of size {[height, width]}; correct the annotation")
     try:
         runs = np.array(_uncompress(counts) if isinstance(counts, str) else counts, dtype=np.int64).reshape(-1)
@@ -54,6 +56,8 @@ def _uncompress(text: str) -> list[int]:
         value, shift, more = 0, 0, True
         while more:
             group = ord(text[position]) - 48
+            if not 0 <= group < 64 or shift > _MAX_SHIFT:  # a number of a million digits would take hours
+                raise ValueError("no compressed run lengths")
             value |= (group & 0x1F) << shift
             shift += 5
             more = bool(group & 0x20)

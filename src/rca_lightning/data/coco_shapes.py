@@ -13,6 +13,9 @@ import numpy.typing as npt
 from rca_lightning.data.coco_rle import decode_rle
 from rca_lightning.errors import DataError
 
+_NOTHING = [0.0] * 6  # a polygon without area
+_LONGEST = 100_000  # pixels that an outline may have in the smallest image
+
 
 @dataclass(frozen=True)
 class CocoShapes:
@@ -48,37 +51,45 @@ class CocoShapes:
         Raises:
             DataError: a segmentation that is neither polygons nor a run-length code of this image.
         """
-        regions = [(value, self._region(segmentation)) for value, segmentation in json.loads(self.packed)]
-        regions.sort(key=lambda item: -int(np.count_nonzero(item[1])))
+        from pycocotools import mask as coco_mask
+
+        try:
+            objects = json.loads(self.packed)
+        except RecursionError as error:
+            raise DataError(f"{self.where}: a segmentation of lists within lists within lists; correct it") from error
+        # Kept encoded, for of the objects of a crowded image whole masks would fill the memory.
+        codes = [(value, self._code(segmentation)) for value, segmentation in objects]
+        codes.sort(key=lambda item: -int(coco_mask.area(item[1])))
         mask = np.zeros((self.height, self.width), dtype=np.uint8)
-        for value, region in regions:
-            mask[region] = value
+        for value, code in codes:
+            mask[coco_mask.decode(code).astype(np.bool_)] = value
         return mask
 
-    def _region(self, segmentation: Any) -> npt.NDArray[np.bool_]:
+    def _code(self, segmentation: Any) -> Any:
+        """The region of an object in the run-length code of pycocotools."""
         if isinstance(segmentation, dict):
-            return decode_rle(segmentation, height=self.height, width=self.width, where=self.where)
+            from pycocotools import mask as coco_mask
+
+            region = decode_rle(segmentation, height=self.height, width=self.width, where=self.where)
+            return coco_mask.encode(np.asfortranarray(region, dtype=np.uint8))
         if isinstance(segmentation, list):
-            return self._fill(segmentation)
+            return self._outlined(segmentation)
         raise DataError(
             f"{self.where}: a segmentation of type {type(segmentation).__name__}; polygons or a run-length code belong "
             "there"
         )
 
-    def _fill(self, polygons: list[Any]) -> npt.NDArray[np.bool_]:
+    def _outlined(self, polygons: list[Any]) -> Any:
         from pycocotools import mask as coco_mask
 
         drawn = [self._checked(polygon) for polygon in polygons]
         drawn = [polygon for polygon in drawn if len(polygon) >= 6]  # fewer than three corners enclose nothing
-        if not drawn:
-            return np.zeros((self.height, self.width), dtype=np.bool_)
-        codes = coco_mask.frPyObjects(drawn, self.height, self.width)
-        return np.asarray(coco_mask.decode(coco_mask.merge(codes)), dtype=np.bool_)
+        return coco_mask.merge(coco_mask.frPyObjects(drawn or [_NOTHING], self.height, self.width))
 
     def _checked(self, polygon: Any) -> list[float]:
         try:
             corners = np.array(polygon, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{self.where}: a polygon is no list of numbers ({error}); correct it") from error
         # pycocotools allocates as many steps as an edge is long: a corner at 1e9 would take all memory.
         limit = 4 * max(self.height, self.width)
@@ -87,4 +98,8 @@ class CocoShapes:
                 f"{self.where}: a polygon has half a corner or one far outside the image of "
                 f"{self.width} x {self.height} pixels; correct it"
             )
+        # The same for an outline of many edges from one end to the other.
+        lengths = np.abs(np.diff(corners.reshape(-1, 2), axis=0)).max(axis=1, initial=0)  # (corners - 1,)
+        if lengths.sum() > _LONGEST + 4 * self.height * self.width:
+            raise DataError(f"{self.where}: the outline of a polygon is longer than the image has pixels; correct it")
         return [float(number) for number in corners]

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import lightning as L
 from torch.utils.data import DataLoader
 
+from rca_lightning.data.bad_images import OnBadImage
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
 from rca_lightning.data.sample import Sample
+from rca_lightning.data.skipping import SkippingDataModule
 from rca_lightning.data.sources import DatasetName, SourceOptions
 from rca_lightning.data.splits import evaluation_records, training_records
 from rca_lightning.data.transforms import TrainAugmentation
@@ -21,7 +22,7 @@ from rca_lightning.errors import ArgumentError
 _log = logging.getLogger(__name__)
 
 
-class WSSSDataModule(L.LightningDataModule):
+class WSSSDataModule(SkippingDataModule):
     """Images with tags for training, with masks for scoring, all in one form (see `Sample` and `Batch`).
 
     Training gives random crops of one size; validation, test and prediction give whole photographs in their own
@@ -69,6 +70,10 @@ class WSSSDataModule(L.LightningDataModule):
         cache_decoded: room in MiB for decoded training photographs and their masks, in each loading process for
             itself; 0 keeps none. Each keeps the first it reads until the room is taken, for all epochs. Crops do not
             depend on it. It pays where nearly all images fit in: 3 bytes a pixel, 1 more for a mask.
+        on_bad_image: "raise", or "skip" images that cannot be read, nor their masks and saliency maps: to train on the
+            next one instead, and to leave them out of scores and predictions. `bad_images.csv` in the folder of the
+            run lists each once, for all processes and epochs: split, image, reason.
+        max_bad_images: with "skip", share of a split, in [0, 1], above which the run ends; one may be bad unless 0.
         pin_memory: whether to load into page-locked memory; default is whether a CUDA device is there.
         synthetic_seed: seed of the generated images.
         synthetic_train_images: how many images to generate for the split "train".
@@ -112,13 +117,15 @@ class WSSSDataModule(L.LightningDataModule):
         shuffle: bool = True,
         reduced_decoding: bool = False,
         cache_decoded: float = 0,
+        on_bad_image: OnBadImage = "raise",
+        max_bad_images: float = 0.01,
         pin_memory: bool | None = None,
         synthetic_seed: int = 0,
         synthetic_train_images: int = 64,
         synthetic_val_images: int = 16,
         synthetic_image_size: int = 128,
     ) -> None:
-        super().__init__()
+        super().__init__(on_bad_image, max_bad_images)
         self.options = SourceOptions(
             dataset=dataset,
             root=root,
@@ -192,13 +199,18 @@ class WSSSDataModule(L.LightningDataModule):
             DataError: a list names absent images, tags are unknown, masks are missing, a split is empty.
         """
         source = self.options.open()
+        opened = []
         if stage in {"fit", None}:
             self._train = self._training_images(source)
+            opened.append(self._train)
         if stage in {"validate", "test", None} or (stage == "fit" and self._validates_in_fit()):
             need_masks = stage in {"validate", "test"}
             self._eval = self._evaluation_images(source, self.eval_split, need_masks=need_masks, need_tags=True)
+            opened.append(self._eval)
         if stage in {"predict", None}:
             self._predict = self._evaluation_images(source, self.predict_split, need_masks=False, need_tags=False)
+            opened.append(self._predict)
+        self.begin_bad_images(*opened)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled batches of crops; the last batch is dropped if it is not full, unless it is the only one."""
@@ -247,6 +259,7 @@ class WSSSDataModule(L.LightningDataModule):
             seed=run_seed(),
             reduced_decoding=self.reduced_decoding,
             cache_mib=self.cache_decoded,
+            skip_of=self.skip_of(self.train_split),
         )
 
     def _evaluation_images(self, source: Source, split: str, *, need_masks: bool, need_tags: bool) -> TaggedImages:
@@ -258,7 +271,7 @@ class WSSSDataModule(L.LightningDataModule):
             need_masks=need_masks,
             need_tags=need_tags,
         )
-        return TaggedImages(records, num_classes=self.num_classes)
+        return TaggedImages(records, num_classes=self.num_classes, skip_of=self.skip_of(split))
 
     def _evaluation_loader(self, dataset: TaggedImages) -> DataLoader[Sample]:
         return evaluation_loader(

@@ -13,12 +13,19 @@ from rca_lightning.data.decode import image_size
 from rca_lightning.data.reader import Reader
 from rca_lightning.data.record_table import RecordTable
 from rca_lightning.data.records import Record
-from rca_lightning.data.sample import Batch, Sample, collate
+from rca_lightning.data.sample import Batch, Sample, Unread, collate_read
 from rca_lightning.data.transforms import Pixels, TrainAugmentation, normalise
+from rca_lightning.errors import DataError, DatasetNotFoundError
+
+_UNREADABLE = (DataError, DatasetNotFoundError)
 
 
-class TaggedImages(Dataset[Sample]):
+class TaggedImages(Dataset["Sample | Unread"]):
     """Images with tags, read when they are asked for.
+
+    Of an image that cannot be read, `skip_of` lets the others go on. With an augmentation the next image that can be
+    read, in the order of the records, is given in its place: which one depends on the files only, so batches stay as
+    many and as large, and the same in every process, epoch and resumed run. Without one `Unread` is given.
 
     Args:
         records: the images; kept as a `RecordTable`.
@@ -27,6 +34,7 @@ class TaggedImages(Dataset[Sample]):
         seed: seed of the augmentation.
         reduced_decoding: whether to decode photographs smaller where the augmentation makes them smaller anyway.
         cache_mib: room for decoded photographs and masks in each process that reads them, in MiB.
+        skip_of: name of the split whose images that cannot be read are passed over; None: they are an error.
     """
 
     def __init__(
@@ -38,11 +46,13 @@ class TaggedImages(Dataset[Sample]):
         seed: int = 0,
         reduced_decoding: bool = False,
         cache_mib: float = 0,
+        skip_of: str | None = None,
     ) -> None:
         self.records = RecordTable.of(records)
         self.num_classes = num_classes
         self.augmentation = augmentation
         self.seed = seed
+        self.skip_of = skip_of
         self._reader = Reader(num_classes, reduced_decoding=reduced_decoding, cache_mib=cache_mib)
 
     def __len__(self) -> int:
@@ -57,29 +67,59 @@ class TaggedImages(Dataset[Sample]):
         fewer.records = self.records.take(rows)
         return fewer
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | Unread:
+        """Read one image, or what comes in its place.
+
+        Args:
+            key: as for `read`.
+
+        Returns:
+            The sample. With `skip_of`, of an image that cannot be read: that of another, or `Unread`.
+
+        Raises:
+            DatasetNotFoundError: a file is gone.
+            DataError: a file is damaged, or the mask does not fit the image or the classes; with `skip_of` only if
+                none of the images can be read.
+        """
+        if self.skip_of is None:
+            return self.read(key)
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        unread: list[Unread] = []
+        for place in range(index, index + (1 if self.augmentation is None else len(self))):
+            record = self.records[place % len(self)]
+            try:
+                sample = self._read(record, (self.seed, epoch, index))
+            except _UNREADABLE as error:
+                unread.append(Unread(self.skip_of, record.image_id, " ".join(str(error).split())))
+                continue
+            if unread:
+                sample["unread"] = unread
+            return sample
+        if self.augmentation is None:
+            return unread[0]
+        raise DataError(f"split {self.skip_of!r}: none of its {len(self)} images can be read: {unread[0].reason}")
+
+    def read(self, key: int | tuple[int, int]) -> Sample:
         """Read one image.
 
         Args:
             key: the index, or a pair (epoch, index). The augmentation depends on seed, epoch and
                 index only: not on the order, the number of loader processes, or what was drawn before.
 
-        Returns:
-            The sample.
-
         Raises:
             DatasetNotFoundError: a file is gone.
             DataError: a file is damaged, or the mask does not fit the image or the classes.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        record = self.records[index]
+        return self._read(self.records[index], (self.seed, epoch, index))
+
+    def _read(self, record: Record, seed: tuple[int, int, int]) -> Sample:
         size, image = self._reader.photograph(record)
         saliency = self._reader.saliency(record, size=size)
         mask = self._reader.mask(record, size=size)
         if self.augmentation is None:
             pixels = Pixels(image(size), mask, saliency)
         else:
-            seed = (self.seed, epoch, index)
             pixels = self.augmentation.decoded(image, size, mask=mask, saliency=saliency, seed=seed)
         original_size = torch.tensor(size, dtype=torch.int64)
         tags = torch.zeros(self.num_classes)
@@ -94,7 +134,7 @@ class TaggedImages(Dataset[Sample]):
         return sample
 
 
-class BatchedImages(Dataset[Batch]):
+class BatchedImages(Dataset["Batch"]):
     """Batches of images that are alike, for a sampler that yields lists of indices.
 
     Args:
@@ -109,14 +149,21 @@ class BatchedImages(Dataset[Batch]):
 
     def __getitem__(self, indices: list[int]) -> Batch:
         """Read the images of one batch; see `TaggedImages`."""
-        return collate([self.images[index] for index in indices])
+        return collate_read([self.images[index] for index in indices], num_classes=self.images.num_classes)
 
     def keys(self) -> list[tuple[object, ...]]:
         """What images of one batch must share: height and width, and whether there is a mask and a saliency map.
 
         Raises:
-            DataError: a file is not an image.
+            DatasetNotFoundError: a file is gone, and that is an error.
+            DataError: a file is not an image, and that is an error.
         """
-        return [
-            (*image_size(record.image), record.mask is None, record.saliency is None) for record in self.images.records
-        ]
+        return [(*self._size(record), record.mask is None, record.saliency is None) for record in self.images.records]
+
+    def _size(self, record: Record) -> tuple[int, int]:
+        try:
+            return image_size(record.image)
+        except _UNREADABLE:
+            if self.images.skip_of is None:
+                raise
+            return (0, 0)

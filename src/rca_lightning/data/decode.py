@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from rca_lightning.errors import DataError, DatasetNotFoundError
+from rca_lightning.data.listing import require_regular_file
+from rca_lightning.errors import DataError, RCAError
+
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+"""What a file may be, whatever its ending says. Pillow reads more; EPS, for one, by running Ghostscript."""
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -36,24 +39,30 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         DatasetNotFoundError: no such file.
-        DataError: not an image, cut off, damaged, or with more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+        DataError: not an image of one of the `FORMATS`, cut off, damaged, with more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS` or more than there is memory for, or no regular file.
     """
+    require_regular_file(path, remedy="restore it or take it out of the split")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # damaged EXIF: the pixels are still good
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=FORMATS)
         with image:
             yield image
-    except FileNotFoundError as error:
-        raise DatasetNotFoundError(f"{path}: no such file; restore it or take it out of the split") from error
+    except RCAError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
             f"{path}: {error}; scale the image down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         ) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: not an image that Pillow can read; replace it or take it out of the split") from error
-    except (OSError, SyntaxError, EOFError, struct.error) as error:
+        raise DataError(
+            f"{path}: not an image that Pillow can read ({', '.join(FORMATS)}); replace it or take it out of the split"
+        ) from error
+    except MemoryError as error:
+        raise DataError(f"{path}: there is not enough memory to decode it; scale the image down") from error
+    except Exception as error:  # each format and each field in it has errors of its own for a damaged file
         raise DataError(
             f"{path}: cut off or damaged ({error}); fetch the file anew or take it out of the split"
         ) from error
@@ -159,5 +168,5 @@ def _orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except (SyntaxError, ValueError, TypeError, OSError, EOFError, struct.error):
-        return 1  # a damaged EXIF block says nothing about the turn
+    except Exception:  # each field has errors of its own; a damaged EXIF block says nothing about the turn
+        return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -44,6 +45,28 @@ def require_folder(path: Path, *, what: str, remedy: str) -> Path:
     """Return `path` if it is a folder, else raise `DatasetNotFoundError` naming argument, value and remedy."""
     if not path.is_dir():
         raise DatasetNotFoundError(f"{what}={str(path)!r}: no such folder; {remedy}")
+    return path
+
+
+def require_regular_file(path: Path, *, remedy: str) -> Path:
+    """Return `path` if it is a file, or a link to one: reading a pipe or a device might never end.
+
+    Args:
+        path: where a file of a data set ought to be.
+        remedy: what to do where there is none.
+
+    Raises:
+        DatasetNotFoundError: there is nothing.
+        DataError: there is a folder, a pipe or a device, or it may not be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(f"{path}: no such file; {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: not a regular file but a folder, pipe or device; {remedy}")
     return path
 
 

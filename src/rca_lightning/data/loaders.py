@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rca_lightning.data.dataset import BatchedImages, TaggedImages
-from rca_lightning.data.sample import Sample, collate
+from rca_lightning.data.sample import collate, collate_read
 from rca_lightning.data.samplers import EpochSampler, LikeBatchSampler, ShardSampler
 
 
@@ -20,7 +21,7 @@ def run_seed() -> int:
 
 def training_loader(
     dataset: TaggedImages, *, epoch: int, batch_size: int, num_workers: int, shuffle: bool, pin_memory: bool | None
-) -> DataLoader[Sample]:
+) -> DataLoader[Any]:
     """Return the loader of training crops.
 
     Args:
@@ -61,7 +62,8 @@ def evaluation_loader(
         pin_memory: page-locked memory; None means whether a CUDA device is there.
     """
     if batch_size == 1:
-        batching: dict[str, Any] = {"batch_size": 1, "sampler": ShardSampler(dataset), "collate_fn": collate}
+        together = partial(collate_read, num_classes=dataset.num_classes)
+        batching: dict[str, Any] = {"batch_size": 1, "sampler": ShardSampler(dataset), "collate_fn": together}
         images: Dataset[Any] = dataset
     else:
         images = BatchedImages(dataset)

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+
+
+class Unread(NamedTuple):
+    """An image that was passed over, since it, its mask or its saliency map could not be read.
+
+    Attributes:
+        split: name of its split.
+        image_id: name of the image file without its ending.
+        reason: the error.
+    """
+
+    split: str
+    image_id: str
+    reason: str
 
 
 class _SampleAlways(TypedDict):
@@ -31,11 +45,13 @@ class Sample(_SampleAlways, total=False):
             photograph, scale, padding, crop and flip undone. In both, x = 0 is the left edge of the first pixel and
             0.5 its centre. Where `image` is padding it points outside the photograph. Missing outside training,
             where `image` is the photograph.
+        unread: images that were passed over before this one was read instead. Missing if there was none.
     """
 
     mask: Tensor
     saliency: Tensor
     window: Tensor
+    unread: list[Unread]
 
 
 class _BatchAlways(TypedDict):
@@ -46,7 +62,7 @@ class _BatchAlways(TypedDict):
 
 
 class Batch(_BatchAlways, total=False):
-    """B samples of equal height and width.
+    """B samples of equal height and width; B is 0 where no image of a batch could be read and `on_bad_image` is "skip".
 
     Attributes:
         image: (B, 3, H, W) float32.
@@ -56,11 +72,14 @@ class Batch(_BatchAlways, total=False):
         mask: (B, H, W) int64; only if every sample has one.
         saliency: (B, H, W) float32; only if every sample has one.
         window: (B, 2, 3) float32; only if every sample has one.
+        unread: images that were passed over, if there were any; `WSSSDataModule` takes them out before a batch reaches
+            a module.
     """
 
     mask: Tensor
     saliency: Tensor
     window: Tensor
+    unread: list[Unread]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -91,4 +110,31 @@ def collate(samples: Sequence[Sample]) -> Batch:
         batch["saliency"] = torch.stack([sample["saliency"] for sample in samples])
     if all("window" in sample for sample in samples):
         batch["window"] = torch.stack([sample["window"] for sample in samples])
+    unread = [image for sample in samples for image in sample.get("unread", ())]
+    if unread:
+        batch["unread"] = unread
     return batch
+
+
+def collate_read(samples: Sequence[Sample | Unread], *, num_classes: int) -> Batch:
+    """The same where samples may be missing.
+
+    Args:
+        samples: at least one; those that were read are of one height and width.
+        num_classes: L, for a batch in which nothing was read: its tensors have no rows.
+    """
+    read = [sample for sample in samples if not isinstance(sample, Unread)]
+    unread = [sample for sample in samples if isinstance(sample, Unread)]
+    batch = collate(read) if read else _empty(num_classes)
+    if unread:
+        batch["unread"] = [*batch.get("unread", ()), *unread]
+    return batch
+
+
+def _empty(num_classes: int) -> Batch:
+    return Batch(
+        image=torch.zeros(0, 3, 1, 1),
+        tags=torch.zeros(0, num_classes),
+        image_id=[],
+        original_size=torch.zeros(0, 2, dtype=torch.int64),
+    )

@@ -65,12 +65,19 @@ def _csv_rows(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, s
     if [name.strip() for name in header.split(",")] != ["image", "tags"]:
         raise DataError(f"{path}: the header is {header!r}; the first line has to be 'image,tags'")
     for number, line in lines[1:]:
-        cells = next(csv.reader([line]))
+        cells = _cells(line, where=f"{path}, line {number}")
         if len(cells) != 2:
             raise DataError(
                 f"{path}, line {number}: {len(cells)} columns instead of 2 (image,tags); separate the tags by ';'"
             )
         yield number, cells[0].strip(), [name.strip() for name in cells[1].split(";") if name.strip()]
+
+
+def _cells(line: str, *, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except csv.Error as error:
+        raise DataError(f"{where}: no line of a CSV file ({error}); correct it") from error
 
 
 def _without_ending(image: str) -> str:

@@ -19,7 +19,7 @@ def read_lines(path: Path, *, what: str) -> list[tuple[int, str]]:
 
     Raises:
         DatasetNotFoundError: no such file.
-        DataError: the file is not UTF-8 text.
+        DataError: the file is not UTF-8 text, or may not be read.
     """
     if not path.is_file():
         raise DatasetNotFoundError(f"{what}={str(path)!r}: no such file; create it or give the path of yours")
@@ -27,4 +27,6 @@ def read_lines(path: Path, *, what: str) -> list[tuple[int, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); allow it or give another file") from error
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]

@@ -7,6 +7,7 @@ from typing import NoReturn
 from xml.etree import ElementTree
 
 from rca_lightning.data.classes import ClassIndex
+from rca_lightning.data.listing import require_regular_file
 from rca_lightning.data.tagfile import Tags
 from rca_lightning.errors import DataError
 
@@ -25,16 +26,23 @@ def read_xml_tags(path: Path, classes: ClassIndex) -> Tags:
         classes: the known classes.
 
     Raises:
+        DatasetNotFoundError: no such file.
         DataError: not well-formed XML, larger than 1 MiB, has a DOCTYPE, or names an unknown class.
     """
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
+    require_regular_file(path, remedy="unpack the annotations anew")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); allow it or remove the file") from error
     if len(content) > MAX_BYTES:
         raise DataError(f"{path}: larger than {MAX_BYTES} bytes; that is not a VOC annotation, remove or replace it")
     parser = ElementTree.XMLParser(target=_NoDoctype(path))
     try:
         tree = ElementTree.fromstring(content, parser=parser)
-    except ElementTree.ParseError as error:
+    except DataError:
+        raise
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two for encodings
         raise DataError(f"{path}: not well-formed XML ({error}); unpack the annotations anew") from error
     names = {(item.findtext("name") or "").strip() for item in tree.findall("object")}
     return tuple(sorted(classes.lookup(name, where=str(path)) for name in names))

@@ -81,7 +81,7 @@ class SemanticAggregation(nn.Module):
         self.register_buffer("prototypes", torch.zeros(total, dim))
         self.register_buffer("valid", torch.zeros(total, dtype=torch.bool))
         self.register_buffer("factors", torch.ones(total))
-        labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
+        labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class), output_size=total)
         self.register_buffer("labels", labels, persistent=False)
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rca_lightning.errors import ArgumentError, WeightsError, require_extra
+from rca_lightning.errors import ArgumentError, RCAError, WeightsError, require_extra
 from rca_lightning.models.download import check_sha256, fetch
+from rca_lightning.tensor_file import is_whole, load_tensors
 
 BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
 CAM_HEAD_PREFIX = "network.coarse_head."
@@ -111,7 +112,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, floating point ones as float32."""
     try:
         content = _unpack(path)
-    except (OSError, ImportError):
+    except RCAError:
         raise
     except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
         raise WeightsError(
@@ -127,6 +128,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: {_listing('entries that are not tensors', strange)}; save the state dictionary alone"
         )
+    spread = [str(key) for key, value in content.items() if not is_whole(value)]
+    if spread:
+        raise WeightsError(
+            f"{path}: {_listing('tensors without the numbers that their shape says', spread)}; give sound weights"
+        )
     return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
 
 
@@ -134,7 +140,7 @@ def _unpack(path: Path) -> Any:
     if path.suffix == ".safetensors":
         reader = require_extra("safetensors.torch", extra="timm", needed_for="reading .safetensors files")
         return reader.load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_tensors(path, map_location="cpu")
 
 
 def _part(content: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +20,8 @@ from rca_lightning.pseudo_labels.inputs import check_count
 from rca_lightning.pseudo_labels.label_files import write_label_files
 from rca_lightning.pseudo_labels.label_map import BackgroundRule
 from rca_lightning.pseudo_labels.making import LabelMaker
-from rca_lightning.pseudo_labels.multiscale import Seeds
 from rca_lightning.pseudo_labels.refinement import RefinementName
+from rca_lightning.pseudo_labels.stored_maps import read_maps
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
 
@@ -103,7 +102,7 @@ def label_stored_maps(
         for count, record in enumerate(records, start=1):
             if folder.claim(record.image_id) and record.image_id not in done:
                 with folder.output_errors():
-                    _label(record, source, maker, queue, folder)
+                    _label(record, source, maker, queue, folder, data.num_classes)
             if count % _EVERY == 0 or count == len(records):
                 logger.info("labels: image %d of %d", count, len(records))
         with folder.output_errors():
@@ -155,14 +154,12 @@ def _predicted(source: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _label(record: Record, source: Path, maker: LabelMaker, queue: WorkQueue, folder: PredictionFolder) -> None:
+def _label(
+    record: Record, source: Path, maker: LabelMaker, queue: WorkQueue, folder: PredictionFolder, num_classes: int
+) -> None:
     picture = torch.from_numpy(read_image(record.image)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
-    seeds = read_maps(source / f"{record.image_id}.npz")
-    if seeds.maps.shape[1:] != picture.shape[1:]:
-        raise DataError(
-            f"{source / record.image_id}.npz: maps of {tuple(seeds.maps.shape[1:])} cells for a photograph of "
-            f"{tuple(picture.shape[1:])} pixels; let rca predict make them anew"
-        )
+    size = (picture.shape[1], picture.shape[2])
+    seeds = read_maps(source / f"{record.image_id}.npz", size=size, num_classes=num_classes)
     made = maker.begin(seeds, picture, _saliency(record, maker))
     probabilities = seeds.probabilities.numpy()
     queue.submit(write_label_files, record.image_id, made, maker, None, probabilities, folder.paths(record.image_id))
@@ -174,19 +171,3 @@ def _saliency(record: Record, maker: LabelMaker) -> Tensor | None:
     if record.saliency is None:
         raise DataError(f"{record.image_id}: no saliency map, which rule='saliency' needs; give --data.saliency_dir")
     return torch.from_numpy(read_saliency(record.saliency))
-
-
-def read_maps(path: Path) -> Seeds:
-    """Maps that `PseudoLabelWriter` has written; the probabilities are those of their classes.
-
-    Raises:
-        DataError: if the file is damaged or not one of these.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            maps, classes, probabilities = arrays["maps"], arrays["classes"], arrays["probabilities"]
-    except Exception as error:  # zip, zlib and numpy each have errors of their own for a damaged file
-        raise DataError(f"{path}: no maps could be read ({error}); let rca predict make them anew") from error
-    if maps.ndim != 3 or classes.shape != maps.shape[:1] or probabilities.shape != maps.shape[:1]:
-        raise DataError(f"{path}: {maps.shape} maps of {classes.shape} classes; let rca predict make them anew")
-    return Seeds(torch.from_numpy(maps).float(), torch.from_numpy(classes), torch.from_numpy(probabilities).float())

@@ -13,11 +13,15 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rca_lightning.atomic import write_atomically
+from rca_lightning.data.classes import MAX_CLASSES
+from rca_lightning.data.npz_file import read_npz
 from rca_lightning.data.palette import voc_palette
 from rca_lightning.errors import DataError
 from rca_lightning.pseudo_labels.making import HalfMade, LabelMaker
 from rca_lightning.pseudo_labels.quality import LabelQuality, label_quality
 from rca_lightning.visualization import overlay_mask
+
+_REMEDY = "delete it and predict again"
 
 
 def write_label_files(
@@ -82,25 +86,40 @@ def write_overlay_file(picture: npt.NDArray[np.uint8], label: Tensor, path: Path
     write_atomically(path, lambda file: drawn.save(file, format="JPEG", quality=90))
 
 
-def read_qualities(files: Iterable[tuple[str, Path]]) -> list[LabelQuality]:
+def read_qualities(files: Iterable[tuple[str, Path]], *, num_classes: int = MAX_CLASSES) -> list[LabelQuality]:
     """What `write_label_files` noted of each image id and npz file; their maps are not read.
 
+    Args:
+        files: image ids and files.
+        num_classes: foreground classes `L`.
+
     Raises:
+        DatasetNotFoundError: if a file is not there.
         DataError: if a file is damaged or of another kind.
     """
-    return [_read_quality(image_id, path) for image_id, path in files]
+    return [_read_quality(image_id, path, num_classes) for image_id, path in files]
 
 
-def _read_quality(image_id: str, path: Path) -> LabelQuality:
+def _read_quality(image_id: str, path: Path, num_classes: int) -> LabelQuality:
+    most = {"confidence": 1, "ignored": 1, **dict.fromkeys(("classes", "coverage", "probabilities"), num_classes)}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return LabelQuality(
-                image_id=image_id,
-                confidence=float(arrays["confidence"]),
-                classes=tuple(arrays["classes"].tolist()),
-                coverage=tuple(arrays["coverage"].tolist()),
-                probabilities=tuple(arrays["probabilities"].tolist()),
-                ignored=float(arrays["ignored"]),
-            )
-    except Exception as error:  # zip, zlib and numpy each have errors of their own for a damaged file
-        raise DataError(f"{path}: no quality could be read ({error}); delete it and predict again") from error
+        arrays = read_npz(path, most, remedy=_REMEDY)
+    except DataError as error:
+        raise DataError(f"{path}: no quality could be read ({error.__cause__ or error}); {_REMEDY}") from error
+    classes, coverage, probabilities = arrays["classes"], arrays["coverage"], arrays["probabilities"]
+    ends = (arrays["confidence"], arrays["ignored"])
+    if (
+        any(number.shape != () for number in ends)
+        or not classes.ndim == 1 == len({classes.shape, coverage.shape, probabilities.shape})
+        or not all(0 <= index < num_classes for index in classes.tolist())
+        or not all(np.isfinite(values).all() for values in (*ends, coverage, probabilities))
+    ):
+        raise DataError(f"{path}: no quality could be read (its arrays do not fit each other); {_REMEDY}")
+    return LabelQuality(
+        image_id=image_id,
+        confidence=float(arrays["confidence"]),
+        classes=tuple(int(index) for index in classes),
+        coverage=tuple(coverage.tolist()),
+        probabilities=tuple(probabilities.tolist()),
+        ignored=float(arrays["ignored"]),
+    )

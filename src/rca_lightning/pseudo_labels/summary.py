@@ -38,7 +38,7 @@ def write_summary(
     Raises:
         DataError: for a label or mask that cannot be read; see `score_label_files`.
     """
-    report = quality_report(read_qualities(qualities), class_names)
+    report = quality_report(read_qualities(qualities, num_classes=len(class_names)), class_names)
     write_report(report, folder / "quality.json")
     logger.info("%d of %d labels look odd: %s", report["odd"], len(qualities), folder / "quality.json")
     scores = score_label_files(folder / "pseudo_labels", records, num_classes=len(class_names))
