@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from rca_lightning.errors import OutputError, RCAError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -34,3 +37,35 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def output_errors(name: str, path: str | Path, remedy: str = "give a folder where files can be made") -> Iterator[None]:
+    """Say of a refusal by the file system, such as a full disk, which argument it is about.
+
+    Args:
+        name: of the argument.
+        path: its value.
+        remedy: what to do.
+
+    Raises:
+        OutputError: in place of an `OSError`; errors of this library pass.
+    """
+    try:
+        yield
+    except RCAError:  # some are OSErrors too, and name another file
+        raise
+    except OSError as error:
+        raise OutputError(f"{name}={str(path)!r} cannot be written to ({error}); {remedy}") from error
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Find out before the long work whether a folder takes files; it is made if missing.
+
+    Raises:
+        OutputError: if it cannot be made or written to.
+    """
+    with output_errors(name, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a disk mounted read-only
+            pass

@@ -45,6 +45,10 @@ class WeightsError(RCAError, ValueError):
     """A weights file does not fit the network, or is not a plain file of tensors."""
 
 
+class NonFiniteError(RCAError, FloatingPointError):
+    """Training has come to a number that is not finite."""
+
+
 class OutputError(RCAError, ValueError):
     """A result cannot be written where or as asked."""
 

@@ -13,6 +13,7 @@ from rca_lightning.checkpoint import CheckedLoading
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation import Evaluation, TagSource
+from rca_lightning.finite_steps import FiniteSteps, OnNonFinite
 from rca_lightning.losses.contrast import Positives
 from rca_lightning.losses.objective import Objective, RCALoss
 from rca_lightning.memory.bank import RegionMemory
@@ -22,12 +23,12 @@ from rca_lightning.models.cam import image_logits
 from rca_lightning.models.network import ActivationMaps, AttentionClasses, FinalMap, RegionMap
 from rca_lightning.models.regions import RegionRule
 from rca_lightning.models.resnet import StrideIn
-from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
+from rca_lightning.optimisation import OptimizerName, optimizer_and_schedule
 from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
 from rca_lightning.views import MAX_SIDE
 
 
-class RCAModule(CheckedLoading):
+class RCAModule(FiniteSteps, CheckedLoading):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
@@ -91,6 +92,8 @@ class RCAModule(CheckedLoading):
         weight_decay: weight decay.
         momentum: of SGD.
         poly_power: exponent of the poly decay over all training steps.
+        on_non_finite: what happens to a training batch with a number that is not finite: "raise" names it and stops,
+            "skip" leaves the batch out and counts it; see `FiniteSteps`.
 
     Example:
         >>> import torch
@@ -149,6 +152,7 @@ class RCAModule(CheckedLoading):
         weight_decay: float = 1e-4,
         momentum: float = 0.9,
         poly_power: float = 0.9,
+        on_non_finite: OnNonFinite = "raise",
     ) -> None:
         super().__init__()
         # An explicit dict: what the command line read plus what it linked, and no paths of one machine.
@@ -220,6 +224,7 @@ class RCAModule(CheckedLoading):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch, `regions` for the memory, `maps` `(B, L, h, w)` and `probabilities` to accumulate."""
         tags = batch["tags"]
+        self.before_step()
         maps = self(batch["image"], tags)
         contrasting = self.hparams["contrast"] and self.current_epoch >= self.hparams["warmup_epochs"]
         objective: Objective = self.loss(
@@ -229,6 +234,10 @@ class RCAModule(CheckedLoading):
             memory=self.memory if contrasting else None,
             prototypes=self.network.aggregation,
         )
+        pooled = {} if objective.regions is None else {"regions": objective.regions.embeddings}
+        if self.leave_out(batch, {**pooled, "loss": objective.total}, self._evidence(maps, objective)):
+            nothing = None if objective.regions is None else objective.regions.none()
+            return {"loss": self.no_loss(), "regions": nothing, "image_id": batch["image_id"], "skipped": True}
         size = len(tags)
         self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=size)
         self.log("train/loss", objective.value, prog_bar=True, batch_size=size)
@@ -236,6 +245,12 @@ class RCAModule(CheckedLoading):
         read, chances = maps.read(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
         kept = {"image_id": batch["image_id"], "maps": read, "probabilities": chances}
         return {"loss": objective.total, "regions": objective.regions, **kept}
+
+    def _evidence(self, maps: ActivationMaps, objective: Objective) -> dict[str, Tensor]:
+        memory = {} if self.memory is None else {"memory": self.memory.embeddings}
+        computed = {"features (maps of the first head)": maps.coarse, "embeddings": maps.embeddings}
+        refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
+        return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in objective.parts.items()}}
 
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[Seeds]:
         """Class maps of photographs at their own size, with this module's scales and flip; see `infer_seeds`."""
@@ -281,16 +296,4 @@ class RCAModule(CheckedLoading):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD or AdamW with poly decay, a step at a time."""
-        backbone = set(self.network.backbone.parameters())
-        optimizer = build_optimizer(
-            self.network.backbone.parameters(),
-            (p for p in self.network.parameters() if p not in backbone),
-            name=self.hparams["optimizer"],
-            lr=self.hparams["lr"],
-            new_layer_lr_ratio=self.hparams["new_layer_lr_ratio"],
-            weight_decay=self.hparams["weight_decay"],
-            momentum=self.hparams["momentum"],
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = poly_decay(optimizer, steps, self.hparams["poly_power"])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer_and_schedule(self, self.network.backbone)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -46,3 +48,20 @@ def poly_decay(optimizer: Optimizer, total_steps: int, power: float) -> LambdaLR
     if total_steps < 1:
         raise ArgumentError("total_steps", total_steps, "give at least one training step")
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)
+
+
+def optimizer_and_schedule(module: L.LightningModule, backbone: nn.Module) -> OptimizerLRSchedulerConfig:
+    """What `hparams` of a module in training ask for; what is not part of its backbone is a new layer."""
+    tuned = list(backbone.parameters())
+    known = set(tuned)
+    optimizer = build_optimizer(
+        tuned,
+        [weight for weight in module.parameters() if weight not in known],
+        name=module.hparams["optimizer"],
+        lr=module.hparams["lr"],
+        new_layer_lr_ratio=module.hparams["new_layer_lr_ratio"],
+        weight_decay=module.hparams["weight_decay"],
+        momentum=module.hparams["momentum"],
+    )
+    schedule = poly_decay(optimizer, int(module.trainer.estimated_stepping_batches), module.hparams["poly_power"])
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

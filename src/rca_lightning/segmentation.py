@@ -14,6 +14,7 @@ from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError, require_extra
+from rca_lightning.finite_steps import FiniteSteps, OnNonFinite
 from rca_lightning.label_inference import LabelImage, label_images
 from rca_lightning.label_iou import LabelEvaluation
 from rca_lightning.losses.classification import classification_loss
@@ -24,7 +25,7 @@ from rca_lightning.models.backbones import OutputStride, build_backbone
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.models.segmentation_network import HeadName, SegmentationNetwork
 from rca_lightning.models.weights import load_cam_head
-from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
+from rca_lightning.optimisation import OptimizerName, optimizer_and_schedule
 from rca_lightning.views import MAX_SIDE
 
 GivenTags = Literal["none", "image"]
@@ -32,7 +33,7 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(CheckedLoading):
+class SegmentationModule(FiniteSteps, CheckedLoading):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
@@ -72,6 +73,7 @@ class SegmentationModule(CheckedLoading):
         weight_decay: weight decay.
         momentum: of SGD.
         poly_power: exponent of the poly decay over all training steps.
+        on_non_finite: "raise", or "skip" training batches with a number that is not finite; see `FiniteSteps`.
 
     Raises:
         RCAError: for an argument out of its range.
@@ -112,6 +114,7 @@ class SegmentationModule(CheckedLoading):
         weight_decay: float = 1e-4,
         momentum: float = 0.9,
         poly_power: float = 0.9,
+        on_non_finite: OnNonFinite = "raise",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(shared_arguments(locals()))
@@ -158,12 +161,16 @@ class SegmentationModule(CheckedLoading):
         """Loss of a batch."""
         if "mask" not in batch:
             raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
+        self.before_step()
         logits, tag_maps = self.network.branches(batch["image"])
         size, mask = len(batch["mask"]), batch["mask"]
         losses, counts = {"loss": pixel_cross_entropy(logits, mask)}, {"loss": (mask != IGNORE_INDEX).sum()}
         if tag_maps is not None:
             losses["tag_loss"] = classification_loss(tag_maps, batch["tags"])
             counts["tag_loss"] = torch.tensor(size)
+        # The logits too: the loss does not see those of pixels without a label, their gradients would not be finite.
+        if self.leave_out(batch, {"logits": logits, **losses}, {}):
+            return self.no_loss()
         minimised, values = means_over_ranks(losses, counts)
         loss, value = minimised["loss"], values["loss"]
         if tag_maps is not None:
@@ -218,18 +225,7 @@ class SegmentationModule(CheckedLoading):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD or AdamW with poly decay, a step at a time."""
-        optimizer = build_optimizer(
-            self.network.backbone.parameters(),
-            [p for name, p in self.network.named_parameters() if not name.startswith("backbone.")],
-            name=self.hparams["optimizer"],
-            lr=self.hparams["lr"],
-            new_layer_lr_ratio=self.hparams["new_layer_lr_ratio"],
-            weight_decay=self.hparams["weight_decay"],
-            momentum=self.hparams["momentum"],
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = poly_decay(optimizer, steps, self.hparams["poly_power"])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer_and_schedule(self, self.network.backbone)
 
     def _log_score(self, split: str) -> None:
         scores = self.evaluation.finish()

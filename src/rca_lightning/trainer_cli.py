@@ -10,9 +10,11 @@ from typing import Any, ClassVar, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from rca_lightning.atomic import check_writable, output_errors
 from rca_lightning.callbacks.fail_together import FailTogether
 from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.checkpoint import check_checkpoint
+from rca_lightning.checkpoint_file import write_checkpoints_whole
 from rca_lightning.errors import ArgumentError, OtherProcessError
 from rca_lightning.report import print_report, write_report
 from rca_lightning.task import Task
@@ -83,6 +85,8 @@ class TaskCLI(LightningCLI, ABC):
         super().instantiate_classes()
         self._check_callbacks()
         self._fail_together()
+        if hasattr(self, "trainer"):
+            write_checkpoints_whole(self.trainer)
         if hasattr(self, "trainer") and not sys.stdout.isatty():
             self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
 
@@ -111,6 +115,11 @@ class TaskCLI(LightningCLI, ABC):
                 raise
             # What a collective says of a process that has left would hide why it has left.
             raise OtherProcessError(fellows.notice) from error
+
+    def before_fit(self) -> None:
+        """A folder that takes no files is found out before the first epoch."""
+        if "://" not in str(self.trainer.default_root_dir):
+            check_writable("trainer.default_root_dir", Path(self.trainer.default_root_dir))
 
     def before_validate(self) -> None:
         """An untrained network has no scores worth a table."""
@@ -157,7 +166,8 @@ class TaskCLI(LightningCLI, ABC):
         tags = self.model.hparams["eval_tags"]
         tags = None if tags == "none" else tags
         content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names)
-        write_report(content, path)
+        with output_errors("trainer.default_root_dir", path.parent):
+            write_report(content, path)
         print_report(content)
         print(f"written to {path}")
 

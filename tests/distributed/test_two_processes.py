@@ -54,14 +54,21 @@ def test_memory_and_prototypes_equal_on_both_ranks(config: Path, tmp_path: Path,
     content = yaml.safe_load(config.read_text())
     content["data"]["batch_size"] = 4
     watch = [{"class_path": "tests.distributed.observing.WriteDown", "init_args": {"folder": str(tmp_path)}}]
-    drop = [{"class_path": "tests.distributed.observing.DropRegions"}] if uneven else []
-    content["trainer"]["callbacks"] = drop + content["trainer"]["callbacks"] + watch
+    names = ["DropRegions", "Poison"] if uneven else []
+    disturb = [{"class_path": f"tests.distributed.observing.{name}"} for name in names]
+    content["trainer"]["callbacks"] = disturb + content["trainer"]["callbacks"] + watch
+    if uneven:
+        content["trainer"]["accumulate_grad_batches"] = 2
+        content["model"]["on_non_finite"] = "skip"
     config.write_text(yaml.safe_dump(content))
     rca("fit", config)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
     if uneven:
         assert second["received"][0] == 0
         assert first["received"] != second["received"]
+        assert first["received"][1] == second["received"][1] == 0  # whose image it was, both left the batch out
+        assert first["skipped"] == second["skipped"] == 2
+        assert all(bool(torch.isfinite(value).all()) for rank in (first, second) for value in rank["module"].values())
     assert int(first["memory"]["counts"].sum()) > 0
     assert bool(first["module"]["network.aggregation.valid"].any())
     for part in ("memory", "module"):

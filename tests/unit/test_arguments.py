@@ -32,6 +32,7 @@ GOOD = {
     "positives": "all",
     "scales": (1.0,),
     "max_side": 1280,
+    "on_non_finite": "raise",
 }
 
 

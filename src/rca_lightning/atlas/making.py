@@ -16,11 +16,11 @@ from rca_lightning.atlas.index import index_page
 from rca_lightning.atlas.nearest import nearest_regions
 from rca_lightning.atlas.page import draw_page
 from rca_lightning.atlas.photographs import Photographs
-from rca_lightning.atomic import write_atomically
+from rca_lightning.atomic import check_writable, output_errors, write_atomically
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.listing import first_few
 from rca_lightning.data.palette import voc_palette
-from rca_lightning.errors import ArgumentError, OutputError
+from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.memory.clustering import kmeans
 from rca_lightning.module import RCAModule
@@ -66,7 +66,7 @@ def make_atlas(
     Raises:
         ArgumentError: if `regions` is below 1, the memory is empty, or `diagnostics` names another class.
         DataError: if no image of the memory is among `images`.
-        OutputError: if the folder cannot be made.
+        OutputError: if the folder cannot be made or written to.
     """
     if not bool(memory.valid.any()):
         raise ArgumentError("memory", "empty", "train longer, or lower confidence, so that regions enter it")
@@ -91,17 +91,14 @@ def make_atlas(
             page = draw_page(contents.name, contents.subtitle, contents.drawn_rows(crops), regions, colour)
             _write_picture(target / contents.page, page)
     text = index_page(entries, note=_note(memory, len(rows)), diagnostics=diagnostics)
-    write_atomically(target / "index.html", lambda file: file.write(text.encode()))
+    with output_errors("folder", target):
+        write_atomically(target / "index.html", lambda file: file.write(text.encode()))
     logger.info("prototype atlas: %d prototypes, %d crops: %s", len(rows), len(crops), target / "index.html")
     return target / "index.html"
 
 
 def _made(folder: Path) -> Path:
-    # Before the long work, not after it.
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"folder={str(folder)!r} cannot be made ({error}); give another folder") from error
+    check_writable("folder", folder)  # before the long work, not after it
     return folder
 
 
@@ -145,4 +142,5 @@ def _note(memory: RegionMemory, prototypes: int) -> str:
 
 
 def _write_picture(path: Path, pixels: Pixels) -> None:
-    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
+    with output_errors("folder", path.parent):
+        write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))

@@ -117,7 +117,8 @@ class AttentionAccumulation(L.Callback):
         """Take in the maps of this step; after the last one of an epoch, exchange them between ranks."""
         if self.store is None or trainer.current_epoch < self.warmup_epochs:
             return
-        self._take(self.store, outputs["maps"], outputs["probabilities"], batch)
+        if "skipped" not in outputs:
+            self._take(self.store, outputs["maps"], outputs["probabilities"], batch)
         self._merged = False
         if trainer.is_last_batch:  # here, as validation and its checkpoints come before the end of the epoch
             self._merge(pl_module)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, place
 from rca_lightning.errors import ArgumentError, require_extra
+from rca_lightning.memory.advice import advise_on_empty
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.memory.clustering import ClusteringBackend, ClusteringMethod
 from rca_lightning.memory.diagnostics import diagnose
@@ -192,8 +193,8 @@ class RegionMemoryCallback(L.Callback):
             self._logged_backend = True
         names = module.class_names
         empty = [names[index] for index in torch.nonzero(~classes.valid.any(dim=1))[:, 0].tolist()]
-        if empty:
-            _log_once("classes without a region in memory, so without a prototype: %s", ", ".join(empty))
+        for line in advise_on_empty(memory.counts[: len(names)], classes.valid.any(dim=1), names):
+            logger.warning("%s", line)
         rows = slice(0, len(names))
         ages = memory.ages(module.global_step)[rows]
         points, valid = memory.embeddings[rows], memory.valid[rows]

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 
-from rca_lightning.atomic import write_atomically
+from rca_lightning.atomic import output_errors, write_atomically
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError
 from rca_lightning.module import RCAModule
@@ -146,7 +146,8 @@ class PanelCallback(L.Callback):
         titles = ["image", "coarse map", f"final map ({module.hparams['final_map']})", "mask"]
         picture = draw_panel(self._rows, titles)
         name = f"epoch-{trainer.current_epoch:03d}.png" if trainer.state.fn == "fit" else "validate.png"
-        write_atomically(folder / name, lambda file: Image.fromarray(picture).save(file, format="PNG"))
+        with output_errors("folder", folder):
+            write_atomically(folder / name, lambda file: Image.fromarray(picture).save(file, format="PNG"))
         for destination in trainer.loggers:
             if isinstance(destination, TensorBoardLogger):
                 destination.experiment.add_image("val/panel", picture, trainer.global_step, dataformats="HWC")

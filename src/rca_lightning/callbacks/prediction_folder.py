@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-from rca_lightning.atomic import write_atomically
-from rca_lightning.errors import OutputError, RCAError
+from rca_lightning.atomic import check_writable, output_errors, write_atomically
+from rca_lightning.errors import OutputError
 
 Existing = Literal["skip", "overwrite"]
 _SETTINGS_FILE = "predict.json"
@@ -69,10 +68,8 @@ class PredictionFolder:
         self._settings = json.loads(json.dumps(dict(settings) | {"overwriting": False}))
         with self.output_errors():
             self._compare()
-            for folder in (self.root, *(path.parent for path in self.paths("any").values())):
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a disk mounted read-only
-                    pass
+        for folder in (self.root, *(path.parent for path in self.paths("any").values())):
+            check_writable("output_dir", folder)
 
     def begin(self) -> None:
         """Write down the settings; for one process."""
@@ -117,17 +114,9 @@ class PredictionFolder:
         with self.output_errors():
             write_atomically(self.root / _SETTINGS_FILE, lambda file: file.write(text.encode()))
 
-    @contextmanager
-    def output_errors(self) -> Iterator[None]:
+    def output_errors(self) -> AbstractContextManager[None]:
         """Say of a refusal by the file system which argument it is about."""
-        try:
-            yield
-        except RCAError:  # some are OSErrors too, and name another file
-            raise
-        except OSError as error:
-            raise OutputError(
-                f"output_dir={str(self.root)!r} cannot be written to ({error}); give a folder where files can be made"
-            ) from error
+        return output_errors("output_dir", self.root)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

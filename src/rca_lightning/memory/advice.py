@@ -46,6 +46,31 @@ def advise(found: Diagnostics, class_names: Sequence[str]) -> list[str]:
     ]
 
 
+def advise_on_empty(regions: Tensor, with_prototype: Tensor, class_names: Sequence[str]) -> list[str]:
+    """Sentences about classes that have nothing, and about a contrast that has nothing to push apart.
+
+    Args:
+        regions: `(L,)`, in memory, of each class.
+        with_prototype: `(L,)` boolean.
+        class_names: their names.
+
+    Returns:
+        One sentence on each of: classes without a region, classes that have regions but no prototype, and a memory
+        with regions of one class alone.
+    """
+    has = regions > 0
+    found = [
+        (~has, "no region in memory, so no prototype", "lower --model.confidence, or give images with these tags"),
+        (has & ~with_prototype, "regions in memory, but no prototype", "lower --memory.drop_below"),
+    ]
+    if len(class_names) > 1 and int(has.sum()) == 1:
+        remedy = "give images of other classes, or set --model.contrast false"
+        found.append((has, "the only class in memory, so the contrast has no negatives and is 0", remedy))
+    return [
+        f"{_listed(class_names, where)}: {what}. Remedy: {remedy}" for where, what, remedy in found if bool(where.any())
+    ]
+
+
 def _faults(found: Diagnostics) -> list[tuple[Tensor, str, tuple[str, ...], str]]:
     """Where each fault is, what it is, the measures that show it, the remedy."""
     enough = found.regions >= REGIONS_PER_PROTOTYPE * found.asked

@@ -248,7 +248,7 @@ class RegionMemory:
         """Take over a `state_dict`, also of another placement or dtype; its embeddings are rounded to the dtype here.
 
         Raises:
-            ArgumentError: if it has another number of classes, slots or channels.
+            ArgumentError: if it has another number of classes, slots or channels, or embeddings that are not finite.
         """
         found, own = tuple(state["embeddings"].shape), tuple(self.embeddings.shape)
         if found != own:
@@ -257,6 +257,8 @@ class RegionMemory:
                 f"(classes, slots, channels)={found} in the checkpoint",
                 f"this run has {own}; make them equal",
             )
+        if not bool(torch.isfinite(state["embeddings"]).all()):
+            raise ArgumentError("memory", "not finite in the checkpoint", "give a checkpoint with a sound memory")
         for name in _TENSORS:
             getattr(self, name).copy_(state[name])
         self.refused = int(state["refused"])

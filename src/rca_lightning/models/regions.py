@@ -36,6 +36,10 @@ class Regions:
         """The regions where `keep` `(R,)` is true."""
         return Regions(self.embeddings[keep], self.labels[keep], self.images[keep])
 
+    def none(self) -> Regions:
+        """No region of this kind."""
+        return Regions(self.embeddings[:0], self.labels[:0], self.images[:0])
+
     @staticmethod
     def cat(first: Regions, second: Regions) -> Regions:
         """Both, first then second."""
