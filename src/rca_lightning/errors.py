@@ -45,6 +45,10 @@ class WeightsError(RCAError, ValueError):
     """A weights file does not fit the network, or is not a plain file of tensors."""
 
 
+class DamagedError(WeightsError):
+    """A checkpoint is cut short or damaged, or holds more than tensors and plain values."""
+
+
 class OutputError(RCAError, ValueError):
     """A result cannot be written where or as asked."""
 

@@ -22,6 +22,7 @@ from rca_lightning.models.resnet import StrideIn
 from rca_lightning.models.segmentation_network import HeadName, SegmentationNetwork
 from rca_lightning.models.weights import load_cam_head
 from rca_lightning.optimisation import OptimizerName, build_optimizer, poly_decay
+from rca_lightning.step_seeds import SeededSteps
 from rca_lightning.views import MAX_SIDE
 
 GivenTags = Literal["none", "image"]
@@ -29,7 +30,7 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(CheckedLoading):
+class SegmentationModule(SeededSteps, CheckedLoading):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.callbacks.progress import ProgressLines
+from rca_lightning.callbacks.signals import SaveOnSignal
 from rca_lightning.checkpoint import check_checkpoint
+from rca_lightning.checkpoint_io import AtomicCheckpointIO
 from rca_lightning.errors import ArgumentError
+from rca_lightning.last_checkpoint import find_last
 from rca_lightning.report import print_report, write_report
 from rca_lightning.task import Task
+
+logger = logging.getLogger(__name__)
+_WRITES_ONE_FILE = (SingleDeviceStrategy, DDPStrategy)  # others write folders, with means of their own
 
 
 class OneLineParser(LightningArgumentParser):
@@ -78,8 +88,19 @@ class TaskCLI(LightningCLI, ABC):
         """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines."""
         super().instantiate_classes()
         self._check_callbacks()
-        if hasattr(self, "trainer") and not sys.stdout.isatty():
+        if not hasattr(self, "trainer"):
+            return
+        if not sys.stdout.isatty():
             self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
+        self._keep_checkpoints_whole()
+
+    def _keep_checkpoints_whole(self) -> None:
+        """Whole files only, also after a kill, and one when a signal announces the end."""
+        trainer: Any = self.trainer
+        if isinstance(trainer.strategy, _WRITES_ONE_FILE) and type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
+            trainer.callbacks.append(SaveOnSignal())
 
     def _check_callbacks(self) -> None:
         for callback in getattr(getattr(self, "trainer", None), "callbacks", ()):
@@ -145,6 +166,8 @@ class TaskCLI(LightningCLI, ABC):
         if subcommand == "predict":
             # The writer keeps predictions on disk; a list of all of them would grow with the data.
             kwargs["return_predictions"] = False
+        if kwargs.get("ckpt_path") == "last":
+            kwargs["ckpt_path"] = self._last(subcommand)
         if "weights_only" in kwargs:  # what Lightning finds for "last" has not been checked here
             if kwargs["weights_only"] is False:
                 raise ArgumentError(
@@ -152,3 +175,17 @@ class TaskCLI(LightningCLI, ABC):
                 )
             kwargs["weights_only"] = True
         return kwargs
+
+    def _last(self, subcommand: str) -> str | None:
+        path = find_last(self.trainer)
+        if path is not None:
+            return str(path)
+        if subcommand != "fit":
+            raise ArgumentError("ckpt_path", "last", "there is no checkpoint yet; run rca fit first, or give its path")
+        _tell("--ckpt_path last: there is no checkpoint yet, training begins anew")
+        return None
+
+
+@rank_zero_only
+def _tell(message: str) -> None:
+    logger.info("%s", message)

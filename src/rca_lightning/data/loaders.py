@@ -19,7 +19,14 @@ def run_seed() -> int:
 
 
 def training_loader(
-    dataset: TaggedImages, *, epoch: int, batch_size: int, num_workers: int, shuffle: bool, pin_memory: bool | None
+    dataset: TaggedImages,
+    *,
+    epoch: int,
+    seen_batches: int = 0,
+    batch_size: int,
+    num_workers: int,
+    shuffle: bool,
+    pin_memory: bool | None,
 ) -> DataLoader[Sample]:
     """Return the loader of training crops.
 
@@ -27,14 +34,15 @@ def training_loader(
         dataset: images with an augmentation to one size.
         epoch: the epoch that comes first. Lightning tells the sampler only after the loading
             processes have begun to work ahead, which is too late for the first epoch of a resumed run.
+        seen_batches: batches of that epoch that were trained on before the run was stopped.
         batch_size: images of a batch in each process. An incomplete last batch is dropped, unless
             there is no other.
         num_workers: loading processes.
         shuffle: whether to shuffle anew in each epoch.
         pin_memory: page-locked memory; None means whether a CUDA device is there.
     """
-    sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle)
-    sampler.set_epoch(epoch)
+    seen = seen_batches * batch_size
+    sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle, first_epoch=epoch, seen=seen)
     return DataLoader(
         dataset=dataset,
         batch_size=batch_size,

@@ -31,6 +31,8 @@ class EpochSampler(DistributedSampler[Any]):
         dataset: the data set, only asked for its length.
         seed: seed of the order, the same in every process.
         shuffle: False keeps the order of the data set.
+        first_epoch: the epoch that comes first.
+        seen: how many images of that epoch this process has had before it was stopped; they are left out once.
 
     Example:
         >>> sampler = EpochSampler([0, 0, 0], seed=1, shuffle=False)
@@ -39,13 +41,17 @@ class EpochSampler(DistributedSampler[Any]):
         [(4, 0), (4, 1), (4, 2)]
     """
 
-    def __init__(self, dataset: Sized, *, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, dataset: Sized, *, seed: int, shuffle: bool = True, first_epoch: int = 0, seen: int = 0) -> None:
         world_size, rank = _place()
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
+        self.set_epoch(first_epoch)
+        self._resumed = (first_epoch, seen)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
-        return iter([(epoch, index) for index in super().__iter__()])
+        seen = self._resumed[1] if epoch == self._resumed[0] else 0
+        self._resumed = (epoch, 0)
+        return iter([(epoch, index) for index in super().__iter__()][seen:])
 
 
 class ShardSampler(DistributedSampler[Any]):
