@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -11,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
-from rca_lightning.data.position import next_batch
 from rca_lightning.data.records import Record, Source
+from rca_lightning.data.restarting import expect_whole_loaders, seen_batches
 from rca_lightning.data.sample import Sample
 from rca_lightning.data.sources import DatasetName, SourceOptions
 from rca_lightning.data.splits import evaluation_records, training_records
@@ -205,15 +206,14 @@ class WSSSDataModule(L.LightningDataModule):
         """Return shuffled batches of crops; the last batch is dropped if it is not full, unless it is the only one."""
         if self.cache_decoded and self.num_workers and self._reloads():
             _log.warning("cache_decoded: the trainer starts new loading processes for its epochs, which keep nothing")
-        epoch, seen_batches = next_batch(self.trainer)
+        expect_whole_loaders()
         return training_loader(
             _set_up(self._train, "fit"),
-            epoch=epoch,
-            seen_batches=seen_batches,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             shuffle=self.shuffle,
             pin_memory=self.pin_memory,
+            seen_batches=partial(seen_batches, self.trainer),
         )
 
     def val_dataloader(self) -> DataLoader[Sample]:
