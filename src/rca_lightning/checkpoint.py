@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from rca_lightning.checkpoint_content import content_problems
-from rca_lightning.errors import ArgumentError, RCAError, WeightsError
+from rca_lightning.checkpoint_format import FORMAT, KEY, migrate
+from rca_lightning.checkpoint_match import OnMismatch, differences, forget, new_sizes
+from rca_lightning.data.restarting import end_last_batch
+from rca_lightning.errors import ArgumentError, DamagedError, RCAError, WeightsError
 from rca_lightning.tensor_file import load_tensors
 
 if TYPE_CHECKING:
@@ -52,8 +55,9 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: st
 
     Raises:
         ArgumentError: if there is no such file, or the path is a folder or the address of a file elsewhere.
-        WeightsError: if the file is damaged, holds more than tensors, or is not a checkpoint of Lightning; or if its
-            arguments are not those of a module.
+        DamagedError: if the file is damaged or holds more than tensors.
+        WeightsError: if it is not a checkpoint of Lightning, its arguments are not those of a module, or it is of a
+            later format; see `migrate`.
     """
     shown = str(path)
     if "://" in shown:
@@ -65,7 +69,7 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: st
     try:
         content = load_tensors(path, map_location=map_location)
     except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
-        raise WeightsError(
+        raise DamagedError(
             f"{argument}={shown!r} was not loaded: damaged, or more than tensors in it; give a checkpoint of rca fit"
         ) from error
     if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
@@ -74,7 +78,9 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: st
         )
     for problem in content_problems(content):
         raise WeightsError(f"{argument}={shown!r}: {problem}; give a checkpoint of rca fit")
-    return dict(content)
+    checkpoint = dict(content)
+    migrate(checkpoint, file=f"{argument}={shown!r}")
+    return checkpoint
 
 
 def check_fit(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> None:
@@ -128,9 +134,12 @@ class CheckedLoading(L.LightningModule):
 
     Attributes:
         task: what the command line calls the module.
+        on_mismatch: "rebuild" starts with empty prototypes where those of a checkpoint do not fit; see
+            `RegionMemoryCallback`, which sets it.
     """
 
     task: ClassVar[str]
+    on_mismatch: OnMismatch = "refuse"
 
     @property
     def class_names(self) -> list[str]:
@@ -198,7 +207,23 @@ class CheckedLoading(L.LightningModule):
         check_task(content["state_dict"], cls.task)
         check_fit(content["state_dict"], needed, named)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Number the layout; see `migrate`."""
+        checkpoint[KEY] = FORMAT
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another network in one sentence."""
+        """Refuse the checkpoint of another network or of other classes in one sentence."""
+        migrate(checkpoint)
         check_task(checkpoint["state_dict"], self.task)
-        check_fit(checkpoint["state_dict"], self.state_dict(), checkpoint.get("hyper_parameters", {}))
+        arguments = checkpoint.get("hyper_parameters", {})
+        others = differences(checkpoint, self.hparams, self.state_dict())
+        if others and self.on_mismatch == "rebuild" and not new_sizes(arguments, self.hparams):
+            forget(checkpoint, self, others)
+        elif others:
+            raise WeightsError(
+                f"the checkpoint does not fit this run: {'; '.join(others)}. Make them equal, or begin a new training "
+                "with the backbone of the checkpoint (--model.weights); where only names of classes or numbers of "
+                "prototypes differ, --memory.on_mismatch rebuild goes on training with an empty memory"
+            )
+        check_fit(checkpoint["state_dict"], self.state_dict(), arguments)
+        end_last_batch(checkpoint.get("loops", {}).get("fit_loop", {}))

@@ -49,6 +49,10 @@ class NonFiniteError(RCAError, FloatingPointError):
     """Training has come to a number that is not finite."""
 
 
+class DamagedError(WeightsError):
+    """A checkpoint is cut short or damaged, or holds more than tensors and plain values."""
+
+
 class OutputError(RCAError, ValueError):
     """A result cannot be written where or as asked."""
 

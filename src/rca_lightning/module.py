@@ -25,10 +25,11 @@ from rca_lightning.models.regions import RegionRule
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.optimisation import OptimizerName, optimizer_and_schedule
 from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
+from rca_lightning.step_seeds import SeededSteps
 from rca_lightning.views import MAX_SIDE
 
 
-class RCAModule(FiniteSteps, CheckedLoading):
+class RCAModule(FiniteSteps, SeededSteps, CheckedLoading):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory

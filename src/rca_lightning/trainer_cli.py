@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -9,15 +10,20 @@ from typing import Any, ClassVar, NoReturn
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.atomic import check_writable, output_errors
 from rca_lightning.callbacks.fail_together import FailTogether
 from rca_lightning.callbacks.progress import ProgressLines
+from rca_lightning.callbacks.signals import SaveOnSignal
 from rca_lightning.checkpoint import check_checkpoint
-from rca_lightning.checkpoint_file import write_checkpoints_whole
+from rca_lightning.checkpoint_io import write_checkpoints_whole
 from rca_lightning.errors import ArgumentError, OtherProcessError
+from rca_lightning.last_checkpoint import find_last
 from rca_lightning.report import print_report, write_report
 from rca_lightning.task import Task
+
+logger = logging.getLogger(__name__)
 
 
 class OneLineParser(LightningArgumentParser):
@@ -78,17 +84,24 @@ class TaskCLI(LightningCLI, ABC):
             self.config[f"{subcommand}.model.{name}"] = value
 
     def instantiate_classes(self) -> None:
-        """Where no bar can be drawn, such as in the log of a batch job, progress comes as lines.
+        """Add what keeps a run safe: whole checkpoints, one more on a signal, processes that fail together.
 
-        Processes of one run fail together.
+        Where no bar can be drawn, such as in the log of a batch job, progress comes as lines.
         """
         super().instantiate_classes()
         self._check_callbacks()
+        if not hasattr(self, "trainer"):
+            return
         self._fail_together()
-        if hasattr(self, "trainer"):
-            write_checkpoints_whole(self.trainer)
-        if hasattr(self, "trainer") and not sys.stdout.isatty():
+        write_checkpoints_whole(self.trainer)
+        self._save_on_signal()
+        if not sys.stdout.isatty():
             self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
+
+    def _save_on_signal(self) -> None:
+        trainer: Any = self.trainer
+        if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
+            trainer.callbacks.append(SaveOnSignal())
 
     def _check_callbacks(self) -> None:
         for callback in getattr(getattr(self, "trainer", None), "callbacks", ()):
@@ -98,8 +111,8 @@ class TaskCLI(LightningCLI, ABC):
                 raise ArgumentError("callbacks", name, f"it is for --task {needed}, this is {self.task}; leave it out")
 
     def _fail_together(self) -> None:
-        trainer = getattr(self, "trainer", None)
-        if trainer is not None and trainer.world_size > 1 and self._fellows is None:
+        trainer: Any = self.trainer
+        if trainer.world_size > 1 and self._fellows is None:
             trainer.callbacks.insert(0, FailTogether())
 
     @property
@@ -179,6 +192,8 @@ class TaskCLI(LightningCLI, ABC):
         if subcommand == "predict":
             # The writer keeps predictions on disk; a list of all of them would grow with the data.
             kwargs["return_predictions"] = False
+        if kwargs.get("ckpt_path") == "last":
+            kwargs["ckpt_path"] = self._last(subcommand)
         if "weights_only" in kwargs:  # what Lightning finds for "last" has not been checked here
             if kwargs["weights_only"] is False:
                 raise ArgumentError(
@@ -186,3 +201,17 @@ class TaskCLI(LightningCLI, ABC):
                 )
             kwargs["weights_only"] = True
         return kwargs
+
+    def _last(self, subcommand: str) -> str | None:
+        path = find_last(self.trainer)
+        if path is not None:
+            return str(path)
+        if subcommand != "fit":
+            raise ArgumentError("ckpt_path", "last", "there is no checkpoint yet; run rca fit first, or give its path")
+        _tell("--ckpt_path last: there is no checkpoint yet, training begins anew")
+        return None
+
+
+@rank_zero_only
+def _tell(message: str) -> None:
+    logger.info("%s", message)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from rca_lightning.checkpoint_match import OnMismatch
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, place
-from rca_lightning.errors import ArgumentError, require_extra
+from rca_lightning.errors import ArgumentError, WeightsError, require_extra
 from rca_lightning.memory.advice import advise_on_empty
 from rca_lightning.memory.bank import RegionMemory
 from rca_lightning.memory.clustering import ClusteringBackend, ClusteringMethod
@@ -55,6 +56,9 @@ class RegionMemoryCallback(L.Callback):
         placement: "device", or "host" for a memory too large for the GPU: pinned memory of the processor, of which
             every step of the contrast reads all slots over the bus, and clustering a few classes at a time.
         dtype: "float32", or "float16" for half the size; embeddings are then rounded to 3 decimal digits.
+        on_mismatch: what to do when training goes on from a checkpoint whose memory has other classes, slots or
+            channels, or whose prototypes are of another number: "refuse", or "rebuild": begin with an empty memory and
+            no prototypes; the memory fills in the epoch that follows and is clustered at its end.
 
     Attributes:
         memory: the memory while fitting, else `None`.
@@ -85,7 +89,11 @@ class RegionMemoryCallback(L.Callback):
         seed: int = 0,
         placement: Placement = "device",
         dtype: StoredType = "float32",
+        on_mismatch: OnMismatch = "refuse",
     ) -> None:
+        if on_mismatch not in get_args(OnMismatch):
+            raise ArgumentError("on_mismatch", on_mismatch, f"give one of {', '.join(get_args(OnMismatch))}")
+        self.on_mismatch: OnMismatch = on_mismatch
         self._make = partial(RegionMemory, slots=slots, rule=rule, ema=ema, placement=placement, dtype=dtype)
         self._make(1, dim=1)  # refuses wrong arguments now and not after the data is read
         self.slots = slots
@@ -115,6 +123,7 @@ class RegionMemoryCallback(L.Callback):
         """Build the memory for this module."""
         if stage != "fit" or not isinstance(pl_module, RCAModule) or not pl_module.needs_memory:
             return
+        pl_module.on_mismatch = self.on_mismatch
         if self.maker.backend == "faiss":
             require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
         if self.maker.drop_below is not None and pl_module.network.projection is not None:
@@ -131,9 +140,25 @@ class RegionMemoryCallback(L.Callback):
         if self.memory is None:
             return
         if self._restored is not None:
-            self.memory.load_state_dict(self._restored)
+            self._restore(self.memory, pl_module, self._restored)
             self._restored = None
         self.memory.to(pl_module.device)
+
+    def _restore(self, memory: RegionMemory, module: L.LightningModule, state: dict[str, Any]) -> None:
+        others = memory.differences(state)
+        if not others:
+            memory.load_state_dict(state)
+            return
+        if self.on_mismatch == "refuse":
+            raise WeightsError(
+                f"the memory in the checkpoint does not fit this run: {'; '.join(others)}. Make them equal, or let it "
+                "begin empty: --memory.on_mismatch rebuild"
+            )
+        _log_once("the memory begins empty (on_mismatch=rebuild): %s", "; ".join(others))
+        self.diagnostics = {}
+        reader = module.network.aggregation if isinstance(module, RCAModule) else None
+        if reader is not None:
+            reader.write(torch.zeros_like(reader.prototypes), torch.zeros_like(reader.valid))
 
     @rank_zero_only
     def _tell_size(self, trainer: L.Trainer, module: RCAModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -12,6 +13,7 @@ from rca_lightning.data.bad_images import OnBadImage
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
+from rca_lightning.data.restarting import expect_whole_loaders, seen_batches
 from rca_lightning.data.sample import Sample
 from rca_lightning.data.skipping import SkippingDataModule
 from rca_lightning.data.sources import DatasetName, SourceOptions
@@ -216,13 +218,14 @@ class WSSSDataModule(SkippingDataModule):
         """Return shuffled batches of crops; the last batch is dropped if it is not full, unless it is the only one."""
         if self.cache_decoded and self.num_workers and self._reloads():
             _log.warning("cache_decoded: the trainer starts new loading processes for its epochs, which keep nothing")
+        expect_whole_loaders()
         return training_loader(
             _set_up(self._train, "fit"),
-            epoch=self._next_epoch(),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             shuffle=self.shuffle,
             pin_memory=self.pin_memory,
+            seen_batches=partial(seen_batches, self.trainer),
         )
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -277,14 +280,6 @@ class WSSSDataModule(SkippingDataModule):
         return evaluation_loader(
             dataset, batch_size=self.eval_batch_size, num_workers=self.num_workers, pin_memory=self.pin_memory
         )
-
-    def _next_epoch(self) -> int:
-        # What Lightning will tell the sampler: a checkpoint written at the end of an epoch counts it as processed
-        # while `current_epoch` does not yet.
-        if self.trainer is None:
-            return 0
-        processed: int = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        return processed
 
     def _reloads(self) -> bool:
         return self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined]

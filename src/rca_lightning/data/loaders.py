@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,24 +20,46 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
+class LateLoader(DataLoader[Any]):
+    """A DataLoader that begins to load when the first batch is asked for, not when its iterator is made.
+
+    Lightning makes the iterator before it restores a checkpoint, and only then tells the sampler the epoch: loading
+    processes that work ahead would begin with the images of another epoch.
+    """
+
+    def __iter__(self) -> Any:
+        def late() -> Iterator[Any]:
+            yield from DataLoader.__iter__(self)
+
+        return late()
+
+
 def training_loader(
-    dataset: TaggedImages, *, epoch: int, batch_size: int, num_workers: int, shuffle: bool, pin_memory: bool | None
+    dataset: TaggedImages,
+    *,
+    batch_size: int,
+    num_workers: int,
+    shuffle: bool,
+    pin_memory: bool | None,
+    seen_batches: Callable[[], int] = lambda: 0,
 ) -> DataLoader[Any]:
     """Return the loader of training crops.
 
     Args:
         dataset: images with an augmentation to one size.
-        epoch: the epoch that comes first. Lightning tells the sampler only after the loading
-            processes have begun to work ahead, which is too late for the first epoch of a resumed run.
         batch_size: images of a batch in each process. An incomplete last batch is dropped, unless
             there is no other.
         num_workers: loading processes.
         shuffle: whether to shuffle anew in each epoch.
         pin_memory: page-locked memory; None means whether a CUDA device is there.
+        seen_batches: tells at the start of an epoch how many batches of it were trained on in a run before.
     """
-    sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle)
-    sampler.set_epoch(epoch)
-    return DataLoader(
+
+    def seen() -> int:
+        return seen_batches() * batch_size
+
+    sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle, seen=seen)
+    return LateLoader(
         dataset=dataset,
         batch_size=batch_size,
         sampler=sampler,

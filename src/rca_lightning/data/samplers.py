@@ -5,7 +5,7 @@ Both samplers derive from `DistributedSampler`, which Lightning leaves as it is 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from typing import Any, cast
 
 from torch.utils.data import Dataset, DistributedSampler
@@ -24,6 +24,8 @@ class EpochSampler(DistributedSampler[Any]):
         dataset: the data set, only asked for its length.
         seed: seed of the order, the same in every process.
         shuffle: False keeps the order of the data set.
+        seen: tells at the start of an epoch how many images of it this process has had in a run before; they are left
+            out.
 
     Example:
         >>> sampler = EpochSampler([0, 0, 0], seed=1, shuffle=False)
@@ -32,13 +34,16 @@ class EpochSampler(DistributedSampler[Any]):
         [(4, 0), (4, 1), (4, 2)]
     """
 
-    def __init__(self, dataset: Sized, *, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, dataset: Sized, *, seed: int, shuffle: bool = True, seen: Callable[[], int] | None = None
+    ) -> None:
         world_size, rank = place()
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
+        self._seen = seen
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
-        return iter([(epoch, index) for index in super().__iter__()])
+        epoch, first = self.epoch, self._seen() if self._seen else 0
+        return iter([(epoch, index) for index in super().__iter__()][first:])
 
 
 class ShardSampler(DistributedSampler[Any]):

@@ -244,19 +244,21 @@ class RegionMemory:
         state["refused"] = self.refused
         return state
 
+    def differences(self, state: Mapping[str, Any]) -> list[str]:
+        """Sizes in which the memory of a `state_dict` differs from this one, each with both values."""
+        names = ("classes (with the background)", "slots", "channels")
+        sizes = zip(names, state["embeddings"].shape, self.embeddings.shape, strict=True)
+        return [f"{name} {found} in the checkpoint, {own} in this run" for name, found, own in sizes if found != own]
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a `state_dict`, also of another placement or dtype; its embeddings are rounded to the dtype here.
 
         Raises:
             ArgumentError: if it has another number of classes, slots or channels, or embeddings that are not finite.
         """
-        found, own = tuple(state["embeddings"].shape), tuple(self.embeddings.shape)
-        if found != own:
-            raise ArgumentError(
-                "memory",
-                f"(classes, slots, channels)={found} in the checkpoint",
-                f"this run has {own}; make them equal",
-            )
+        others = self.differences(state)
+        if others:
+            raise ArgumentError("memory", "; ".join(others), "make them equal")
         if not bool(torch.isfinite(state["embeddings"]).all()):
             raise ArgumentError("memory", "not finite in the checkpoint", "give a checkpoint with a sound memory")
         for name in _TENSORS:
