@@ -67,16 +67,21 @@ def output_errors(name: str, path: str | Path, remedy: str = "give a folder wher
         raise OutputError(f"{name}={str(path)!r} cannot be written to ({error}); {remedy}") from error
 
 
-def check_writable(name: str, folder: Path) -> None:
-    """Find out before the long work whether a folder takes files; it is made if missing.
+def check_writable(name: str, *folders: Path) -> None:
+    """Find out before the long work whether folders take files; they are made if missing.
+
+    Args:
+        name: of the argument.
+        folders: the first is its value, others belong to it.
 
     Raises:
-        OutputError: if it cannot be made or written to.
+        OutputError: if one cannot be made or written to.
     """
-    with output_errors(name, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a disk mounted read-only
-            pass
+    with output_errors(name, folders[0]):
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a disk mounted read-only
+                pass
 
 
 def remove_leftovers(path: Path) -> None:
