@@ -13,6 +13,7 @@ from torch import Tensor
 # Of all that `weights_only` lets a file call, this alone fills as much memory as the file asks for.
 _FILLS_MEMORY = b"bytearray"
 _CHUNK = 1 << 24
+_MOST_DIGITS = 6
 
 
 def load_tensors(path: str | Path, *, map_location: str) -> Any:
@@ -52,6 +53,13 @@ def _check_archive(path: Path) -> None:
         for member in members:
             if member.filename.endswith(".pkl") and _FILLS_MEMORY in archive.read(member):
                 raise ValueError("it asks for a bytearray")
+            if member.filename.endswith(".storage_alignment") and not _is_alignment(archive.read(member)):
+                raise ValueError("its storage alignment is none")
+
+
+def _is_alignment(content: bytes) -> bool:
+    # torch divides by it without looking, and a 0 ends the process
+    return content.isdigit() and len(content) <= _MOST_DIGITS and int(content) > 0
 
 
 def _check_plain(path: Path) -> None:

@@ -48,8 +48,13 @@ def bad_config(config: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fit_validate_and_predict_go_on_with_the_others(bad_config: Path, tmp_path: Path, workers: int):
+    content = yaml.safe_load(bad_config.read_text())
+    content["trainer"]["check_val_every_n_epoch"] = 2  # the panel of the first epoch reads images of its own
+    content["trainer"]["callbacks"].append({"class_path": "rca_lightning.PanelCallback"})
+    bad_config.write_text(yaml.safe_dump(content))
     words = ["--config", str(bad_config), "--data.num_workers", str(workers), *SKIP]
     fitted = main(["fit", *words])
+    assert len(list((tmp_path / "run").rglob("epoch-*.png"))) == 2
     assert fitted.trainer.global_step == 2 * 3  # as many batches as 24 sound images give
     assert listed(tmp_path / "run") == [
         *(("train", "train_00003"), ("train", "train_00004"), ("val", "val_00002"), ("val", "val_00004"))
