@@ -34,3 +34,18 @@ class SlowBatches(L.Callback):
         number = trainer.current_epoch * trainer.num_training_batches + batch_idx
         Path(trainer.default_root_dir, f"batch {number} {os.getpid()}").touch()
         time.sleep(0.05)
+
+
+class NotesMemory(L.Callback):
+    """Notes what training begins with.
+
+    Attributes:
+        at_start: regions in memory, valid prototypes, and steps done.
+    """
+
+    at_start: tuple[int, int, int]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Count."""
+        valid = pl_module.network.aggregation.valid
+        self.at_start = int(pl_module.memory.counts.sum()), int(valid.sum()), trainer.global_step
