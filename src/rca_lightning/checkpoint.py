@@ -14,7 +14,7 @@ from torch import Tensor
 from rca_lightning.checkpoint_content import content_problems
 from rca_lightning.checkpoint_format import FORMAT, KEY, migrate
 from rca_lightning.checkpoint_match import OnMismatch, differences, forget, new_sizes
-from rca_lightning.data.restarting import end_last_batch
+from rca_lightning.data.restarting import settle
 from rca_lightning.errors import ArgumentError, DamagedError, RCAError, WeightsError
 from rca_lightning.tensor_file import load_tensors
 
@@ -226,4 +226,4 @@ class CheckedLoading(L.LightningModule):
                 "prototypes differ, --memory.on_mismatch rebuild goes on training with an empty memory"
             )
         check_fit(checkpoint["state_dict"], self.state_dict(), arguments)
-        end_last_batch(checkpoint.get("loops", {}).get("fit_loop", {}))
+        settle(checkpoint.get("loops", {}).get("fit_loop", {}))

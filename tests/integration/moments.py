@@ -54,7 +54,7 @@ class Moment:
     def strike(self, pid: int) -> None:
         """Kill the child if that is for the parent to do."""
         if self.kind == "clock":
-            time.sleep(4 * self.part)
+            time.sleep(3 * self.part)
             os.kill(pid, signal.SIGKILL)
 
 

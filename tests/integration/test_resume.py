@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from rca_lightning.cli import main
+from tests.integration.endings import differences
 
 
 def test_resume_equals_uninterrupted(config: Path, tmp_path: Path):
@@ -43,3 +44,28 @@ def test_resume_equals_uninterrupted(config: Path, tmp_path: Path):
     assert expected["param_groups"] == found["param_groups"]
     for key, state in expected["state"].items():
         assert torch.equal(state["momentum_buffer"], found["state"][key]["momentum_buffer"])
+
+
+def test_segmenter_with_dropout_goes_on_within_an_epoch(config: Path, tmp_path: Path):
+    content = yaml.safe_load(config.read_text())
+    del content["memory"]
+    model = {"backbone": "resnet14", "head": "deeplabv3plus", "frozen_batchnorm": False, "lr": 0.01}
+    content |= {"task": "segment", "model": model}
+    content["trainer"] |= {"limit_val_batches": 0}
+    # Loading processes work ahead: they must not begin with another epoch or batch.
+    content["data"] |= {"batch_size": 6, "crop_size": 32, "num_workers": 1}
+
+    def fit(folder: str, *more: str) -> dict:
+        options = {"dirpath": str(tmp_path / folder), "save_last": True, "every_n_train_steps": 2, "save_top_k": -1}
+        content["trainer"]["callbacks"][0]["init_args"] = options
+        path = tmp_path / f"{folder}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        main(["fit", "--config", str(path), *more])
+        return torch.load(tmp_path / folder / "last.ckpt", weights_only=True)
+
+    whole = fit("whole")
+    for name in ("epoch=0-step=2.ckpt", "epoch=1-step=6.ckpt"):
+        resumed = fit(f"from {name}", "--ckpt_path", str(tmp_path / "whole" / name))
+        assert differences(whole["state_dict"], resumed["state_dict"]) == []
+        assert differences(whole["optimizer_states"], resumed["optimizer_states"]) == []
+    assert differences(whole["state_dict"], torch.load(tmp_path / "whole" / name)["state_dict"]), "it has gone on"

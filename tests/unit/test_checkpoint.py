@@ -126,9 +126,17 @@ def test_differences_are_counted_and_three_are_shown():
     check_fit(needed, needed, {})
 
 
-@pytest.mark.parametrize("options", [{"backbone": "resnet34"}, {"num_classes": 3}], ids=str)
-def test_module_refuses_the_checkpoint_of_another_network(checkpoint: Path, options: dict):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet34"}, r"of another network \(backbone='resnet18', num_classes=2\)"),
+        ({"num_classes": 3}, "does not fit this run: num_classes 2 in the checkpoint, 3 in this run"),
+        ({"num_prototypes": 7}, "does not fit this run: num_prototypes 20 in the checkpoint, 7 in this run"),
+        ({"num_prototypes": 10, "background_prototypes": 20}, "num_prototypes 20 .* 10 in this run; background_proto"),
+    ],
+)
+def test_module_refuses_the_checkpoint_of_another_network(checkpoint: Path, options: dict, message: str):
     data = DataLoader([0])
-    with pytest.raises(RCAError, match=r"of another network \(backbone='resnet18', num_classes=2\)"):
+    with pytest.raises(RCAError, match=message):
         quiet_trainer(checkpoint.parent).predict(network(**options), data, ckpt_path=checkpoint)
     assert RCAModule.load_from_checkpoint(checkpoint).hparams["num_classes"] == 2

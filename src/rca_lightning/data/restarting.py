@@ -16,8 +16,8 @@ def seen_batches(trainer: L.Trainer | None) -> int:
     """
     if trainer is None:
         return 0
-    loop: Any = trainer.fit_loop.epoch_loop  # its counters are no public part of Lightning
-    return int(loop.batch_progress.current.ready) if loop.restarting else 0
+    loop: Any = trainer.fit_loop  # its counters are no public part of Lightning
+    return int(loop.epoch_loop.batch_progress.current.ready) if loop.restarting else 0
 
 
 def expect_whole_loaders() -> None:
@@ -25,25 +25,41 @@ def expect_whole_loaders() -> None:
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
 
 
-def end_last_batch(fit_loop: dict[str, Any]) -> None:
-    """Let a checkpoint written right after the last batch of an epoch go on with the end of that epoch, in place.
+def settle(fit_loop: dict[str, Any]) -> None:
+    """Bring the counters of a checkpoint to where Lightning goes on exactly, in place.
 
-    Lightning would go on with the next epoch: without validation, without the hooks at the end of the epoch and at the
-    start of the next; resumed at such a point twice, it would train an epoch too many.
+    Written right after the last batch of an epoch, Lightning would go on with the next epoch: without validation,
+    without the hooks at the end of the epoch and at the start of the next; resumed at such a point twice, it would
+    train an epoch too many. Here it goes on with the end of the epoch. Written at the start of an epoch, Lightning
+    would take the counts of the epoch before for those of this one and leave it out. Here it goes on from the end of
+    the one before.
 
     Args:
         fit_loop: counters of the training loop in the checkpoint.
     """
-    batches = fit_loop.get("epoch_loop.batch_progress")
-    validation = fit_loop.get("epoch_loop.val_loop.batch_progress")
-    if not batches or not validation or not batches["is_last_batch"]:
+    if fit_loop:
+        _end_last_batch(fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_loop.val_loop.batch_progress"])
+        _end_last_epoch(fit_loop["epoch_progress"])
+
+
+def _end_last_batch(batches: dict[str, Any], validation: dict[str, Any]) -> None:
+    counts = (batches["total"], batches["current"])
+    if not batches["is_last_batch"] or any(count["completed"] != count["processed"] - 1 for count in counts):
         return
-    for counts in (batches["total"], batches["current"]):
-        if counts["completed"] != counts["processed"] - 1:
-            return
-    for counts in (batches["total"], batches["current"]):
-        counts["completed"] = counts["processed"]
+    for count in counts:
+        count["completed"] = count["processed"]
     # Validation of this epoch counts as begun and without a batch.
     validation["total"].update(ready=1, started=1, processed=0, completed=0)
     validation["current"].update(ready=0, started=0, processed=0, completed=0)
     validation["is_last_batch"] = False
+
+
+def _end_last_epoch(epochs: dict[str, Any]) -> None:
+    counts = (epochs["total"], epochs["current"])
+    if any(
+        not count["ready"] - 1 == count["started"] == count["processed"] == count["completed"] > 0 for count in counts
+    ):
+        return
+    for count in counts:
+        count["ready"] -= 1
+        count["completed"] -= 1
