@@ -59,12 +59,12 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     of = len(drawn)
     if given.sample is not None and given.sample < of:
         drawn = random.Random(given.seed).sample(drawn, given.sample)  # in random order: half of them is a sample too
-    limits: dict[str, float] = {}
+    limits: dict[tuple[str, ...], float] = {}  # of modules with the same tests
     rows: list[dict[str, Any]] = []
     for name, mutant in drawn:
-        if name not in limits:
-            limits[name] = _limit(name)
-        outcome, seconds = _run(name, mutant, limits[name])
+        if TESTS[name] not in limits:
+            limits[TESTS[name]] = _limit(name)
+        outcome, seconds = _run(name, mutant, limits[TESTS[name]])
         rows.append({"module": name, "line": mutant.line, "change": mutant.change, "outcome": outcome})
         print(f"{len(rows)}/{len(drawn)} {outcome} {seconds:.1f} s {name}:{mutant.line} {mutant.change}", flush=True)
         content = _content(rows, given, of)
