@@ -38,7 +38,7 @@ class FiniteSteps(L.LightningModule):
     batch will do.
 
     Attributes:
-        skipped_batches: left out since training began, over all ranks together one a step.
+        skipped_batches: left out since the module was made; in a distributed run those of all ranks count as one.
     """
 
     def __init__(self) -> None:
@@ -98,25 +98,24 @@ class FiniteSteps(L.LightningModule):
     def on_train_end(self) -> None:
         """Say how many batches were left out."""
         if self.skipped_batches:
-            _warn("%d of %d training batches were left out: not finite", self.skipped_batches, self._batches())
+            _warn("%d training batches were left out of this run: not finite", self.skipped_batches)
 
     def _count(self) -> None:
         if self.hparams["on_non_finite"] == "skip":
             self.log("train/skipped_batches", float(self.skipped_batches), batch_size=1)
 
-    def _batches(self) -> int:
-        return self.trainer.fit_loop.total_batch_idx + 1
-
     def _tell(self, batch: Batch, evidence: Mapping[str, Tensor]) -> None:
         """Raise, or warn; every rank says the same."""
-        weight = broken_weight(self)
-        here = f"step {self.global_step}, epoch {self.current_epoch}, batch {self._batches()}"
+        # Of each rank, also what must be the same on all of them: one that raised alone would leave the others waiting.
+        told = gather_objects((broken_weight(self), find_non_finite(batch, evidence)))
+        weight = next((name for name, _ in told if name is not None), None)
+        here = f"step {self.global_step}, epoch {self.current_epoch}, batch {self.trainer.fit_loop.total_batch_idx + 1}"
         if weight is not None:
             raise NonFiniteError(
                 f"{weight}: this weight is not finite at {here}; lower lr or give trainer.gradient_clip_val, and start "
                 "again from a checkpoint of before"
             )
-        found = gather_objects(find_non_finite(batch, evidence))  # of each rank, or None
+        found = [part for _, part in told]
         text = "; ".join(_sentence(part, rank, len(found)) for rank, part in enumerate(found) if part is not None)
         if self.hparams["on_non_finite"] != "skip":
             raise NonFiniteError(f"{text}, at {here}; {_remedy(found)}")

@@ -9,6 +9,7 @@ Writes a JSON of what survived; whether that is a fault of the tests is judged b
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import random
 from pathlib import Path
@@ -27,10 +28,9 @@ _BANK = (
 )
 _CLUSTERING = (
     "memory/test_clustering.py",
-    "memory/test_cluster_methods.py",
     "memory/test_warm_start.py",
     "memory/test_class_blocks.py",
-    "memory/test_no_copies.py",
+    "memory/test_cluster_methods.py",
 )
 _CONTRAST = ("losses/test_contrast.py", "losses/test_contrast_positives.py", "losses/test_contrast_blocks.py")
 TESTS = {
@@ -58,11 +58,13 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     drawn = [(name, mutant) for name in given.only for mutant in mutants(_path(name).read_text())]
     of = len(drawn)
     if given.sample is not None and given.sample < of:
-        drawn = [drawn[place] for place in sorted(random.Random(given.seed).sample(range(of), given.sample))]
-    limits = {name: _limit(name) for name in sorted({name for name, _ in drawn})}
+        drawn = random.Random(given.seed).sample(drawn, given.sample)  # in random order: half of them is a sample too
+    limits: dict[tuple[str, ...], float] = {}  # of modules with the same tests
     rows: list[dict[str, Any]] = []
     for name, mutant in drawn:
-        outcome, seconds = _run(name, mutant, limits[name])
+        if TESTS[name] not in limits:
+            limits[TESTS[name]] = _limit(name)
+        outcome, seconds = _run(name, mutant, limits[TESTS[name]])
         rows.append({"module": name, "line": mutant.line, "change": mutant.change, "outcome": outcome})
         print(f"{len(rows)}/{len(drawn)} {outcome} {seconds:.1f} s {name}:{mutant.line} {mutant.change}", flush=True)
         content = _content(rows, given, of)
@@ -82,8 +84,6 @@ def _run(name: str, mutant: Mutant, limit: float) -> tuple[str, float]:
 
 def _limit(name: str) -> float:
     """Seconds for a mutant: several times what the tests take without one, which must pass."""
-    import ast
-
     outcome, seconds = _run(name, Mutant(0, "nothing", ast.parse(_path(name).read_text())), 300)
     if outcome != "survived":
         raise SystemExit(f"the tests of {name} fail without a mutant")

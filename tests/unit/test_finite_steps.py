@@ -85,7 +85,7 @@ def test_skips_and_counts_as_if_the_batch_were_not_there(tmp_path, caplog):
     assert module.skipped_batches == 2
     assert trainer.callback_metrics["train/skipped_batches"] == 2
     assert "batch left out: pixels of 'b1' not finite" in caplog.text
-    assert "2 of 6 training batches were left out" in caplog.text
+    assert "2 training batches were left out of this run" in caplog.text
 
 
 @pytest.mark.parametrize("poisoned", [0, 1])
