@@ -24,6 +24,7 @@ from rca_lightning.models.regions import Regions
 from rca_lightning.module import RCAModule
 
 _LABEL = 8
+_PLACE = 8  # in the batch that a single process would have
 _LENGTH = 8  # of the number of regions, which goes first
 _RESNET50 = 23_508_032  # parameters without the classifier, in float32
 _DIM = 48
@@ -37,20 +38,30 @@ _COCO = round(16 * (2.9 + 1) * 1.2)
 def bytes_per_step(regions: Sequence[int], dim: int) -> int:
     """Bytes each rank receives, and sends as many, for the memory in a step.
 
-    Every rank gets the number of regions of each other, and their embeddings (float32), labels and image ids, padded
-    to the most that a rank has.
+    Every rank gets the number of regions of each other, and their embeddings (float32), labels, image ids and places,
+    padded to the most that a rank has.
 
     Args:
         regions: of each rank.
         dim: channels `D`.
     """
     others = len(regions) - 1
-    return others * (_LENGTH + max(regions) * (4 * dim + _LABEL + ID_BYTES))
+    return others * (_LENGTH + max(regions) * (4 * dim + _LABEL + ID_BYTES + _PLACE))
 
 
 def bytes_per_epoch(prototypes: int, dim: int, world: int) -> int:
     """Bytes each rank but the first receives after a clustering: prototypes, which are valid, their factors."""
     return prototypes * (4 * dim + 1 + 4) if world > 1 else 0
+
+
+def bytes_of_statistics(dim: int, world: int) -> int:
+    """Bytes each rank receives, and sends as many, so that embeddings are standardised over all ranks.
+
+    Forward the number of pixels, mean and variance of each channel of each other rank (float32); backward a ring
+    all-reduce of the gradients of those of all ranks.
+    """
+    numbers = (1 + 2 * dim) * 4
+    return (world - 1) * numbers + 2 * (world - 1) * numbers
 
 
 def bytes_of_gradients(parameters: int, world: int) -> int:
@@ -79,6 +90,9 @@ def run(*, quick: bool = False) -> Result:
         f"16 images x (2.9 classes + 1 background) x 1.2 for the fullest: {_COCO}"
     )
     result.notes["gradients"] = f"ring all-reduce of {_RESNET50} parameters, which overlaps with the backward pass"
+    result.notes["besides, a step of COCO"] = (
+        f"{bytes_of_statistics(3072, 8)} bytes to standardise 3072 channels, 32 for losses, 1 for finiteness"
+    )
     return result
 
 
