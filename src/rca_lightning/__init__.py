@@ -6,7 +6,9 @@ from rca_lightning.callbacks.fail_together import FailTogether
 from rca_lightning.callbacks.masks import MaskWriter
 from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.panels import PanelCallback
+from rca_lightning.callbacks.signals import SaveOnSignal
 from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.checkpoint_io import AtomicCheckpointIO
 from rca_lightning.data import WSSSDataModule
 from rca_lightning.label_iou import LabelIoU
 from rca_lightning.losses.contrast import RegionContrastLoss, region_contrast_loss
@@ -20,6 +22,7 @@ from rca_lightning.segmentation import SegmentationModule
 from rca_lightning.version import __version__
 
 __all__ = [
+    "AtomicCheckpointIO",
     "AttentionAccumulation",
     "FailTogether",
     "LabelIoU",
@@ -31,6 +34,7 @@ __all__ = [
     "RegionContrastLoss",
     "RegionMemory",
     "RegionMemoryCallback",
+    "SaveOnSignal",
     "SeedIoU",
     "SegmentationModule",
     "SemanticAggregation",

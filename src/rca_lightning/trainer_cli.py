@@ -192,14 +192,14 @@ class TaskCLI(LightningCLI, ABC):
         if subcommand == "predict":
             # The writer keeps predictions on disk; a list of all of them would grow with the data.
             kwargs["return_predictions"] = False
-        if kwargs.get("ckpt_path") == "last":
-            kwargs["ckpt_path"] = self._last(subcommand)
         if "weights_only" in kwargs:  # what Lightning finds for "last" has not been checked here
             if kwargs["weights_only"] is False:
                 raise ArgumentError(
                     "weights_only", False, "leave it out; checkpoints of rca fit hold no code to unpickle"
                 )
             kwargs["weights_only"] = True
+        if kwargs.get("ckpt_path") == "last":
+            kwargs["ckpt_path"] = self._last(subcommand)
         return kwargs
 
     def _last(self, subcommand: str) -> str | None:

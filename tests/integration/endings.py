@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-_STATE = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+# Not "epoch", which nothing is restored from: it is one more in a checkpoint written once more when all was done.
+_STATE = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
 
 
 def ending(folder: Path) -> dict[str, Any]:
