@@ -20,9 +20,15 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from measure.footprint import Held, held
 from measure.result import Result
-from rca_lightning.checkpoint_file import AtomicCheckpointIO
 
-from rca_lightning import AttentionAccumulation, PanelCallback, RCAModule, RegionMemoryCallback, WSSSDataModule
+from rca_lightning import (
+    AtomicCheckpointIO,
+    AttentionAccumulation,
+    PanelCallback,
+    RCAModule,
+    RegionMemoryCallback,
+    WSSSDataModule,
+)
 
 HERE = Path(__file__).parent
 _BATCH, _EPOCHS, _WORKERS = 8, 20, 2
