@@ -59,13 +59,19 @@ def output_errors(name: str, path: str | Path, remedy: str = "give a folder wher
         raise OutputError(f"{name}={str(path)!r} cannot be written to ({error}); {remedy}") from error
 
 
-def check_writable(name: str, folder: Path) -> None:
-    """Find out before the long work whether a folder takes files; it is made if missing.
+def check_writable(name: str, folder: Path, *subfolders: Path) -> None:
+    """Find out before the long work whether folders take files; they are made if missing.
+
+    Args:
+        name: of the argument.
+        folder: its value.
+        subfolders: of it, that files go into.
 
     Raises:
-        OutputError: if it cannot be made or written to.
+        OutputError: if one of them cannot be made or written to; it names `folder`.
     """
     with output_errors(name, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a disk mounted read-only
-            pass
+        for place in (folder, *subfolders):
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):  # permissions alone do not tell of a disk mounted read-only
+                pass

@@ -68,8 +68,7 @@ class PredictionFolder:
         self._settings = json.loads(json.dumps(dict(settings) | {"overwriting": False}))
         with self.output_errors():
             self._compare()
-        for folder in (self.root, *(path.parent for path in self.paths("any").values())):
-            check_writable("output_dir", folder)
+        check_writable("output_dir", self.root, *(path.parent for path in self.paths("any").values()))
 
     def begin(self) -> None:
         """Write down the settings; for one process."""

@@ -12,7 +12,7 @@ from tests.folder_contents import file_bytes, file_names
 from tests.prediction_runs import Counting, Photographs, predict
 from tests.quiet_trainer import quiet_trainer
 
-from rca_lightning.callbacks import prediction_folder
+from rca_lightning import atomic
 from rca_lightning.callbacks.writers import PseudoLabelWriter
 from rca_lightning.errors import OutputError
 from rca_lightning.module import RCAModule
@@ -145,7 +145,7 @@ def test_folder_that_takes_no_files_is_named_before_predicting(tmp_path, module,
     def refuse(dir):
         raise OSError(errno.EROFS, "Read-only file system", str(dir))
 
-    monkeypatch.setattr(prediction_folder.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(atomic.tempfile, "TemporaryFile", refuse)
     with pytest.raises(OutputError, match=r"output_dir='.*out' cannot be written to \(.*Read-only file system"):
         predict(module, PseudoLabelWriter(str(tmp_path / "out")), Photographs("a"))
 
