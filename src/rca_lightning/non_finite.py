@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from rca_lightning.data.sample import Batch
+from rca_lightning.models.running_statistics import learns_statistics
 
 _SHOWN = 64  # ids of a batch that are written out
 _DATA = "mend or leave out the photograph"
@@ -63,8 +63,7 @@ def find_non_finite(batch: Batch, evidence: Mapping[str, Tensor]) -> NonFinite |
 def broken_weight(module: nn.Module) -> str | None:
     """Name of the first weight that is not finite, running statistics that are being learned aside."""
     for prefix, part in module.named_modules():
-        learning = isinstance(part, _BatchNorm) and part.training
-        own = [*part.named_parameters(recurse=False), *(() if learning else part.named_buffers(recurse=False))]
+        own = [*part.named_parameters(recurse=False), *(() if learns_statistics(part) else part.named_buffers(recurse=False))]
         for name, value in own:
             if not bool(torch.isfinite(value).all()):
                 return f"{prefix}.{name}" if prefix else name

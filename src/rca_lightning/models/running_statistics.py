@@ -1,10 +1,17 @@
-"""What BatchNorm layers have seen, kept for a while."""
+"""What normalising layers have seen, kept for a while."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from rca_lightning.models.standardization import Standardization
+
+
+def learns_statistics(part: nn.Module) -> bool:
+    """Whether a forward pass changes the running statistics of this layer."""
+    return isinstance(part, (_BatchNorm, Standardization)) and part.training
 
 
 class RunningStatistics:
@@ -20,7 +27,7 @@ class RunningStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        learning = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
+        learning = [part for part in network.modules() if learns_statistics(part)]
         self._live = [buffer for part in learning for buffer in part.buffers()]
         self._kept = [buffer.clone() for buffer in self._live]
 
