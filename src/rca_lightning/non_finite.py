@@ -63,7 +63,9 @@ def find_non_finite(batch: Batch, evidence: Mapping[str, Tensor]) -> NonFinite |
 def broken_weight(module: nn.Module) -> str | None:
     """Name of the first weight that is not finite, running statistics that are being learned aside."""
     for prefix, part in module.named_modules():
-        own = [*part.named_parameters(recurse=False), *(() if learns_statistics(part) else part.named_buffers(recurse=False))]
+        own = list(part.named_parameters(recurse=False))
+        if not learns_statistics(part):
+            own += part.named_buffers(recurse=False)
         for name, value in own:
             if not bool(torch.isfinite(value).all()):
                 return f"{prefix}.{name}" if prefix else name

@@ -39,7 +39,7 @@ def test_atlas_of_a_checkpoint(config: Path, tmp_path: Path, synthetic_root: Pat
     widths = [Image.open(where / pages[0]).width for where in (folder, elsewhere)]
     assert widths[0] - widths[1] == 4 * 154  # crops
 
-    with pytest.raises(WeightsError, match="checkpoint is of another network"):
+    with pytest.raises(WeightsError, match="num_prototypes 3 in the checkpoint, 4 in this run"):
         run("atlas", config, "--ckpt_path", checkpoint, "--model.num_prototypes", 4)
     fewer = synthetic_root / "ImageSets" / "Segmentation" / "val.txt"
     with pytest.raises(DataError, match="train_split"):

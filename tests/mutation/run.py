@@ -38,6 +38,7 @@ TESTS = {
     "memory.writing": _BANK,
     "memory.clustering": _CLUSTERING,
     "memory.lloyd": _CLUSTERING,
+    "memory.lloyd_faiss": ("memory/test_lloyd_faiss.py", *_CLUSTERING),
     "memory.seeding": _CLUSTERING,
     "memory.prototypes": ("memory/test_prototypes.py", "memory/test_class_blocks.py", "memory/test_pruning.py"),
     "losses.contrast": _CONTRAST,

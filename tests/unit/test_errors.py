@@ -17,6 +17,7 @@ BUILT_IN = {
     "DatasetNotFoundError": FileNotFoundError,
     "DataError": ValueError,
     "WeightsError": ValueError,
+    "DamagedError": ValueError,
     "NonFiniteError": FloatingPointError,
     "OutputError": ValueError,
     "ResultsError": ValueError,

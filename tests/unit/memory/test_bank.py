@@ -171,12 +171,18 @@ def test_state_is_a_snapshot_and_loading_shares_nothing():
     assert state["counts"].tolist() == [0]
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 2), (3, 5, 2), (3, 4, 3)])
-def test_state_of_another_shape_names_both(shape):
+@pytest.mark.parametrize(
+    ("shape", "both"),
+    [
+        ((4, 4, 2), "classes (with the background) 4 in the checkpoint, 3 in this run"),
+        ((3, 5, 2), "slots 5 in the checkpoint, 4 in this run"),
+        ((3, 4, 3), "channels 3 in the checkpoint, 2 in this run"),
+    ],
+)
+def test_state_of_another_shape_names_both(shape, both):
     with pytest.raises(ArgumentError) as caught:
         RegionMemory(3, 4, 2).load_state_dict(RegionMemory(*shape).state_dict())
-    assert str(shape) in str(caught.value)
-    assert "(3, 4, 2)" in str(caught.value)
+    assert both in str(caught.value)
 
 
 @pytest.mark.parametrize(
