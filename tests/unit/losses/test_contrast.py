@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from rca_lightning.errors import ArgumentError
 from rca_lightning.losses.contrast import RegionContrastLoss, region_contrast_loss
 
+pytestmark = pytest.mark.usefixtures("each_reading")
+
 R, C, N, D = 5, 4, 3, 6
 
 

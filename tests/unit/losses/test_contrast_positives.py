@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from rca_lightning.errors import ArgumentError
 from rca_lightning.losses.contrast import RegionContrastLoss, region_contrast_loss
 
+pytestmark = pytest.mark.usefixtures("each_reading")
+
 R, C, N, K, D = 6, 4, 3, 2, 5
 CHOICES = ["all", "prototypes", "hardest"]
 Case = dict[str, torch.Tensor]

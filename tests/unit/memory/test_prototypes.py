@@ -116,3 +116,8 @@ def test_concentration_gives_the_factors():
 def test_wrong_arguments_are_named(wrong):
     with pytest.raises(ArgumentError, match=next(iter(wrong))):
         maker(**wrong)
+
+
+@pytest.mark.parametrize("bound", [{"merge_above": -0.9}, {"merge_above": 0.99}, {"drop_below": 0}, {"drop_below": 1}])
+def test_bounds_reach_as_far_as_cosines_and_probabilities(bound):
+    assert vars(maker(**bound)).items() >= bound.items()
