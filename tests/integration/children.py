@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -39,8 +40,13 @@ def _child(words: list[str], folder: Path, before: Callable[[], None] | None) ->
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # The handlers of pytest write into the parent's files.
+    # Handlers that are there already write into files of the parent.
     sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1)
+    for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", ()):
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(sys.stderr)
+    logging.disable(logging.NOTSET)
     try:
         if before is not None:
             before()

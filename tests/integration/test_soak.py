@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -35,9 +36,11 @@ def test_sees_files_processes_threads_and_memory():
         os._exit(0)
     waiting = threading.Thread(target=os.read, args=(reader, 1))
     waiting.start()
-    filled = b"1" * 2**26
+    filled = mmap.mmap(-1, 2**26)  # a bytes object may get memory that this process has freed before
+    for page in range(0, len(filled), mmap.PAGESIZE):
+        filled[page] = 1
     after = held()
-    del filled
+    filled.close()
     os.write(writer, b"00")
     os.waitpid(child, 0)
     waiting.join()

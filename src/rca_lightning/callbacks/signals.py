@@ -53,6 +53,7 @@ class SaveOnSignal(L.Callback):
         """Take the last place, so that what other callbacks keep is up to date, and watch from here on."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [callback for callback in callbacks if callback is not self] + [self]  # type: ignore[attr-defined]
+        _forget_former_runs()
         # Under SLURM Lightning does not register its handler where there is one.
         if stage == "fit" and not SLURMEnvironment.detect():
             self._watch(_SIGNALS)
@@ -118,6 +119,15 @@ class SaveOnSignal(L.Callback):
                 signal.signal(number, before or signal.SIG_DFL)
         self._watching = False
         self._requeue = None
+
+
+def _forget_former_runs() -> None:
+    """Lightning puts back handlers of a run that has ended; as foreign ones they would keep it from setting its own."""
+    for number in _SIGNALS if threading.current_thread() is threading.main_thread() else ():
+        while isinstance(owner := getattr(signal.getsignal(number), "__self__", None), SaveOnSignal):
+            if owner._watching:
+                break
+            signal.signal(number, owner._before.get(number) or signal.SIG_DFL)
 
 
 def _last_path(trainer: L.Trainer) -> Path:
