@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 KINDS = ("clock", "step", "clustering", "writing", "written", "validation", "epoch")
@@ -51,11 +52,11 @@ class Moment:
             name = {"step": "training_step", "validation": "validation_step", "epoch": "on_train_epoch_start"}
             _patch(RCAModule, name[self.kind], count)
 
-    def strike(self, pid: int) -> None:
+    def strike(self, process: BaseProcess) -> None:
         """Kill the child if that is for the parent to do."""
         if self.kind == "clock":
             time.sleep(3 * self.part)
-            os.kill(pid, signal.SIGKILL)
+            process.kill()
 
 
 class _Count:

@@ -71,10 +71,10 @@ def test_killed_and_resumed_equals_uninterrupted(config: Path, tmp_path: Path, s
         done = False
         while not done:
             moment = Moment.drawn(generator, kinds[kills % len(kinds)]) if kills < KILLS else None
-            pid = start(words(content, folder), folder, moment.prepare if moment else None)
+            process = start(words(content, folder), folder, moment.prepare if moment else None)
             if moment:
-                moment.strike(pid)
-            status = finish(pid)
+                moment.strike(process)
+            status = finish(process)
             assert status in (0, -signal.SIGKILL), (folder / "log.txt").read_text()
             done = status == 0
             kills += not done

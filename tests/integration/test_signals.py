@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from rca_lightning.callbacks.signals import EXIT_CODE
-from tests.integration.children import finish, start, wait_for
+from tests.integration.children import finish, send, start, wait_for
 from tests.integration.endings import differences, ending
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="signals are those of POSIX")
@@ -45,10 +45,10 @@ def test_signalled_and_resumed_equals_uninterrupted(
 ):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert finish(start(words(config, whole, accumulate=accumulate), whole)) == 0, (whole / "log.txt").read_text()
-    pid = start(words(config, stopped, accumulate=accumulate), stopped)
-    wait_for(lambda: batches(stopped) >= after, pid)
-    os.kill(pid, signal.Signals[name])
-    assert finish(pid) == EXIT_CODE == 75
+    process = start(words(config, stopped, accumulate=accumulate), stopped)
+    wait_for(lambda: batches(stopped) >= after, process)
+    send(process, signal.Signals[name])
+    assert finish(process) == EXIT_CODE == 75
     log = (stopped / "log.txt").read_text()
     assert f"{name}: saved {stopped / 'last.ckpt'}; go on with --ckpt_path last" in log
     saved = torch.load(stopped / "last.ckpt", weights_only=True)
@@ -79,12 +79,12 @@ def test_slurm_saves_at_a_safe_point_and_requeues(config: Path, tmp_path: Path, 
     }
     for variable, value in {**variables, "NODEID": "0", "JOB_NUM_NODES": "1"}.items():
         monkeypatch.setenv(f"SLURM_{variable}", value)
-    pid = start(words(config, folder), folder)
-    wait_for(lambda: batches(folder) >= 5, pid)
-    os.kill(pid, signal.SIGUSR1)
-    wait_for(lambda: (tmp_path / "requeued").exists(), pid)
-    os.kill(pid, signal.SIGKILL)  # as SLURM does
-    assert finish(pid) == -signal.SIGKILL
+    process = start(words(config, folder), folder)
+    wait_for(lambda: batches(folder) >= 5, process)
+    send(process, signal.SIGUSR1)
+    wait_for(lambda: (tmp_path / "requeued").exists(), process)
+    send(process, signal.SIGKILL)  # as SLURM does
+    assert finish(process) == -signal.SIGKILL
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
     step = torch.load(folder / "hpc_ckpt_1.ckpt", weights_only=True)["global_step"]
     assert step in (5, 6, 7)
