@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+_tell = rank_zero_only(logger.warning)
 
 OnMismatch = Literal["refuse", "rebuild"]
 _PROTOTYPES = "network.aggregation."
@@ -79,8 +80,3 @@ def _classes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 
 def _both(name: str, found: Any, own: Any) -> str:
     return f"{name} {found!r} in the checkpoint, {own!r} in this run"
-
-
-@rank_zero_only
-def _tell(message: str) -> None:
-    logger.warning("%s", message)

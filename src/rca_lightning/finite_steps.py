@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
@@ -21,6 +21,7 @@ from rca_lightning.non_finite import NonFinite, broken_weight, find_non_finite
 OnNonFinite = Literal["raise", "skip"]
 
 logger = logging.getLogger(__name__)
+_warn = rank_zero_only(logger.warning)
 
 _NAMED = 10  # skipped batches that are told one by one
 
@@ -131,8 +132,3 @@ def _sentence(found: NonFinite, rank: int, ranks: int) -> str:
 def _remedy(found: list[NonFinite | None]) -> str:
     remedy = next((part.remedy for part in found if part is not None), "")
     return f"{remedy}, or give on_non_finite='skip'"
-
-
-@rank_zero_only
-def _warn(message: str, *values: Any) -> None:
-    logger.warning(message, *values)

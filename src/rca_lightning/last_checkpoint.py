@@ -14,6 +14,7 @@ from rca_lightning.checkpoint import read_checkpoint
 from rca_lightning.errors import DamagedError
 
 logger = logging.getLogger(__name__)
+_warn = rank_zero_only(logger.warning)
 
 
 def find_last(trainer: L.Trainer) -> Path | None:
@@ -77,8 +78,3 @@ def _damage(path: Path) -> DamagedError | None:
     except DamagedError as error:
         return error
     return None
-
-
-@rank_zero_only
-def _warn(message: str, *values: object) -> None:
-    logger.warning(message, *values)

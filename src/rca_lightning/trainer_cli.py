@@ -24,6 +24,7 @@ from rca_lightning.report import print_report, write_report
 from rca_lightning.task import Task
 
 logger = logging.getLogger(__name__)
+_tell = rank_zero_only(logger.info)
 
 
 class OneLineParser(LightningArgumentParser):
@@ -210,8 +211,3 @@ class TaskCLI(LightningCLI, ABC):
             raise ArgumentError("ckpt_path", "last", "there is no checkpoint yet; run rca fit first, or give its path")
         _tell("--ckpt_path last: there is no checkpoint yet, training begins anew")
         return None
-
-
-@rank_zero_only
-def _tell(message: str) -> None:
-    logger.info("%s", message)

@@ -1,9 +1,11 @@
-"""Runs the command line in this process."""
+"""The command line in this process."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rca_lightning.cli import main
 
@@ -11,3 +13,26 @@ from rca_lightning.cli import main
 def run(command: str, config: Path, *more: object) -> Any:
     """`rca <command> --config <config> ...`."""
     return main([command, "--config", str(config), *map(str, more)])
+
+
+def fit(
+    config: Path, folder: str, *more: object, stop_after: int | None = None, callbacks: tuple[dict[str, Any], ...] = ()
+) -> Any:
+    """`rca fit` without validation, with checkpoints in a folder beside the configuration.
+
+    Args:
+        config: its first callback writes the checkpoints.
+        folder: name of that folder.
+        more: further words of the command.
+        stop_after: epochs after which the run is stopped; the schedule of the learning rate is that of a whole run.
+        callbacks: further ones.
+    """
+    content = yaml.safe_load(config.read_text())
+    first, *others = content["trainer"]["callbacks"]
+    first["init_args"]["dirpath"] = str(config.parent / folder)
+    if stop_after is not None:
+        others.append({"class_path": "tests.integration.stopping.StopAfter", "init_args": {"epochs": stop_after}})
+    content["trainer"]["callbacks"] = [first, *others, *callbacks]
+    path = config.parent / f"{folder}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return run("fit", path, "--trainer.limit_val_batches=0", *more)

@@ -14,6 +14,7 @@ from PIL import Image
 from rca_lightning.cli import main
 from rca_lightning.data.bad_images import FILE_NAME
 from rca_lightning.errors import DataError
+from tests.integration.running import fit
 
 SKIP = ["--data.on_bad_image", "skip", "--data.max_bad_images", "0.5"]
 
@@ -69,19 +70,10 @@ def test_fit_validate_and_predict_go_on_with_the_others(bad_config: Path, tmp_pa
 
 
 def test_weights_do_not_depend_on_workers_nor_on_a_stop(bad_config: Path, tmp_path: Path):
-    def fit(folder: str, *more: str, stop_after: int | None = None) -> object:
-        content = yaml.safe_load(bad_config.read_text())
-        content["trainer"]["callbacks"][0]["init_args"]["dirpath"] = str(tmp_path / folder)
-        if stop_after is not None:
-            stop = {"class_path": "tests.integration.stopping.StopAfter", "init_args": {"epochs": stop_after}}
-            content["trainer"]["callbacks"].append(stop)
-        path = tmp_path / f"{folder}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return main(["fit", "--config", str(path), "--trainer.limit_val_batches=0", *SKIP, *more])
-
-    whole = fit("whole").model.state_dict()
-    fit("stopped", "--data.num_workers", "2", stop_after=1)
-    resumed = fit("resumed", "--ckpt_path", str(tmp_path / "stopped" / "last.ckpt")).model.state_dict()
+    whole = fit(bad_config, "whole", *SKIP).model.state_dict()
+    fit(bad_config, "stopped", *SKIP, "--data.num_workers", "2", stop_after=1)
+    last = tmp_path / "stopped" / "last.ckpt"
+    resumed = fit(bad_config, "resumed", *SKIP, "--ckpt_path", last).model.state_dict()
     for name, expected in whole.items():
         assert torch.equal(expected, resumed[name]), name
 

@@ -9,29 +9,19 @@ import yaml
 
 from rca_lightning.cli import main
 from tests.integration.endings import differences
+from tests.integration.running import fit
 
 
 def test_resume_equals_uninterrupted(config: Path, tmp_path: Path):
-    def fit(folder: str, *more: object, stop_after: int | None = None) -> object:
-        content = yaml.safe_load(config.read_text())
-        content["trainer"]["callbacks"][0]["init_args"]["dirpath"] = str(tmp_path / folder)
-        if stop_after is not None:
-            stop = {"class_path": "tests.integration.stopping.StopAfter", "init_args": {"epochs": stop_after}}
-            content["trainer"]["callbacks"].append(stop)
-        path = tmp_path / f"{folder}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return main(["fit", "--config", str(path), "--trainer.limit_val_batches=0", *map(str, more)])
-
-    # max_epochs sets the length of the learning-rate schedule, so the stop comes from elsewhere.
-    whole = fit("whole", "--trainer.max_epochs", 4)
-    stopped = fit("stopped", "--trainer.max_epochs", 4, stop_after=2)
+    whole = fit(config, "whole", "--trainer.max_epochs", 4)
+    stopped = fit(config, "stopped", "--trainer.max_epochs", 4, stop_after=2)
     assert stopped.trainer.current_epoch == 2
     last = tmp_path / "stopped" / "last.ckpt"
     saved = torch.load(last, weights_only=True)["callbacks"]["RegionMemoryCallback"]["memory"]
     for name in ("embeddings", "counts", "cursors", "steps", "ids"):
         assert torch.equal(saved[name], getattr(stopped.model.memory, name))
 
-    resumed = fit("resumed", "--trainer.max_epochs", 4, "--ckpt_path", last)
+    resumed = fit(config, "resumed", "--trainer.max_epochs", 4, "--ckpt_path", last)
     assert resumed.trainer.global_step == whole.trainer.global_step
     for (name, expected), (_, found) in zip(
         whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
@@ -55,7 +45,7 @@ def test_segmenter_with_dropout_goes_on_within_an_epoch(config: Path, tmp_path: 
     # Loading processes work ahead: they must not begin with another epoch or batch.
     content["data"] |= {"batch_size": 6, "crop_size": 32, "num_workers": 1}
 
-    def fit(folder: str, *more: str) -> dict:
+    def trained(folder: str, *more: str) -> dict:
         options = {"dirpath": str(tmp_path / folder), "save_last": True, "every_n_train_steps": 2, "save_top_k": -1}
         content["trainer"]["callbacks"][0]["init_args"] = options
         path = tmp_path / f"{folder}.yaml"
@@ -63,9 +53,9 @@ def test_segmenter_with_dropout_goes_on_within_an_epoch(config: Path, tmp_path: 
         main(["fit", "--config", str(path), *more])
         return torch.load(tmp_path / folder / "last.ckpt", weights_only=True)
 
-    whole = fit("whole")
+    whole = trained("whole")
     for name in ("epoch=0-step=2.ckpt", "epoch=1-step=6.ckpt"):
-        resumed = fit(f"from {name}", "--ckpt_path", str(tmp_path / "whole" / name))
+        resumed = trained(f"from {name}", "--ckpt_path", str(tmp_path / "whole" / name))
         assert differences(whole["state_dict"], resumed["state_dict"]) == []
         assert differences(whole["optimizer_states"], resumed["optimizer_states"]) == []
     assert differences(whole["state_dict"], torch.load(tmp_path / "whole" / name)["state_dict"]), "it has gone on"

@@ -17,7 +17,7 @@ from PIL import Image
 from rca_lightning import SegmentationModule
 from rca_lightning.cli import console, main
 from rca_lightning.errors import ArgumentError, DataError, MissingExtraError, WeightsError
-from tests.integration.running import run
+from tests.integration.running import fit, run
 
 
 @pytest.fixture
@@ -100,19 +100,10 @@ def test_scoring_in_every_way_at_once_gives_what_validate_gives(
 
 
 def test_resume_equals_uninterrupted(segment: Path, tmp_path: Path):
-    def fit(folder: str, *more: object, stop_after: int | None = None) -> object:
-        content = yaml.safe_load(segment.read_text())
-        content["trainer"]["callbacks"][0]["init_args"]["dirpath"] = str(tmp_path / folder)
-        if stop_after is not None:
-            stop = {"class_path": "tests.integration.stopping.StopAfter", "init_args": {"epochs": stop_after}}
-            content["trainer"]["callbacks"].append(stop)
-        path = tmp_path / f"{folder}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return run("fit", path, "--trainer.limit_val_batches=0", "--trainer.max_epochs=3", *more)
-
-    whole = fit("whole")
-    assert fit("stopped", stop_after=1).trainer.current_epoch == 1
-    resumed = fit("resumed", "--ckpt_path", tmp_path / "stopped" / "last.ckpt")
+    epochs = "--trainer.max_epochs=3"
+    whole = fit(segment, "whole", epochs)
+    assert fit(segment, "stopped", epochs, stop_after=1).trainer.current_epoch == 1
+    resumed = fit(segment, "resumed", epochs, "--ckpt_path", tmp_path / "stopped" / "last.ckpt")
     assert resumed.trainer.global_step == whole.trainer.global_step
     for name, expected in whole.model.state_dict().items():
         assert torch.equal(expected, resumed.model.state_dict()[name]), name
@@ -178,22 +169,16 @@ def test_averaged_weights_are_what_is_scored_and_training_resumes(segment: Path,
 
 
 def test_averaging_resumed_equals_uninterrupted(segment: Path, tmp_path: Path):
-    def fit(folder: str, *more: object, stop_after: int | None = None) -> dict:
-        content = yaml.safe_load(segment.read_text())
-        callbacks = content["trainer"]["callbacks"]
-        callbacks[0]["init_args"]["dirpath"] = str(tmp_path / folder)
-        callbacks.append({"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}})
-        if stop_after is not None:
-            stop = {"class_path": "tests.integration.stopping.StopAfter", "init_args": {"epochs": stop_after}}
-            callbacks.append(stop)
-        path = tmp_path / f"{folder}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        run("fit", path, "--trainer.limit_val_batches=0", "--trainer.max_epochs=2", *more)
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+
+    def trained(folder: str, *more: object, stop_after: int | None = None) -> dict:
+        words = ("--trainer.max_epochs=2", *more)
+        fit(segment, folder, *words, stop_after=stop_after, callbacks=(average,))
         return torch.load(tmp_path / folder / "last.ckpt", weights_only=True)
 
-    whole = fit("whole")
-    fit("stopped", stop_after=1)
-    resumed = fit("resumed", "--ckpt_path", tmp_path / "stopped" / "last.ckpt")
+    whole = trained("whole")
+    trained("stopped", stop_after=1)
+    resumed = trained("resumed", "--ckpt_path", tmp_path / "stopped" / "last.ckpt")
     for part in ("state_dict", "current_model_state"):
         for name, expected in whole[part].items():
             assert torch.equal(expected, resumed[part][name]), (part, name)

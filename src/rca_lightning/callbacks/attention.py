@@ -20,6 +20,7 @@ from rca_lightning.pseudo_labels.multiscale import Seeds
 from rca_lightning.pseudo_labels.photograph_grid import grid_size, onto_photographs
 
 logger = logging.getLogger(__name__)
+_log_once = rank_zero_only(logger.info)
 
 
 class AttentionAccumulation(L.Callback):
@@ -184,8 +185,3 @@ class AttentionAccumulation(L.Callback):
         if stored is not None:
             self.store = self._empty(stored["num_classes"])
             self.store.load_state_dict(stored)
-
-
-@rank_zero_only
-def _log_once(message: str, *values: object) -> None:
-    logger.info(message, *values)

@@ -26,6 +26,7 @@ from rca_lightning.models.regions import Regions
 from rca_lightning.module import RCAModule
 
 logger = logging.getLogger(__name__)
+_log_once = rank_zero_only(logger.info)
 
 
 class RegionMemoryCallback(L.Callback):
@@ -261,8 +262,3 @@ class RegionMemoryCallback(L.Callback):
         """Keep the memory of a checkpoint until fitting starts; validation and prediction have no use for it."""
         self._restored = state_dict.get("memory")
         self.diagnostics = state_dict.get("diagnostics", {})
-
-
-@rank_zero_only
-def _log_once(message: str, *values: object) -> None:
-    logger.info(message, *values)

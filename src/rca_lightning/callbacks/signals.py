@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 logger = logging.getLogger(__name__)
+_tell = rank_zero_only(logger.info)
 
 EXIT_CODE = 75  # "temporary failure, try again" of sysexits.h
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
@@ -143,8 +144,3 @@ def _last_path(trainer: L.Trainer) -> Path:
 def _unused(folder: Path) -> Path:
     names = ["last.ckpt", *(f"last-v{number}.ckpt" for number in range(1, 1000))]
     return next(folder / name for name in names if not (folder / name).exists())
-
-
-@rank_zero_only
-def _tell(message: str) -> None:
-    logger.info("%s", message)

@@ -14,16 +14,8 @@ from rca_lightning.data.records import Source
 from rca_lightning.errors import DataError, DatasetNotFoundError
 
 _log = logging.getLogger(__name__)
-
-
-@rank_zero_only
-def _warn(message: str, *values: object) -> None:
-    _log.warning(message, *values)
-
-
-@rank_zero_only
-def _note(message: str, *values: object) -> None:
-    _log.info(message, *values)
+_warn = rank_zero_only(_log.warning)
+_note = rank_zero_only(_log.info)
 
 
 def training_records(
