@@ -13,7 +13,7 @@ from PIL import Image
 
 from rca_lightning.cli import main
 from rca_lightning.data.bad_images import FILE_NAME
-from rca_lightning.errors import DataError
+from rca_lightning.errors import DataError, DatasetNotFoundError
 from tests.integration.running import fit
 
 SKIP = ["--data.on_bad_image", "skip", "--data.max_bad_images", "0.5"]
@@ -67,6 +67,13 @@ def test_fit_validate_and_predict_go_on_with_the_others(bad_config: Path, tmp_pa
     assert listed(tmp_path / "run")[2:] == [("val", "val_00002"), ("val", "val_00004")]
     written = sorted(path.stem for path in (tmp_path / "run" / "predictions" / "pseudo_labels").glob("*.png"))
     assert written == ["val_00000", "val_00001", "val_00003", "val_00005"]
+
+    again = ["--maps", str(tmp_path / "run" / "predictions" / "cams"), "--output_dir", str(tmp_path / "again")]
+    main(["labels", "--config", str(bad_config), *SKIP, *again])
+    assert listed(tmp_path / "again") == [("val", "val_00002"), ("val", "val_00004")]
+    assert sorted(path.stem for path in (tmp_path / "again" / "pseudo_labels").glob("*.png")) == written
+    with pytest.raises(DatasetNotFoundError, match="none for 2 of 6 photographs, such as val_00002"):
+        main(["labels", "--config", str(bad_config), *again])
 
 
 def test_weights_do_not_depend_on_workers_nor_on_a_stop(bad_config: Path, tmp_path: Path):

@@ -25,8 +25,12 @@ _BANK = (
     "memory/test_bank_rules.py",
     "memory/test_bank_storage.py",
     "memory/test_bank_finite.py",
+    "memory/test_no_copies.py",
 )
 _CLUSTERING = (
+    "memory/test_lloyd.py",
+    "memory/test_seeding.py",
+    "memory/test_drawing.py",
     "memory/test_clustering.py",
     "memory/test_warm_start.py",
     "memory/test_class_blocks.py",

@@ -14,7 +14,7 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
 from rca_lightning.data.restarting import expect_whole_loaders, seen_batches
-from rca_lightning.data.sample import Sample
+from rca_lightning.data.sample import Sample, Unread
 from rca_lightning.data.skipping import SkippingDataModule
 from rca_lightning.data.sources import DatasetName, SourceOptions
 from rca_lightning.data.splits import evaluation_records, training_records
@@ -246,6 +246,10 @@ class WSSSDataModule(SkippingDataModule):
     def leave_out_of_prediction(self, image_ids: Collection[str]) -> None:
         """Leave images out of the next prediction, such as those whose results are there already."""
         self._predicted = frozenset(image_ids)
+
+    def unread_of_prediction(self, image_ids: Collection[str]) -> list[Unread]:
+        """Those of the named images that no prediction can read; see `TaggedImages.unread`."""
+        return _set_up(self._predict, "predict").unread(image_ids)
 
     def _training_images(self, source: Source) -> TaggedImages:
         records = training_records(

@@ -67,6 +67,13 @@ class TaggedImages(Dataset["Sample | Unread"]):
         fewer.records = self.records.take(rows)
         return fewer
 
+    def unread(self, image_ids: Collection[str]) -> list[Unread]:
+        """Those of the named images that cannot be read; empty without `skip_of`, for then they are an error."""
+        if self.skip_of is None:
+            return []
+        rows = [row for row, image_id in enumerate(self.records.image_ids) if image_id in image_ids]
+        return [found for row in rows if isinstance(found := self[row], Unread)]
+
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | Unread:
         """Read one image, or what comes in its place.
 

@@ -58,7 +58,7 @@ class SemanticAggregation(nn.Module):
         self,
         dim: int,
         num_classes: int,
-        num_prototypes: int = 10,
+        num_prototypes: int,
         background_prototypes: int = 0,
         temperature: float = 0.1,
         normalize: bool = True,

@@ -15,6 +15,7 @@ from rca_lightning.callbacks.prediction_folder import Existing, PredictionFolder
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.decode import read_image, read_saliency
 from rca_lightning.data.records import Record
+from rca_lightning.data.sample import Unread
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.pseudo_labels.inputs import check_count
 from rca_lightning.pseudo_labels.label_files import write_label_files
@@ -52,7 +53,7 @@ def label_stored_maps(
     that are complete are skipped.
 
     Args:
-        data: the photographs.
+        data: the photographs; with `on_bad_image="skip"` those that cannot be read need no maps.
         maps: folder `cams` of a `PseudoLabelWriter`.
         output_dir: folder of the results, another than that of the maps.
         background_threshold: of the rule "fixed", in `[0, 1]`; default: the one `rca predict` used with these maps.
@@ -91,12 +92,15 @@ def label_stored_maps(
     maker.check_packages()
     data.prepare_data()
     data.setup("predict")
-    records = _with_maps(data.predict_records, source)
+    records, unread = _with_maps(data, source)
     endings = {"pseudo_labels": ".png", "quality": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
     folder = PredictionFolder(output_dir, endings, existing=existing)
     done = folder.done()
     folder.prepare({**_settings(source), **maker.describe()})
     folder.begin()
+    data.bad_images.begin({data.predict_split: len(records) + len(unread)}, folder=folder.root, first=True)
+    with folder.output_errors():
+        data.bad_images.note(unread)
     queue = WorkQueue(workers, threads=not maker.is_slow)
     try:
         for count, record in enumerate(records, start=1):
@@ -110,20 +114,25 @@ def label_stored_maps(
     finally:
         queue.close()
     folder.end()
+    data.bad_images.summarise()
     kept = [(image_id, folder.paths(image_id)["quality"]) for image_id in folder.complete_ids()]
     tags = _settings(source).get("predict_tags", "image")
     with folder.output_errors():
         write_summary(folder.root, kept, records, class_names=data.class_names, split=data.predict_split, tags=tags)
 
 
-def _with_maps(records: Sequence[Record], source: Path) -> Sequence[Record]:
-    without = [record.image_id for record in records if not (source / f"{record.image_id}.npz").is_file()]
-    if without:
+def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[Unread]]:
+    """Photographs with maps, and those that have none because they cannot be read."""
+    records = list(data.predict_records)
+    without = {record.image_id for record in records if not (source / f"{record.image_id}.npz").is_file()}
+    unread = data.unread_of_prediction(without)
+    missing = without - {image.image_id for image in unread}
+    if missing:
         raise DatasetNotFoundError(
-            f"maps={str(source)!r}: none for {len(without)} of {len(records)} photographs, such as {without[0]}; "
+            f"maps={str(source)!r}: none for {len(missing)} of {len(records)} photographs, such as {min(missing)}; "
             "let rca predict finish, or name another predict_split"
         )
-    return records
+    return [record for record in records if record.image_id not in without], unread
 
 
 def _threshold(rule: str, given: float | None, source: Path) -> float:

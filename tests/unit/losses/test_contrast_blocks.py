@@ -121,3 +121,13 @@ def test_autocast_does_not_reach_the_products():
     expected = region_contrast_loss(**case, temperature=0.02)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(region_contrast_loss(**case, temperature=0.02), expected)
+
+
+def test_hardest_slot_of_an_empty_class_is_zero():
+    case = example()
+    case["valid"][0] = False
+    case["valid"][1:, 0] = True
+    labels = torch.tensor([1, 0, 2])
+    found = streaming.hardest_slots(case["embeddings"][:3], labels, case["memory"], case["valid"])
+    assert not found[1].any()
+    assert found[[0, 2]].any(dim=1).all()

@@ -267,6 +267,7 @@ def test_ages_count_from_the_last_writing(rule):
     ages = memory.ages(10)
     assert ages.dtype == torch.int64
     assert ages.tolist() == [[2, 5], [-1, -1]]
+    assert memory.ages(8).tolist() == [[0, 3], [-1, -1]]
     with pytest.raises(ArgumentError, match=r"step=7: .*step 8"):
         memory.ages(7)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from rca_lightning.memory import lloyd_faiss
 from rca_lightning.memory.lloyd import lloyd
 from rca_lightning.memory.lloyd_faiss import lloyd_by_faiss
 
@@ -63,3 +66,33 @@ def test_error_of_a_class_comes_out(threads):
     valid[3, 5] = True
     with pytest.raises(RuntimeError, match="NaN"):
         lloyd_by_faiss(points, valid, seeds, usable, 3, unit=False)
+
+
+@pytest.mark.parametrize(("count", "pool"), [(1, 1), (2, 2), (8, 5)])
+def test_classes_share_the_threads_and_each_has_one(count, pool, threads, monkeypatch):
+    found: list[tuple[int, int]] = []
+    sizes: list[int] = []
+
+    class Noted(faiss.Kmeans):
+        def train(self, *values: object, **named: object) -> float:
+            found.append((threading.get_ident(), faiss.omp_get_max_threads()))
+            return super().train(*values, **named)
+
+    def pool_of(size: int, **options: object) -> ThreadPoolExecutor:
+        sizes.append(size)
+        return ThreadPoolExecutor(size, **options)
+
+    monkeypatch.setattr(faiss, "Kmeans", Noted)
+    monkeypatch.setattr(lloyd_faiss, "ThreadPoolExecutor", pool_of)
+    torch.set_num_threads(count)
+    lloyd_by_faiss(*problem(5), 3, unit=False)
+    assert sizes == [pool]
+    assert len(found) == 4  # the last class has no more points than seeds
+    assert threading.get_ident() not in {thread for thread, _ in found}
+    assert {own for _, own in found} == {1}
+
+
+def test_few_points_are_no_reason_for_a_warning(capfd):
+    lloyd_by_faiss(*problem(), 3, unit=False)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.errors import ArgumentError
+from rca_lightning.memory import prototypes
 from rca_lightning.memory.clustering import kmeans
+from rca_lightning.memory.clusters import Clusters
 from rca_lightning.memory.concentration import concentration
 from rca_lightning.memory.prototypes import PrototypeMaker
 
@@ -75,6 +79,28 @@ def test_merging_leaves_only_what_differs():
     found = maker(merge_above=0.9)(points, valid, 6)
     assert found.valid.sum(dim=1).tolist() == [6, 2, 3, 0]
     assert found.asked.tolist() == [6, 2, 3, 0]
+
+
+@pytest.mark.parametrize("reseed", [True, False])
+def test_prototypes_without_a_point_are_placed_anew_only_if_asked_for(reseed, monkeypatch):
+    points, valid = bank()
+
+    def dead(points: torch.Tensor, number: int, **_: object) -> Clusters:
+        found = kmeans(points, number, valid=valid, backend="torch")
+        mean = points.sum(dim=1, keepdim=True).expand(-1, number, -1)  # one cluster of all points
+        usable = torch.arange(number)[None] < valid.any(dim=1)[:, None].long()
+        return replace(found, centroids=mean * usable[:, :, None], valid=usable, assignment=valid.long() - 1)
+
+    monkeypatch.setattr(prototypes, "cluster", dead)
+    found = maker(reseed=reseed)(points, valid, 6)
+    assert found.valid.sum(dim=1).tolist() == ([6, 6, 3, 0] if reseed else [1, 1, 1, 0])
+
+
+def test_one_slot_a_class_is_enough():
+    points, valid = bank()
+    found = maker()(points[:, :1], valid[:, :1], 6)
+    assert found.valid.sum(dim=1).tolist() == [1, 1, 1, 0]
+    assert found.asked.tolist() == [6, 6, 6, 6]
 
 
 def test_classes_of_few_regions_get_fewer():

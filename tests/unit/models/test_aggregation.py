@@ -124,6 +124,22 @@ def test_first_true_lists_the_true_columns_in_order(rows):
         assert len(set(columns)) == len(columns)
 
 
+def test_first_true_keeps_the_order_of_many_columns():
+    chosen = torch.rand(3, 500, generator=torch.Generator().manual_seed(0)) < 0.5
+    for row, columns in zip(chosen, first_true(chosen), strict=True):
+        assert torch.equal(columns[: row.sum()], torch.nonzero(row)[:, 0])
+
+
+def test_prototypes_by_class_leave_the_background_out():
+    module = filled(2, holes=(1, 4))
+    vectors, valid = module.by_class()
+    assert vectors.shape == (L, K, D)
+    assert valid.tolist() == [[True, False], [True, True], [False, True]]
+    for label in range(L):
+        for place in range(K):
+            assert torch.equal(vectors[label, place], module.prototypes[label * K + place])
+
+
 def test_attention_sums_to_one_over_classes_and_background():
     total = filled(3, holes=(0, 7))(pixels()).class_attention.sum(dim=1)
     torch.testing.assert_close(total, torch.ones_like(total))
@@ -245,4 +261,4 @@ def test_write_refuses_what_is_not_finite_and_keeps_the_former(value):
 )
 def test_bad_arguments_are_named(options, name):
     with pytest.raises(ArgumentError, match=f"{name}="):
-        SemanticAggregation(D, L, **options)
+        SemanticAggregation(D, L, **{"num_prototypes": K, **options})
