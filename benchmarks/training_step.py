@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import torch
@@ -40,6 +41,7 @@ SIZES = {
 }
 TINY = {"tiny": Size(classes=4, limit=float("inf"), slots=20, backbone="resnet14", batch=2, side=64)}
 _MEMORY_LIMIT = 1.1
+_PROCESSES = 3  # whose peaks are measured; it depends on what an allocator finds free
 
 
 def run(*, quick: bool = False, rounds: int = 5) -> Result:
@@ -54,11 +56,13 @@ def run(*, quick: bool = False, rounds: int = 5) -> Result:
         steps = {method: make_step(size, rca=method == "rca") for method in ("cam", "rca")}
         times = in_turns(steps, rounds=rounds)
         del steps
-        peaks = {method: _peak_elsewhere(name, method) for method in ("cam", "rca")}
+        peaks = _peaks(name, processes=1 if quick else _PROCESSES)
         bank = (size.classes + 1) * size.slots * embedding_channels(size) * 4 / 2**20
-        rows.extend({"size": name, **row, "peak_mib": peaks[str(row["way"])]} for row in as_rows(times, "cam"))
+        for row in as_rows(times, "cam"):
+            own = peaks[str(row["way"])]
+            rows.append({"size": name, **row, "peak_mib": median(own), "peaks_mib": own})
         result.at_most(f"{name}: time over plain CAM", ratio(times["rca"], times["cam"]), size.limit)
-        found = (peaks["rca"] - bank) / peaks["cam"]
+        found = (median(peaks["rca"]) - bank) / median(peaks["cam"])
         result.at_most(f"{name}: peak memory less the bank over plain CAM", found, _MEMORY_LIMIT)
         result.notes[f"{name}: bank in MiB"] = bank
     return result
@@ -141,6 +145,15 @@ def fill(module: RCAModule, callback: RegionMemoryCallback) -> None:
     memory.embeddings = F.normalize(torch.randn_like(memory.embeddings), dim=2)
     memory.counts.fill_(memory.slots)
     reader.write(F.normalize(torch.randn_like(reader.prototypes), dim=1), torch.ones_like(reader.valid))
+
+
+def _peaks(size: str, processes: int) -> dict[str, list[float]]:
+    """Peak memory in MiB of each method, in so many processes of their own, in turns."""
+    found: dict[str, list[float]] = {"cam": [], "rca": []}
+    for _ in range(processes):
+        for method, own in found.items():
+            own.append(_peak_elsewhere(size, method))
+    return found
 
 
 def _peak_elsewhere(size: str, method: str) -> float:

@@ -36,14 +36,14 @@ class SemanticAggregation(nn.Module):
         dim: channels `D` of the embedding.
         num_classes: foreground classes `L`.
         num_prototypes: prototypes `K` a class.
-        background_prototypes: prototypes of the background; 0 leaves the background out.
         temperature: of the softmax. Against unit vectors the similarity lies in `[-1, 1]`, so 1 would be
             all but uniform over hundreds of prototypes; 0.05 to 0.1 lets a pixel choose.
+        background_prototypes: prototypes of the background; 0 leaves the background out.
         normalize: compare directions (cosine) instead of raw products. Raw products let the
             norm of a pixel act as its temperature.
 
     Example:
-        >>> aggregation = SemanticAggregation(dim=8, num_classes=2, num_prototypes=3)
+        >>> aggregation = SemanticAggregation(dim=8, num_classes=2, num_prototypes=3, temperature=0.05)
         >>> read = aggregation(torch.randn(1, 8, 4, 4))
         >>> read.context.shape, float(read.context.abs().sum())
         (torch.Size([1, 8, 4, 4]), 0.0)
@@ -59,8 +59,9 @@ class SemanticAggregation(nn.Module):
         dim: int,
         num_classes: int,
         num_prototypes: int,
+        *,
+        temperature: float,
         background_prototypes: int = 0,
-        temperature: float = 0.1,
         normalize: bool = True,
     ) -> None:
         super().__init__()

@@ -96,7 +96,7 @@ def test_crops_come_from_the_right_photographs(tmp_path):
 def test_stored_prototypes_are_drawn_the_background_first(tmp_path):
     images, colours = write_photos(tmp_path / "photos")
     module = build(num_prototypes=2, background_prototypes=1)
-    reader = SemanticAggregation(3, 2, num_prototypes=2, background_prototypes=1)
+    reader = SemanticAggregation(3, 2, num_prototypes=2, temperature=0.1, background_prototypes=1)
     x, y, z = torch.eye(3)
     # Two prototypes of the cat, none of the other class, one of the background.
     reader.write(torch.stack([x, y, z, z, -torch.ones(3)]), torch.tensor([True, True, False, False, True]))
@@ -121,7 +121,7 @@ def test_stored_prototypes_are_drawn_the_background_first(tmp_path):
 def test_a_prototype_without_a_region_has_no_row(tmp_path, monkeypatch):
     images, _ = write_photos(tmp_path / "photos")
     module = build(num_prototypes=2)
-    reader = SemanticAggregation(3, 2, num_prototypes=2)
+    reader = SemanticAggregation(3, 2, num_prototypes=2, temperature=0.1)
     away = -torch.ones(3)
     reader.write(torch.stack([torch.ones(3), away, away, away / 2]), torch.tensor([True, True, True, False]))
     module.network.aggregation = reader

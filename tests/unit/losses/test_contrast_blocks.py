@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.new_storage import NewStorage
 
-from rca_lightning.losses import streaming
+from rca_lightning.losses import contrast, streaming
 from rca_lightning.losses.contrast import region_contrast_loss
 
 CHOICES = ["all", "prototypes", "hardest"]
@@ -131,3 +131,12 @@ def test_hardest_slot_of_an_empty_class_is_zero():
     found = streaming.hardest_slots(case["embeddings"][:3], labels, case["memory"], case["valid"])
     assert not found[1].any()
     assert found[[0, 2]].any(dim=1).all()
+
+
+@pytest.mark.parametrize(("device", "regions", "blocks"), [("cpu", 1, True), ("meta", 32, False), ("meta", 33, True)])
+def test_memory_is_read_at_once_on_a_gpu_while_the_products_have_room(device, regions, blocks, monkeypatch):
+    monkeypatch.setattr(contrast, "BLOCK_BYTES", 32 * 6 * 5 * 4)
+    queries, memory = torch.empty(regions, 3, device=device), torch.empty(6, 5, 3, device=device)
+    assert contrast._reads_by_blocks(queries, memory) is blocks
+    assert contrast._reads_by_blocks(queries, memory.half())
+    assert contrast._reads_by_blocks(queries, torch.empty(6, 5, 3, device="cpu" if device == "meta" else "meta"))

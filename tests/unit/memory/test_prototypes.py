@@ -111,7 +111,12 @@ def test_classes_of_few_regions_get_fewer():
 
 def test_low_scores_are_dropped_but_never_all():
     points, valid = bank()
-    score = lambda vectors: (vectors[:, :, 0] > 0.5).float()  # noqa: E731 - only the first axis is believed
+
+    def score(vectors: torch.Tensor) -> torch.Tensor:
+        lengths = vectors.norm(dim=2)
+        torch.testing.assert_close(lengths, (lengths > 0).float())
+        return (vectors[:, :, 0] > 0.5).float()  # only the first axis is believed
+
     found = maker(drop_below=0.5)(points, valid, 6, score=score)
     assert found.valid.sum(dim=1)[0] == 1
     assert found.vectors[0, 0, 0] > 0.98

@@ -21,7 +21,7 @@ def unit_rows(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def filled(background: int = 0, *, holes: tuple[int, ...] = (), **options) -> SemanticAggregation:
-    module = SemanticAggregation(D, L, K, background_prototypes=background, **options)
+    module = SemanticAggregation(D, L, K, background_prototypes=background, **{"temperature": 0.1, **options})
     total = L * K + background
     valid = torch.ones(total, dtype=torch.bool)
     valid[list(holes)] = False
@@ -108,7 +108,7 @@ def test_project_is_a_convolution_of_the_context(background, classes, length_is_
 
 
 def test_project_before_any_prototype_is_zero():
-    module = SemanticAggregation(D, L, K)
+    module = SemanticAggregation(D, L, K, temperature=0.1)
     maps, attention = module.project(pixels(), torch.randn(5, D), torch.ones(2, L))
     assert not maps.any()
     assert not attention.any()
@@ -122,6 +122,12 @@ def test_first_true_lists_the_true_columns_in_order(rows):
     for row, columns in zip(rows, found.tolist(), strict=True):
         assert columns[: sum(row)] == [index for index, value in enumerate(row) if value]
         assert len(set(columns)) == len(columns)
+
+
+def test_one_prototype_a_class_and_none_of_the_background_by_default():
+    module = SemanticAggregation(D, L, 1, temperature=0.1)
+    assert module.labels.tolist() == [0, 1, 2]
+    assert module.prototypes.shape == (L, D)
 
 
 def test_first_true_keeps_the_order_of_many_columns():
@@ -146,7 +152,7 @@ def test_attention_sums_to_one_over_classes_and_background():
 
 
 def test_context_is_zero_before_any_prototype_and_gradients_are_finite():
-    module = SemanticAggregation(D, L, K, background_prototypes=2)
+    module = SemanticAggregation(D, L, K, temperature=0.1, background_prototypes=2)
     embeddings = pixels().requires_grad_()
     found = module(embeddings)
     assert not found.context.any()
@@ -193,7 +199,7 @@ def test_half_precision_is_close_to_single(dtype):
 
 def test_checkpoint_carries_prototypes():
     module = filled(3, holes=(1,))
-    again = SemanticAggregation(D, L, K, background_prototypes=3)
+    again = SemanticAggregation(D, L, K, temperature=0.1, background_prototypes=3)
     again.load_state_dict(module.state_dict())
     assert set(module.state_dict()) == {"prototypes", "valid", "factors"}
     assert torch.equal(again(pixels()).context, module(pixels()).context)
@@ -261,4 +267,4 @@ def test_write_refuses_what_is_not_finite_and_keeps_the_former(value):
 )
 def test_bad_arguments_are_named(options, name):
     with pytest.raises(ArgumentError, match=f"{name}="):
-        SemanticAggregation(D, L, **{"num_prototypes": K, **options})
+        SemanticAggregation(D, L, **{"num_prototypes": K, "temperature": 0.1, **options})

@@ -87,7 +87,10 @@ def test_prototype_scores_are_what_the_head_gives_such_a_pixel(count):
     backbone = build_backbone("resnet18", output_stride=16)
     dim = sum(backbone.stage_channels(count))
     network = RCANetwork(
-        backbone, L, embedding_stages=count, aggregation=SemanticAggregation(dim, L, K, background_prototypes=2)
+        backbone,
+        L,
+        embedding_stages=count,
+        aggregation=SemanticAggregation(dim, L, K, temperature=0.1, background_prototypes=2),
     )
     torch.nn.init.normal_(network.coarse_head.conv.weight)
     network.standardization.running_mean.normal_()

@@ -32,7 +32,7 @@ class TinyBackbone(Backbone):
 
 def build(dim: int | None = None, *, prototypes: bool = True, background: int = 1, **options) -> RCANetwork:
     torch.manual_seed(0)
-    reader = SemanticAggregation(dim or C, L, K, background_prototypes=background)
+    reader = SemanticAggregation(dim or C, L, K, temperature=0.1, background_prototypes=background)
     if prototypes:
         total = L * K + background
         reader.write(F.normalize(torch.rand(total, dim or C), dim=1), torch.ones(total, dtype=torch.bool))
