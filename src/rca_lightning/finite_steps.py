@@ -116,10 +116,11 @@ class FiniteSteps(L.LightningModule):
                 f"{weight}: this weight is not finite at {here}; lower lr or give trainer.gradient_clip_val, and start "
                 "again from a checkpoint of before"
             )
-        found = [part for _, part in told]
-        text = "; ".join(_sentence(part, rank, len(found)) for rank, part in enumerate(found) if part is not None)
+        found = [(part, rank) for rank, (_, part) in enumerate(told) if part is not None]
+        found.sort(key=lambda each: each[0].place)  # means over the ranks carry it from one to the others
+        text = "; ".join(_sentence(part, rank, len(told)) for part, rank in found)
         if self.hparams["on_non_finite"] != "skip":
-            raise NonFiniteError(f"{text}, at {here}; {_remedy(found)}")
+            raise NonFiniteError(f"{text}, at {here}; {found[0][0].remedy}, or give on_non_finite='skip'")
         if self.skipped_batches < _NAMED:
             more = "; further ones are only counted" if self.skipped_batches == _NAMED - 1 else ""
             _warn("batch left out: %s, at %s%s", text, here, more)
@@ -127,8 +128,3 @@ class FiniteSteps(L.LightningModule):
 
 def _sentence(found: NonFinite, rank: int, ranks: int) -> str:
     return f"rank {rank}: {found}" if ranks > 1 else str(found)
-
-
-def _remedy(found: list[NonFinite | None]) -> str:
-    remedy = next((part.remedy for part in found if part is not None), "")
-    return f"{remedy}, or give on_non_finite='skip'"

@@ -27,6 +27,7 @@ class NonFinite:
         culprits: images of which `first` is not finite; none if its rows are not images.
         batch: all images of the batch.
         remedy: what helps.
+        place: of `first` in the order of computation.
     """
 
     first: str
@@ -34,6 +35,7 @@ class NonFinite:
     culprits: tuple[str, ...]
     batch: tuple[str, ...]
     remedy: str
+    place: int
 
     def __str__(self) -> str:
         of = f" of {_listed(self.culprits)}" if self.culprits else ""
@@ -57,7 +59,8 @@ def find_non_finite(batch: Batch, evidence: Mapping[str, Tensor]) -> NonFinite |
     if not broken:
         return None
     ids, first = tuple(batch["image_id"]), broken[0]
-    return NonFinite(first, tuple(broken[1:]), _culprits(steps[first], ids), ids, remedies.get(first, _TRAINING))
+    remedy, place = remedies.get(first, _TRAINING), list(steps).index(first)
+    return NonFinite(first, tuple(broken[1:]), _culprits(steps[first], ids), ids, remedy, place)
 
 
 def broken_weight(module: nn.Module) -> str | None:

@@ -86,3 +86,23 @@ def test_tasks_that_nobody_ends(config: Path, damage: Damage, tmp_path: Path):  
     assert f"rca: {tmp_path / 'photographs' / name}.jpg" in text
     assert "process 0 of 2 raised DataError" in text
     assert not (tmp_path / "raised-1.txt").exists()
+
+
+def test_number_that_is_not_finite_ends_both_with_one_message(config: Path, tmp_path: Path):  # noqa: F811
+    content = yaml.safe_load(config.read_text())
+    content["data"] |= {"batch_size": 2}
+    content["model"]["backbone"] = "resnet14"
+    content["trainer"] |= {"max_epochs": 1, "limit_val_batches": 0}
+    note = {"class_path": "tests.distributed.failing.NoteWhen", "init_args": {"folder": str(tmp_path)}}
+    content["trainer"]["callbacks"] = [{"class_path": "tests.distributed.observing.Poison"}, note]
+    config.write_text(yaml.safe_dump(content))
+    process = start("-m", "rca_lightning", "fit", "--config", config, *TWO_PROCESSES)
+    text = end(process, tmp_path / "raised-0.txt")
+    assert process.returncode != 0
+    # Standardising the embeddings over both has carried it to the first, which says who began.
+    begun = "rca: rank 1: pixels of 'train_00006' not finite"
+    assert begun in text
+    assert f"raised NonFiniteError: {begun.removeprefix('rca: ')}" in text
+    assert "; mend or leave out the photograph, or give on_non_finite='skip'" in text
+    for rank in range(2):
+        assert (tmp_path / f"raised-{rank}.txt").read_text().split()[1] == "NonFiniteError"
