@@ -31,6 +31,7 @@ _CLUSTERING = (
     "memory/test_lloyd.py",
     "memory/test_seeding.py",
     "memory/test_drawing.py",
+    "memory/test_farthest.py",
     "memory/test_clustering.py",
     "memory/test_warm_start.py",
     "memory/test_class_blocks.py",

@@ -60,3 +60,12 @@ def test_iterations_have_no_effect():
     assert torch.equal(
         cluster(points, 4, method="farthest", iterations=1).centroids, cluster(points, 4, method="farthest").centroids
     )
+
+
+@pytest.mark.parametrize("method", ["farthest", "kmeans"])
+def test_missing_prototype_goes_to_the_farthest_point_by_this_method_alone(method):
+    points = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    start = {"initial": points[:3], "initial_valid": torch.tensor([True, True, False])}
+    found = [cluster(points, 3, method=method, iterations=1, seed=seed, **start).centroids for seed in range(8)]
+    alike = [torch.equal(found[0], other) for other in found]
+    assert all(alike) if method == "farthest" else not all(alike)
