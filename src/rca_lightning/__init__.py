@@ -8,7 +8,7 @@ from rca_lightning.callbacks.memory import RegionMemoryCallback
 from rca_lightning.callbacks.panels import PanelCallback
 from rca_lightning.callbacks.signals import SaveOnSignal
 from rca_lightning.callbacks.writers import PseudoLabelWriter
-from rca_lightning.checkpoint_io import AtomicCheckpointIO
+from rca_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from rca_lightning.data import WSSSDataModule
 from rca_lightning.label_iou import LabelIoU
 from rca_lightning.losses.contrast import RegionContrastLoss, region_contrast_loss

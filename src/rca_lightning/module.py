@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rca_lightning.arguments import checked_arguments
-from rca_lightning.checkpoint import CheckedLoading
+from rca_lightning.checkpoints.reading import CheckedLoading
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation import Evaluation, TagSource

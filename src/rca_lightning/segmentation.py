@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rca_lightning.arguments import shared_arguments
-from rca_lightning.checkpoint import CheckedLoading
+from rca_lightning.checkpoints.reading import CheckedLoading
 from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch

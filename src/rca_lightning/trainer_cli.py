@@ -16,10 +16,10 @@ from rca_lightning.atomic import check_writable, output_errors
 from rca_lightning.callbacks.fail_together import FailTogether
 from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.callbacks.signals import SaveOnSignal
-from rca_lightning.checkpoint import check_checkpoint
-from rca_lightning.checkpoint_io import write_checkpoints_whole
+from rca_lightning.checkpoints.atomic_io import write_checkpoints_whole
+from rca_lightning.checkpoints.latest import find_last
+from rca_lightning.checkpoints.reading import check_checkpoint
 from rca_lightning.errors import ArgumentError, OtherProcessError
-from rca_lightning.last_checkpoint import find_last
 from rca_lightning.report import print_report, write_report
 from rca_lightning.task import Task
 

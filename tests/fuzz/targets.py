@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rca_lightning.checkpoint import read_checkpoint
+from rca_lightning.checkpoints.reading import read_checkpoint
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.data.coco import COCOSource
 from rca_lightning.data.decode import image_size, read_image, read_saliency

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rca_lightning.checkpoint import CheckedLoading
+from rca_lightning.checkpoints.reading import CheckedLoading
 from rca_lightning.errors import ArgumentError
 
 

@@ -38,14 +38,14 @@ class Moment:
 
     def prepare(self) -> None:
         """Patch this process so that it kills itself; nothing for "clock"."""
-        from rca_lightning import checkpoint_io
+        from rca_lightning.checkpoints import atomic_io
         from rca_lightning.memory.prototypes import PrototypeMaker
         from rca_lightning.module import RCAModule
 
         count = _Count(self.number)
         if self.kind in ("writing", "written"):
             part = self.part if self.kind == "writing" else 1.0
-            checkpoint_io.torch = _TorchThatDies(checkpoint_io.torch, part, count)
+            atomic_io.torch = _TorchThatDies(atomic_io.torch, part, count)
         elif self.kind == "clustering":
             _patch(PrototypeMaker, "plain", count)  # the classes are clustered by then, the background is not
         elif self.kind in ("step", "validation", "epoch"):

@@ -13,7 +13,7 @@ from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning import PseudoLabelWriter, RCAModule
 from rca_lightning.atomic import check_writable, output_errors, write_atomically
-from rca_lightning.checkpoint_io import AtomicCheckpointIO, write_checkpoints_whole
+from rca_lightning.checkpoints.atomic_io import AtomicCheckpointIO, write_checkpoints_whole
 from rca_lightning.errors import DataError, OutputError
 
 pytest.importorskip("resource", reason="limits of a process are those of POSIX")

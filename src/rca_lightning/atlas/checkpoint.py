@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from rca_lightning.atlas.making import make_atlas
-from rca_lightning.checkpoint import read_checkpoint
+from rca_lightning.checkpoints.reading import read_checkpoint
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.errors import ArgumentError

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from rca_lightning.checkpoint_match import OnMismatch
+from rca_lightning.checkpoints.matching import OnMismatch
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, place
 from rca_lightning.errors import ArgumentError, WeightsError, require_extra
 from rca_lightning.memory.advice import advise_on_empty

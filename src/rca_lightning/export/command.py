@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rca_lightning.checkpoint import read_checkpoint
+from rca_lightning.checkpoints.reading import read_checkpoint
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.export.onnx import require_onnx, save_onnx
 from rca_lightning.export.program import save_program

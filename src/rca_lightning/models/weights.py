@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rca_lightning.checkpoints.tensor_file import is_whole, load_tensors
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, require_extra
 from rca_lightning.models.download import check_sha256, fetch
-from rca_lightning.tensor_file import is_whole, load_tensors
 
 BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
 CAM_HEAD_PREFIX = "network.coarse_head."

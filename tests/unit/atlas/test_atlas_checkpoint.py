@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rca_lightning.atlas.checkpoint import diagnostics_of, memory_of
-from rca_lightning.checkpoint import read_checkpoint
+from rca_lightning.checkpoints.reading import read_checkpoint
 from rca_lightning.errors import ArgumentError
 from rca_lightning.memory.bank import RegionMemory
 

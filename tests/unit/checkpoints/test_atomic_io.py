@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.quiet_trainer import quiet_trainer
 
-from rca_lightning import checkpoint_io
 from rca_lightning.atomic import remove_leftovers, write_atomically
-from rca_lightning.checkpoint_io import AtomicCheckpointIO
+from rca_lightning.checkpoints import atomic_io
+from rca_lightning.checkpoints.atomic_io import AtomicCheckpointIO
+from rca_lightning.checkpoints.latest import find_last
 from rca_lightning.errors import DamagedError, WeightsError
-from rca_lightning.last_checkpoint import find_last
 
 PLAIN = {"state_dict": {}, "pytorch-lightning_version": "2.6"}
 
@@ -52,7 +52,7 @@ def test_failed_writing_keeps_the_former_checkpoint(tmp_path: Path, monkeypatch:
         file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint_io.torch, "save", full)
+    monkeypatch.setattr(atomic_io.torch, "save", full)
     with pytest.raises(OSError, match="disk full"):
         AtomicCheckpointIO().save_checkpoint(PLAIN, path)
     assert path.read_bytes() == before

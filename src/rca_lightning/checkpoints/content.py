@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rca_lightning.tensor_file import is_whole
+from rca_lightning.checkpoints.tensor_file import is_whole
 
 _ARGUMENTS = ("hyper_parameters", "hparams", "module_arguments")  # keys under which Lightning looks for them
 _MOST_VALUES = 100_000  # class names are most of them

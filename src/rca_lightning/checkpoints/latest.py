@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from rca_lightning.checkpoint import read_checkpoint
+from rca_lightning.checkpoints.reading import read_checkpoint
 from rca_lightning.errors import DamagedError
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rca_lightning.checkpoint_content import content_problems
-from rca_lightning.checkpoint_format import FORMAT, KEY, migrate
-from rca_lightning.checkpoint_match import OnMismatch, differences, forget, new_sizes
+from rca_lightning.checkpoints.content import content_problems
+from rca_lightning.checkpoints.layout import FORMAT, KEY, migrate
+from rca_lightning.checkpoints.matching import OnMismatch, differences, forget, new_sizes
+from rca_lightning.checkpoints.tensor_file import load_tensors
 from rca_lightning.data.restarting import settle
 from rca_lightning.errors import ArgumentError, DamagedError, RCAError, WeightsError
-from rca_lightning.tensor_file import load_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -12,7 +12,7 @@ import torch
 from tests.quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
-from rca_lightning.checkpoint import check_checkpoint, check_fit, read_checkpoint
+from rca_lightning.checkpoints.reading import check_checkpoint, check_fit, read_checkpoint
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError
 from rca_lightning.module import RCAModule
 

@@ -1,0 +1,1 @@
+"""Checkpoints: written whole, read safely, matched to the run that loads them."""
