@@ -56,14 +56,21 @@ def means(points: Tensor, valid: Tensor, assignment: Tensor, fallback: Tensor, *
 
 def _sums(points: Tensor, valid: Tensor, assignment: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Sum `(C, K, D)` and number `(C, K, 1)` of the valid points of each cluster."""
-    if points.device.type == "cpu":
-        shape = (len(points), count, points.shape[2])
-        cluster = assignment + torch.arange(len(points))[:, None] * count  # (C, N), of all classes
-        own = cluster[valid]
-        sizes = torch.bincount(own, minlength=shape[0] * count).to(points.dtype).reshape(*shape[:2], 1)
-        rows = points.flatten(0, 1) if len(own) == cluster.numel() else points[valid]
-        return points.new_zeros(shape).flatten(0, 1).index_add_(0, own, rows).reshape(shape), sizes
-    # On a GPU the order of such a sum would change from run to run, and products cost next to nothing.
+    by = _sums_by_index if points.device.type == "cpu" else _sums_by_product
+    return by(points, valid, assignment, count)
+
+
+def _sums_by_index(points: Tensor, valid: Tensor, assignment: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    shape = (len(points), count, points.shape[2])
+    cluster = assignment + torch.arange(len(points))[:, None] * count  # (C, N), of all classes
+    own = cluster[valid]
+    sizes = torch.bincount(own, minlength=shape[0] * count).to(points.dtype).reshape(*shape[:2], 1)
+    rows = points.flatten(0, 1) if len(own) == cluster.numel() else points[valid]
+    return points.new_zeros(shape).flatten(0, 1).index_add_(0, own, rows).reshape(shape), sizes
+
+
+def _sums_by_product(points: Tensor, valid: Tensor, assignment: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    # On a GPU the order of a sum by index would change from run to run, and products cost next to nothing.
     membership = F.one_hot(assignment, count).to(points.dtype) * valid[:, :, None]
     return torch.bmm(membership.transpose(1, 2), points), membership.sum(dim=1)[:, :, None]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rca_lightning.memory.lloyd import lloyd, means, nearest
+from rca_lightning.memory.lloyd import _sums_by_index, _sums_by_product, lloyd, means, nearest
 
 C, N, K, D = 3, 30, 4, 5
 
@@ -81,3 +81,12 @@ def test_unit_keeps_centroids_on_the_sphere():
     found = lloyd(points, valid, centroids, usable, 10, unit=True)
     torch.testing.assert_close(found.norm(dim=2), torch.ones(C, K))
     assert not torch.allclose(lloyd(points, valid, centroids, usable, 10).norm(dim=2), torch.ones(C, K))
+
+
+@pytest.mark.parametrize("holes", [True, False])
+def test_sums_of_a_gpu_are_those_of_a_processor(holes):
+    points, valid, centroids, usable = problem(holes=holes)
+    given = points, valid, nearest(points, centroids, usable), K
+    for found, expected in zip(_sums_by_product(*given), _sums_by_index(*given), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert _sums_by_index(*given)[1].sum(dim=(1, 2)).tolist() == valid.sum(dim=1).tolist()
