@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from rca_lightning.data.listing import first_few
+from rca_lightning.data.locking import lock
 from rca_lightning.data.sample import Unread
 from rca_lightning.errors import ArgumentError, DataError
 
@@ -124,7 +124,7 @@ def _add(path: Path, new: list[Unread]) -> list[Unread]:
 def _locked(path: Path) -> Iterator[list[Unread]]:
     """The content of the file, to be changed while no other process can; it is written back afterwards."""
     with path.open("a+", encoding="utf-8", newline="", errors="surrogateescape") as file:
-        _lock(file.fileno())  # until the file is closed
+        lock(file.fileno())  # until the file is closed
         file.seek(0)
         lines = [Unread(*row) for row in csv.reader(file) if len(row) == len(_HEADER) and row != _HEADER]
         before = list(lines)
@@ -132,10 +132,3 @@ def _locked(path: Path) -> Iterator[list[Unread]]:
         if lines != before:
             file.truncate(0)
             csv.writer(file, lineterminator="\n").writerows([_HEADER, *lines])
-
-
-def _lock(file: int) -> None:
-    if os.name == "posix":
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)

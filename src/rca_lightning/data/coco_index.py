@@ -17,6 +17,7 @@ import numpy as np
 from rca_lightning.data.array_file import read_arrays, write_arrays
 from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES
 from rca_lightning.data.columns import Array, Paths, Shapes, Strings, TagLists
+from rca_lightning.data.locking import alone_in
 from rca_lightning.data.record_table import RecordTable
 from rca_lightning.models.download import cache_folder
 
@@ -68,8 +69,8 @@ class IndexSources:
 def kept_records(sources: IndexSources, build: Callable[[], RecordTable]) -> RecordTable:
     """Return the records of a split from the folder `cache_folder() / "index"`, or build and keep them.
 
-    A file that is damaged or holds anything that the image folder does not is built anew. Processes that build at
-    once each write a file of their own and move it into place. Where none can be written, none is kept.
+    A file that is damaged or holds anything that the image folder does not is built anew. Of the processes of a machine
+    that start together one builds and the others wait for it. Where no file can be written, none is kept.
 
     Args:
         sources: what the records depend on.
@@ -81,12 +82,25 @@ def kept_records(sources: IndexSources, build: Callable[[], RecordTable]) -> Rec
     if sources.annotations.stat().st_size < SMALL:
         return build()
     path = cache_folder() / "index" / f"coco-{sources.key[:32]}.bin"
+    if (found := _kept(path, sources)) is not None:
+        return found
+    with alone_in(path.parent):
+        found = _kept(path, sources)
+        return _built(path, sources, build) if found is None else found
+
+
+def _kept(path: Path, sources: IndexSources) -> RecordTable | None:
     try:
         return _load(path, sources)
     except FileNotFoundError:
-        _log.info("%s is read once, its index is kept in %s", sources.annotations, path)
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.info("%s is built anew: %s", path, error)
+        return None
+
+
+def _built(path: Path, sources: IndexSources, build: Callable[[], RecordTable]) -> RecordTable:
+    _log.info("%s is read once, its index is kept in %s", sources.annotations, path)
     table = build()
     try:
         write_arrays(path, _arrays(table), key=sources.key)

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,12 +207,20 @@ def test_errors_of_fresh_data_stay(root: Path) -> None:
 
 def start(root: Path, barrier: Any, answers: Any) -> None:
     coco_index.SMALL = 0
+    read = coco._read_instances
+
+    def noted(path: Path) -> Any:
+        (root / f"parsed-{os.getpid()}").touch()
+        time.sleep(0.5)  # as long as it takes the others to look
+        return read(path)
+
+    coco._read_instances = noted
     source = COCOSource(root, year=2017)
     barrier.wait()
     answers.put([(record.image_id, record.tags) for record in source.records("train", with_masks=True)])
 
 
-def test_processes_that_build_at_once(root: Path) -> None:
+def test_of_processes_that_start_at_once_one_builds(root: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, answers = context.Barrier(4), context.Queue()
     processes = [context.Process(target=start, args=(root, barrier, answers)) for _ in range(4)]
@@ -222,6 +231,7 @@ def test_processes_that_build_at_once(root: Path) -> None:
         process.join()
     expected = [(record.image_id, record.tags) for record in records(root)]
     assert found == [expected] * 4
+    assert len(list(root.glob("parsed-*"))) == 1
     assert [path.suffix for path in kept(root)] == [".bin"]
 
 
