@@ -19,6 +19,10 @@ def test_every_rank_has_the_maximum_of_all(config: Path, tmp_path: Path):  # noq
         {"class_path": "rca_lightning.AttentionAccumulation", "init_args": {"cells": 16, "warmup_epochs": 0}},
         {"class_path": "tests.distributed.observing.WriteAttention", "init_args": {"folder": str(tmp_path)}},
     ]
+    within = {"dirpath": str(tmp_path / "within"), "every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
+    content["trainer"]["callbacks"].append(
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": within}
+    )
     config.write_text(yaml.safe_dump(content))
     # A validation in every epoch: its checkpoint comes before the end of the epoch.
     rca("fit", config, "--trainer.max_epochs=2")
@@ -41,3 +45,16 @@ def test_every_rank_has_the_maximum_of_all(config: Path, tmp_path: Path):  # noq
     assert first["labels"].tolist() == [label for _, label in keys]
     assert torch.equal(first["values"], torch.cat([expected[key].flatten() for key in keys]))
     assert len(set(first["image_ids"])) == 24
+
+    # After two of the three batches of the first epoch.
+    saved = torch.load(tmp_path / "within" / "step=2.ckpt", weights_only=True)
+    early = saved["callbacks"]["AttentionAccumulation"]["store"]
+    assert len(early["image_ids"]) == 16
+    given = {
+        (image_id, label): maps
+        for rank in ranks
+        for epoch, image_id, label, maps in rank["given"]
+        if epoch == 0 and image_id in set(early["image_ids"])
+    }
+    assert [early["image_ids"][row] for row in early["rows"]] == [image_id for image_id, _ in sorted(given)]
+    assert torch.equal(early["values"], torch.cat([given[key].flatten() for key in sorted(given)]))

@@ -175,6 +175,12 @@ class AttentionAccumulation(L.Callback):
         peaks = [0.0 if grid is None else float(grid.max()) for grid in grids]
         return Seeds(maps, labels, torch.tensor(peaks))
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Exchange maps before a checkpoint within an epoch: one process writes it, with those of all."""
+        if not self._merged:
+            self._merge(pl_module)
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
+
     def state_dict(self) -> dict[str, Any]:
         """The maps, as tensors and plain values."""
         return {} if self.store is None else {"store": self.store.state_dict()}
