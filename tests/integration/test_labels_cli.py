@@ -85,5 +85,19 @@ def test_what_cannot_be_had_without_the_network(config: Path, checkpoint: Path, 
     with pytest.raises(ArgumentError, match=r"^background_threshold=None: give one in \[0, 1\]"):
         labels(config, maps, out)
     assert not out.exists()
+    with pytest.raises(ArgumentError, match=r"^high=None: give one in \[0, 1\]"):
+        labels(config, maps, out, "--rule=two_thresholds", "--low=0.2")
     labels(config, maps, out, "--rule=power")  # which has no threshold
     assert len(read_labels(out)) == 6
+
+
+def test_levels_are_those_of_the_writer_for_the_same_maps(config: Path, checkpoint: Path, tmp_path: Path):
+    stored, two, again = tmp_path / "stored", tmp_path / "two", tmp_path / "again"
+    run("predict", config, "--ckpt_path", checkpoint, *writer(stored))
+    run("predict", config, "--ckpt_path", checkpoint, *writer(two, "rule=two_thresholds", "high=0.9"))
+    for maps, out, high in ((stored, tmp_path / "out", 0.8), (two, again, 0.9)):
+        labels(config, maps / "cams", out, "--rule=two_thresholds")
+        settings = json.loads((out / "predict.json").read_text())
+        assert (settings["low"], settings["high"]) == (0.5, high)  # the map of this network is the attention
+    labels(config, two / "cams", tmp_path / "fixed")
+    assert json.loads((tmp_path / "fixed" / "predict.json").read_text())["background_threshold"] == 0.7

@@ -21,6 +21,7 @@ from rca_lightning.module import RCAModule
 from rca_lightning.pseudo_labels.inputs import check_count, check_share
 from rca_lightning.pseudo_labels.label_files import write_label_files
 from rca_lightning.pseudo_labels.label_map import BackgroundRule
+from rca_lightning.pseudo_labels.levels import Levels
 from rca_lightning.pseudo_labels.making import LabelMaker
 from rca_lightning.pseudo_labels.multiscale import Seeds
 from rca_lightning.pseudo_labels.refinement import RefinementName
@@ -31,11 +32,8 @@ from rca_lightning.visualization import colours
 MapSource = Literal["network", "accumulated"]
 logger = logging.getLogger(__name__)
 
-# Threshold, low and high: about what was best on VOC photographs. The attention is flat and wide, CAMs have peaks.
-_ATTENTION_BACKGROUND = (0.7, 0.5, 0.8)
-_CAM_BACKGROUND = (0.2, 0.05, 0.3)
-# Until predicting starts it is not known which of the two it is: this one fits every low and high that may be given.
-_ANY_BACKGROUND = (0.2, 0.0, 1.0)
+# Until predicting starts it is not known of which kind the maps are: these fit every low and high that may be given.
+_ANY_LEVELS = Levels(0.5, 0.0, 1.0)
 
 
 class PseudoLabelWriter(PredictionWriter):
@@ -109,14 +107,12 @@ class PseudoLabelWriter(PredictionWriter):
         self.maps = maps
         self._accumulation: AttentionAccumulation | None = None
         self._not_accumulated = 0
-        self._backgrounds = (background_threshold, low, high)
-        self.maker = self._maker(_ANY_BACKGROUND)
+        self._levels = (background_threshold, low, high)
+        self.maker = self._maker(_ANY_LEVELS)
         self._queue = WorkQueue(workers, threads=not self.maker.is_slow)
 
-    def _maker(self, defaults: tuple[float, float, float]) -> LabelMaker:
-        given = zip(self._backgrounds, defaults, strict=True)
-        threshold, low, high = (default if value is None else value for value, default in given)
-        return LabelMaker(threshold=threshold, low=low, high=high, **self._given)
+    def _maker(self, defaults: Levels) -> LabelMaker:
+        return LabelMaker(**defaults.replaced(*self._levels)._asdict(), **self._given)
 
     def describe(self, module: L.LightningModule) -> dict[str, Any]:
         """What labels depend on; only now is it known which map the module reads."""
@@ -124,12 +120,13 @@ class PseudoLabelWriter(PredictionWriter):
             raise ArgumentError("model", type(module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
         check_mask_classes(module.hparams["num_classes"])
         reads_attention = module.hparams["final_map"] == "attention" and module.network.aggregation is not None
-        self.maker = self._maker(_ATTENTION_BACKGROUND if reads_attention else _CAM_BACKGROUND)
+        self.maker = self._maker(Levels.of(attention=reads_attention))
         self.maker.check_packages()
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
-        return {"maps": self.maps, **self.maker.describe(), **{name: module.hparams[name] for name in names}}
+        settings = {name: module.hparams[name] for name in names}
+        return {"maps": self.maps, **self.maker.describe(), **settings, "reads_attention": reads_attention}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the folder, and ask the module for what the refinements need."""

@@ -20,6 +20,7 @@ from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.pseudo_labels.inputs import check_count
 from rca_lightning.pseudo_labels.label_files import write_label_files
 from rca_lightning.pseudo_labels.label_map import BackgroundRule
+from rca_lightning.pseudo_labels.levels import Levels
 from rca_lightning.pseudo_labels.making import LabelMaker
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.stored_maps import read_maps
@@ -28,6 +29,8 @@ from rca_lightning.pseudo_labels.workers import WorkQueue
 
 logger = logging.getLogger(__name__)
 
+_LEVELS = ("background_threshold", "low", "high")
+_NEEDED = {"fixed": _LEVELS[:1], "two_thresholds": _LEVELS[1:], "saliency": _LEVELS[1:]}
 _EVERY = 100  # images between two lines of progress
 
 
@@ -39,8 +42,8 @@ def label_stored_maps(
     background_threshold: float | None = None,
     rule: BackgroundRule = "fixed",
     power: float = 8.0,
-    low: float = 0.05,
-    high: float = 0.3,
+    low: float | None = None,
+    high: float | None = None,
     saliency_threshold: float = 0.5,
     refine: Sequence[RefinementName] = (),
     workers: int = 2,
@@ -56,11 +59,12 @@ def label_stored_maps(
         data: the photographs; with `on_bad_image="skip"` those that cannot be read need no maps.
         maps: folder `cams` of a `PseudoLabelWriter`.
         output_dir: folder of the results, another than that of the maps.
-        background_threshold: of the rule "fixed", in `[0, 1]`; default: the one `rca predict` used with these maps.
+        background_threshold: of the rule "fixed", in `[0, 1]`; default: the one `rca predict` used, or would use,
+            with these maps.
         rule: where the background begins.
         power: of "power".
-        low: of "two_thresholds" and "saliency".
-        high: of "two_thresholds" and "saliency".
+        low: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
+        high: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
         saliency_threshold: of "saliency".
         refine: "pamr", "dense_crf"; not "random_walk", whose features are not stored.
         workers: processes that refine by `dense_crf`.
@@ -80,10 +84,8 @@ def label_stored_maps(
         raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
     maker = LabelMaker(
         rule=rule,
-        threshold=_threshold(rule, background_threshold, source),
+        **_levels(rule, background_threshold, low, high, source)._asdict(),
         power=power,
-        low=low,
-        high=high,
         saliency_threshold=saliency_threshold,
         refine=tuple(refine),
     )
@@ -135,22 +137,22 @@ def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[U
     return [record for record in records if record.image_id not in without], unread
 
 
-def _threshold(rule: str, given: float | None, source: Path) -> float:
-    """That of the rule "fixed"; the other rules have none, and any will do."""
-    if given is not None:
-        return given
-    found = _predicted(source).get("background_threshold")
-    if isinstance(found, (int, float)):
-        return found
-    if rule == "fixed":
-        remedy = "give one in [0, 1]: rca predict has left none with these maps"
-        raise ArgumentError("background_threshold", None, remedy)
-    return 0.0
+def _levels(rule: str, threshold: float | None, low: float | None, high: float | None, source: Path) -> Levels:
+    """Those given, else those that `rca predict` has used, or would with these maps."""
+    predicted = _predicted(source)
+    used = [predicted.get(name) for name in _LEVELS]
+    numbers = [value if isinstance(value, (int, float)) else None for value in used]
+    kind = predicted.get("reads_attention")
+    if not isinstance(kind, bool):
+        for name, given, known in zip(_LEVELS, (threshold, low, high), numbers, strict=True):
+            if given is None and known is None and name in _NEEDED.get(rule, ()):
+                raise ArgumentError(name, None, "give one in [0, 1]: rca predict has left none with these maps")
+    return Levels.of(attention=kind is True).replaced(*numbers).replaced(threshold, low, high)
 
 
 def _settings(source: Path) -> dict[str, Any]:
     found = _predicted(source)
-    kept = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags")
+    kept = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
     return {name: found.get(name) for name in kept} if found else {}
 
 
