@@ -99,10 +99,15 @@ class Evaluation(nn.Module):
         if len(present):
             average_precision = mean_average_precision(probabilities, present.long())
             self.last_result = EvaluationResult(len(present), self._metric().compute(), average_precision)
-            self._metric().reset()
+        self.reset()
+        return self.last_result
+
+    def reset(self) -> None:
+        """Forget what was added; the last result stays."""
+        if self.seed_iou is not None:
+            self.seed_iou.reset()
         self.probabilities.clear()
         self.tags.clear()
-        return self.last_result
 
     def _metric(self) -> SeedIoU:
         if self.seed_iou is None:

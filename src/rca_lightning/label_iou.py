@@ -154,5 +154,9 @@ class LabelEvaluation(nn.Module):
         """Scores over all ranks, then start anew; `None` when no image had a mask on any rank."""
         (images,) = gather_uneven(self.label_iou.images[None])
         self.last_result = self.label_iou.compute() if int(images.sum()) else None
-        self.label_iou.reset()
+        self.reset()
         return self.last_result
+
+    def reset(self) -> None:
+        """Forget what was added; the last result stays."""
+        self.label_iou.reset()

@@ -25,11 +25,12 @@ from rca_lightning.models.regions import RegionRule
 from rca_lightning.models.resnet import StrideIn
 from rca_lightning.optimisation import OptimizerName, optimizer_and_schedule
 from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
+from rca_lightning.scored_steps import ScoredSteps
 from rca_lightning.step_seeds import SeededSteps
 from rca_lightning.views import MAX_SIDE
 
 
-class RCAModule(FiniteSteps, SeededSteps, CheckedLoading):
+class RCAModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
@@ -239,9 +240,8 @@ class RCAModule(FiniteSteps, SeededSteps, CheckedLoading):
         if self.leave_out(batch, {**pooled, "loss": objective.total}, self._evidence(maps, objective)):
             nothing = None if objective.regions is None else objective.regions.none()
             return {"loss": self.no_loss(), "regions": nothing, "image_id": batch["image_id"], "skipped": True}
-        size = len(tags)
-        self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=size)
-        self.log("train/loss", objective.value, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=len(tags))
+        self.log("train/loss", objective.value, prog_bar=True, batch_size=len(tags))
         # Detached, for embeddings and graph would live on until the next step has been computed.
         read, chances = maps.read(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
         kept = {"image_id": batch["image_id"], "maps": read, "probabilities": chances}

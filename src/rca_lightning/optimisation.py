@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -63,5 +64,9 @@ def optimizer_and_schedule(module: L.LightningModule, backbone: nn.Module) -> Op
         weight_decay=module.hparams["weight_decay"],
         momentum=module.hparams["momentum"],
     )
-    schedule = poly_decay(optimizer, int(module.trainer.estimated_stepping_batches), module.hparams["poly_power"])
+    steps = module.trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        remedy = "give it or max_steps: the learning rate decays over all steps, so their number must be known"
+        raise ArgumentError("trainer.max_epochs", module.trainer.max_epochs, remedy)
+    schedule = poly_decay(optimizer, int(steps), module.hparams["poly_power"])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -26,6 +26,7 @@ from rca_lightning.models.resnet import StrideIn
 from rca_lightning.models.segmentation_network import HeadName, SegmentationNetwork
 from rca_lightning.models.weights import load_cam_head
 from rca_lightning.optimisation import OptimizerName, optimizer_and_schedule
+from rca_lightning.scored_steps import ScoredSteps
 from rca_lightning.step_seeds import SeededSteps
 from rca_lightning.views import MAX_SIDE
 
@@ -34,7 +35,7 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(FiniteSteps, SeededSteps, CheckedLoading):
+class SegmentationModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;

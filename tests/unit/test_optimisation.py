@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.quiet_trainer import quiet_trainer
+from tests.tagged_images import tagged_images
 from torch import nn
+from torch.utils.data import DataLoader
 
+from rca_lightning.data.sample import collate
 from rca_lightning.errors import ArgumentError
+from rca_lightning.module import RCAModule
 from rca_lightning.optimisation import build_optimizer, poly_decay
 
 
@@ -75,3 +80,11 @@ def test_poly_decay_step_by_step(power):
 def test_poly_decay_needs_a_step():
     with pytest.raises(ArgumentError, match="total_steps=0"):
         poly_decay(build(), 0, 0.9)
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": -1}, {"max_time": {"hours": 1}}])
+def test_training_without_a_known_end_is_refused(tmp_path, limits):
+    module = RCAModule(2, backbone="resnet14", contrast=False, aggregation=False)
+    images = tagged_images("a", height=32, width=32)
+    with pytest.raises(ArgumentError, match=r"^trainer.max_epochs=.*: give it or max_steps"):
+        quiet_trainer(tmp_path, **limits).fit(module, DataLoader(images, collate_fn=collate))

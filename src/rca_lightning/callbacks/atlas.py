@@ -57,13 +57,15 @@ class PrototypeAtlasCallback(L.Callback):
         folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "atlas")
         if not trainer.is_global_zero:
             return
-        module, memory, images = _parts(trainer, pl_module)
-        measured = _measured(trainer, module)
         # One rank that raised would leave the others waiting, and the last checkpoint is yet to be written.
         try:
+            module, memory, images = _parts(trainer, pl_module)
+            measured = _measured(trainer, module)
             make_atlas(module, memory, images, folder, regions=self.regions, diagnostics=measured)
         except (RCAError, OSError) as error:
             logger.error("prototype atlas: not drawn, %s", error)
+        except Exception:  # whatever it is, the training is worth more
+            logger.exception("prototype atlas: not drawn")
 
 
 def _parts(trainer: L.Trainer, module: L.LightningModule) -> tuple[RCAModule, RegionMemory, TaggedImages]:

@@ -122,6 +122,8 @@ class RegionMemoryCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Build the memory for this module."""
+        if stage == "fit":  # a checkpoint that was validated or predicted with is not one to go on from
+            self._restored, self.diagnostics = None, {}
         if stage != "fit" or not isinstance(pl_module, RCAModule) or not pl_module.needs_memory:
             return
         pl_module.on_mismatch = self.on_mismatch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,8 @@ class PredictionFolder:
         root: the folder.
         kinds: subfolder to ending of its files, such as `{"masks": ".png"}`; the first one decides which images there
             are.
-        existing: "skip" what is complete, "overwrite" everything.
+        existing: "skip" what is complete, "overwrite" everything; what another setting has made is then removed, also
+            of images that are not predicted now.
     """
 
     def __init__(self, root: str | Path, kinds: Mapping[str, str], *, existing: Existing = "skip") -> None:
@@ -71,9 +72,14 @@ class PredictionFolder:
         check_writable("output_dir", self.root, *(path.parent for path in self.paths("any").values()))
 
     def begin(self) -> None:
-        """Write down the settings; for one process."""
+        """Write down the settings, and remove what is to be overwritten of other ones; for one process."""
+        other = self.existing == "overwrite" and self._differences()
         # An overwriting that was cut short leaves results of two settings; the mark makes the next run refuse them.
         self._write_settings(overwriting=self.existing == "overwrite")
+        if other:
+            with self.output_errors():
+                for path in self._files():
+                    path.unlink(missing_ok=True)
 
     def end(self) -> None:
         """Write down that all of it is of one setting; for one process."""
@@ -97,16 +103,37 @@ class PredictionFolder:
 
     def _compare(self) -> None:
         path = self.root / _SETTINGS_FILE
-        if not path.is_file() or self.existing == "overwrite":
-            return
-        found = _read_settings(path)
-        different = [key for key in self._settings if found.get(key) != self._settings[key]]
-        if different:
-            changes = "; ".join(f"{key}: {found.get(key)!r} there, {self._settings[key]!r} now" for key in different)
+        if not path.is_file() and (file := next(self._files(), None)) is not None:
             raise OutputError(
-                f"output_dir={str(self.root)!r} holds predictions made otherwise ({changes}). "
+                f"output_dir={str(self.root)!r} holds {file.relative_to(self.root)} but no {_SETTINGS_FILE}, so what "
+                "made it is not known; give another output_dir, or remove it yourself"
+            )
+        if self.existing == "overwrite":
+            return
+        if changes := self._differences():
+            raise OutputError(
+                f"output_dir={str(self.root)!r} holds predictions made otherwise ({'; '.join(changes)}). "
                 "Give another output_dir, or existing='overwrite'"
             )
+
+    def _differences(self) -> list[str]:
+        """Settings of what is there that are not those of now, or that they cannot be read but overwritten."""
+        path = self.root / _SETTINGS_FILE
+        if not path.is_file():
+            return []
+        try:
+            found = _read_settings(path)
+        except OutputError as error:
+            if self.existing == "overwrite":
+                return [str(error)]
+            raise
+        different = [key for key in self._settings if found.get(key) != self._settings[key]]
+        return [f"{key}: {found.get(key)!r} there, {self._settings[key]!r} now" for key in different]
+
+    def _files(self) -> Iterator[Path]:
+        """Every file of every kind."""
+        for kind, ending in self.kinds.items():
+            yield from (self.root / kind).glob(f"*{ending}")
 
     def _write_settings(self, *, overwriting: bool) -> None:
         text = json.dumps(self._settings | {"overwriting": overwriting}, indent=2) + "\n"

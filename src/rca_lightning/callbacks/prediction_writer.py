@@ -58,11 +58,14 @@ class PredictionWriter(BasePredictionWriter, ABC):
             return
         self.written = 0
         done = self.folder.done()
+        if done:
+            logger.info("%d images are complete in %s and are skipped", len(done), self.output_dir)
         # Without a data module the images are computed and then not written again.
         leave_out = getattr(getattr(trainer, "datamodule", None), "leave_out_of_prediction", None)
-        if done and leave_out is not None:
-            leave_out(done)
-            logger.info("%d images are complete in %s and are skipped", len(done), self.output_dir)
+        if leave_out is not None:
+            callbacks = trainer.callbacks  # type: ignore[attr-defined]
+            others = [callback.folder for callback in callbacks if isinstance(callback, PredictionWriter)]
+            leave_out(done.intersection(*(folder.done() for folder in others)))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the folder; only now does the module have the weights of the checkpoint."""
@@ -79,6 +82,7 @@ class PredictionWriter(BasePredictionWriter, ABC):
         trainer.strategy.barrier("predictions folder")
         if trainer.is_global_zero:
             self.folder.begin()
+        trainer.strategy.barrier("predictions folder is ready")
 
     def write_on_batch_end(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _FILES = ("weights", "weights_sha256")  # arguments that have the network read another file
 _KEYWORDS = ("last", "best", "hpc")  # names that Lightning looks up itself
+_REGISTRY = re.compile("registry(:.*)?", re.IGNORECASE)  # models that Lightning fetches from a registry
 _SHOWN = 3
 _OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head."}  # weights that one task alone has
 
@@ -38,7 +40,7 @@ def check_checkpoint(path: str, task: str | None = None) -> None:
         ArgumentError: if there is no such file, or it is the address of one elsewhere.
         WeightsError: if the file is no checkpoint of `rca fit`, or of another task.
     """
-    if path in _KEYWORDS or path.startswith("registry") or Path(path).is_dir():
+    if path in _KEYWORDS or Path(path).is_dir() or (_REGISTRY.fullmatch(path) and not Path(path).is_file()):
         return
     content = read_checkpoint(path, map_location="meta")  # no tensor is read
     if task is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -82,7 +82,7 @@ class BadImages:
             return
         for image in new:
             self._seen[image.split, image.image_id] = image
-        listed = self.found if self.path is None else _add(self.path, new)
+        listed = self.found if self.path is None else self._added(self.path, new)
         for split in dict.fromkeys(image.split for image in new):
             reasons = [image.reason for image in new if image.split == split]
             _log.warning("split %r: passed over: %s", split, first_few(reasons))
@@ -98,6 +98,14 @@ class BadImages:
             if count := sum(image.split == split for image in listed):
                 where = self.path or "no file, for there is no Trainer"
                 _log.warning("split %r: %d of %d images could not be read; listed in %s", split, count, size, where)
+
+    def _added(self, path: Path, new: list[Unread]) -> list[Unread]:
+        try:
+            return _add(path, new)
+        except OSError as error:
+            _log.warning("%s cannot be written (%s): each process counts its own bad images", path, error)
+            self.path = None
+            return self.found
 
     def _check(self, split: str, listed: list[Unread]) -> None:
         size = self._sizes.get(split, 0)
@@ -124,7 +132,8 @@ def _add(path: Path, new: list[Unread]) -> list[Unread]:
 def _locked(path: Path) -> Iterator[list[Unread]]:
     """The content of the file, to be changed while no other process can; it is written back afterwards."""
     with path.open("a+", encoding="utf-8", newline="", errors="surrogateescape") as file:
-        lock(file.fileno())  # until the file is closed
+        with suppress(OSError):  # a file system without locks
+            lock(file.fileno())  # until the file is closed
         file.seek(0)
         lines = [Unread(*row) for row in csv.reader(file) if len(row) == len(_HEADER) and row != _HEADER]
         before = list(lines)

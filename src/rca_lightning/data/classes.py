@@ -98,12 +98,14 @@ def read_class_file(path: Path) -> tuple[str, ...]:
 
     Raises:
         DatasetNotFoundError: no such file.
-        DataError: no class, or a name twice.
+        DataError: no class, a name twice, or the background.
     """
     names = [line for _, line in read_lines(path, what="class_file")]
     if not names:
         raise DataError(f"{path}: no class name in it; write one foreground class name a line")
     twice = sorted({name for name in names if names.count(name) > 1})
+    if "background" in {name.lower() for name in names}:
+        raise DataError(f"{path}: 'background' is mask value 0 by itself; leave its line out")
     if twice:
         raise DataError(f"{path}: class {twice[0]!r} stands there more than once; keep one of the lines")
     return tuple(names)

@@ -211,6 +211,7 @@ class WSSSDataModule(SkippingDataModule):
             opened.append(self._eval)
         if stage in {"predict", None}:
             self._predict = self._evaluation_images(source, self.predict_split, need_masks=False, need_tags=False)
+            self._predicted = frozenset()  # of a prediction before
             opened.append(self._predict)
         self.begin_bad_images(*opened)
 

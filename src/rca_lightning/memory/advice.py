@@ -51,14 +51,14 @@ def advise_on_empty(regions: Tensor, with_prototype: Tensor, class_names: Sequen
 
     Args:
         regions: `(L,)`, in memory, of each class.
-        with_prototype: `(L,)` boolean.
+        with_prototype: `(L,)` boolean; it may be on another device.
         class_names: their names.
 
     Returns:
         One sentence on each of: classes without a region, classes that have regions but no prototype, and a memory
         with regions of one class alone.
     """
-    has = regions > 0
+    has, with_prototype = (regions > 0).cpu(), with_prototype.cpu()
     found = [
         (~has, "no region in memory, so no prototype", "lower --model.confidence, or give images with these tags"),
         (has & ~with_prototype, "regions in memory, but no prototype", "lower --memory.drop_below"),

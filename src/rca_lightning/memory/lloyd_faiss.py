@@ -5,6 +5,8 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +39,7 @@ def lloyd_by_faiss(
         MissingExtraError: if FAISS is not installed.
     """
     faiss = require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
-    on_gpu = points.device.type == "cuda" and _gpu_count(faiss) > 0
+    to_gpu = _to_gpu(faiss, points.device)
     # PyTorch works in this thread only: in others each would start threads of its own.
     full = valid.all(dim=1).tolist()
     labels = range(len(points))
@@ -52,23 +54,24 @@ def lloyd_by_faiss(
             points.shape[1],
             len(start),
             niter=iterations,
-            gpu=on_gpu,
             spherical=unit,
             # Its defaults would subsample large classes and warn about small ones.
             min_points_per_centroid=1,
             max_points_per_centroid=len(points),
         )
+        if to_gpu is not None:
+            solver.index = to_gpu(solver.index)
         solver.train(points, init_centroids=start)
         found: Array = solver.centroids
         return found
 
     centroids = seeds.clone()
-    solved = map(solve, own, starts) if on_gpu else _in_threads(faiss, solve, own, starts)
+    solved = map(solve, own, starts) if to_gpu else _in_threads(faiss, solve, own, starts)
     for label, found in zip(labels, solved, strict=True):
         centroids[label, usable[label]] = torch.from_numpy(found).to(points.device)
     # FAISS fills an empty cluster with a shifted copy of a large one, which may be the last thing it did.
     centroids = lloyd(points, valid, centroids, usable, iterations=1, unit=unit)
-    return centroids, "faiss-gpu" if on_gpu else "faiss-cpu"
+    return centroids, "faiss-gpu" if to_gpu else "faiss-cpu"
 
 
 def _in_threads(faiss: types.ModuleType, solve: Callable[[Array, Array], Array], *each: list[Array]) -> Iterator[Array]:
@@ -78,6 +81,14 @@ def _in_threads(faiss: types.ModuleType, solve: Callable[[Array, Array], Array],
         yield from pool.map(solve, *each)
 
 
-def _gpu_count(faiss: types.ModuleType) -> int:
+def _to_gpu(faiss: types.ModuleType, device: torch.device) -> Callable[[Any], Any] | None:
+    """Moves an index to the GPU of the points; `gpu=True` of FAISS would take all there are, which others use too."""
     # A CPU build has no such function; asking it for a GPU would silently run on the CPU.
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
+    if device.type != "cuda" or not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
+        return None
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(_GPU_BYTES)
+    return partial(faiss.index_cpu_to_gpu, resources, device.index or 0)
+
+
+_GPU_BYTES = 2**26  # of scratch memory; FAISS would take a gigabyte and a half for products of a few megabytes

@@ -198,7 +198,8 @@ class RCANetwork(nn.Module):
         if self.standardization is not None:
             mean, variance = self.standardization.running_mean, self.standardization.running_var
             pixels = pixels * variance[-channels:, None, None].sqrt() + mean[-channels:, None, None]
-        scores = self.coarse_head(pixels).flatten(1).softmax(dim=1).reshape(*prototypes.shape[:2], -1)  # (L, K, L)
+        scores = self.coarse_head(pixels.to(self.coarse_head.conv.weight.dtype)).float().flatten(1)  # (LK, L)
+        scores = scores.softmax(dim=1).reshape(*prototypes.shape[:2], -1)  # (L, K, L)
         own = torch.arange(len(prototypes), device=prototypes.device)
         probabilities: Tensor = scores[own, :, own]
         return probabilities

@@ -96,7 +96,8 @@ class TimmBackbone(Backbone):
         trained_with = getattr(self.model, "pretrained_cfg", None) or {}
         mean, std = trained_with.get("mean", IMAGENET_MEAN), trained_with.get("std", IMAGENET_STD)
         given, wanted = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([mean, std])
-        self._rescale = not torch.equal(given, wanted)
+        # Of numbers: a network that is only tried is built of tensors without any.
+        self._rescale = (tuple(mean), tuple(std)) != (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD))
         self.register_buffer("_scale", (given[1] / wanted[1]).view(3, 1, 1), persistent=False)
         self.register_buffer("_shift", ((given[0] - wanted[0]) / wanted[1]).view(3, 1, 1), persistent=False)
 

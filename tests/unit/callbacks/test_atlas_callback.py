@@ -151,6 +151,18 @@ def test_a_failure_is_logged_and_the_run_ends_well(tmp_path, caplog):
     assert str(tmp_path / "file") in record.getMessage()
 
 
+def test_whatever_fails_in_it_the_run_ends_well(tmp_path, caplog, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(atlas, "_measured", fails)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[memory(), PrototypeAtlasCallback()])
+    with caplog.at_level(logging.ERROR, logger="rca_lightning"):
+        trainer.fit(build(), loader(tmp_path / "photos"))
+    assert trainer.state.finished
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+
+
 class OtherRank:
     """A trainer as another rank than the first sees it."""
 

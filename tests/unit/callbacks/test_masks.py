@@ -193,7 +193,8 @@ def test_results_of_other_runs_stay_unless_masks_change(tmp_path):
 
 
 def test_masks_of_another_program_are_named(tmp_path):
-    (tmp_path / "masks").mkdir()
+    predict(MaskWriter(str(tmp_path), coco_results=True), "b")
+    (tmp_path / "coco_results.json").unlink()
     Image.new("P", (W, H)).save(tmp_path / "masks" / "a.png")
     with pytest.raises(OutputError, match=r"a\.png says no confidence.*delete it"):
         predict(MaskWriter(str(tmp_path), coco_results=True), "a", "b")

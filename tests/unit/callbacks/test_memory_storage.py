@@ -81,3 +81,16 @@ def test_size_is_told_before_the_memory_is_made(tmp_path, caplog, monkeypatch):
 def test_wrong_arguments_are_refused_at_once(wrong):
     with pytest.raises(ArgumentError, match=next(iter(wrong))):
         RegionMemoryCallback(**wrong)
+
+
+def test_checkpoint_that_was_only_looked_at_is_not_gone_on_from(tmp_path):
+    trainer, module, owner = fit(tmp_path, epochs=1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    expected = owner.memory.state_dict()
+    owner = RegionMemoryCallback(slots=6, backend="torch")
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[owner])
+    trainer.predict(module, batches(), ckpt_path=tmp_path / "last.ckpt", weights_only=True, return_predictions=False)
+    trainer.fit(build(), batches())
+    found = owner.memory.state_dict()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]) if isinstance(value, torch.Tensor) else value == found[name], name

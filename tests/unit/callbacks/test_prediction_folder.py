@@ -135,3 +135,33 @@ def test_first_kind_decides_where_images_are_looked_for(tmp_path):
     add(masks, "b", "maps")
     assert masks.complete_ids() == ["a"]
     assert PredictionFolder(tmp_path, {"maps": ".npz"}).complete_ids() == ["b"]
+
+
+def test_overwriting_removes_what_another_setting_has_made(tmp_path):
+    old = start(tmp_path, {"threshold": 0.2})
+    for name in "abc":
+        add(old, name)
+    old.end()
+    (tmp_path / "masks" / "notes.txt").touch()
+    new = start(tmp_path, {"threshold": 0.9}, existing="overwrite")
+    assert new.complete_ids() == []
+    add(new, "c")
+    new.end()
+    assert file_names(tmp_path) == ["maps/c.npz", "masks/c.png", "masks/notes.txt", "predict.json"]
+    same = start(tmp_path, {"threshold": 0.9}, existing="overwrite")
+    assert same.complete_ids() == ["c"]  # of this setting too
+
+
+def test_overwriting_that_was_cut_short_is_begun_anew(tmp_path):
+    for _ in range(2):
+        folder = start(tmp_path, {"threshold": 0.9}, existing="overwrite")
+        assert folder.complete_ids() == []
+        add(folder, "a")
+
+
+@pytest.mark.parametrize("existing", ["skip", "overwrite"])
+def test_files_of_unknown_origin_are_never_touched(tmp_path, existing):
+    add(PredictionFolder(tmp_path, KINDS), "mine", "masks")
+    with pytest.raises(OutputError, match=r"holds masks/mine.png but no predict.json.*remove it yourself"):
+        start(tmp_path, {}, existing=existing)
+    assert file_names(tmp_path) == ["masks/mine.png"]

@@ -159,3 +159,14 @@ def test_the_same_writer_may_predict_twice(tmp_path, module):
 def test_other_stages_leave_the_folder_alone(tmp_path, module):
     PseudoLabelWriter(str(tmp_path / "out")).setup(None, module, "fit")
     assert not (tmp_path / "out").exists()
+
+
+def test_two_writers_each_get_what_they_lack(tmp_path, module):
+    first, second = (PseudoLabelWriter(str(tmp_path / name)) for name in ("first", "second"))
+    predict(module, first, Photographs("a", "b"))
+    counting = Counting()
+    trainer = quiet_trainer(tmp_path, callbacks=[first, second, counting])
+    trainer.predict(module, datamodule=Photographs("a", "b", "c"), return_predictions=False)
+    assert counting.seen == ["a", "b", "c"]
+    assert (first.written, second.written) == (1, 3)
+    assert file_bytes(tmp_path / "first" / "cams") == file_bytes(tmp_path / "second" / "cams")

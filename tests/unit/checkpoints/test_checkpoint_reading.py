@@ -140,3 +140,20 @@ def test_module_refuses_the_checkpoint_of_another_network(checkpoint: Path, opti
     with pytest.raises(RCAError, match=message):
         quiet_trainer(checkpoint.parent).predict(network(**options), data, ckpt_path=checkpoint)
     assert RCAModule.load_from_checkpoint(checkpoint).hparams["num_classes"] == 2
+
+
+@pytest.mark.parametrize("name", ["registry", "registry:model:v2", "REGISTRY"])
+def test_names_of_a_registry_pass(name: str):
+    check_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["registry", "registry_runs.ckpt", "registry:v1"])
+def test_file_that_is_called_like_a_registry_is_checked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(b"hello\n")
+    with pytest.raises(WeightsError):
+        check_checkpoint(name)
+    (tmp_path / name).unlink()
+    if name == "registry_runs.ckpt":
+        with pytest.raises(ArgumentError, match="there is no such file"):
+            check_checkpoint(name)

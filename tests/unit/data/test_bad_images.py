@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rca_lightning.data import bad_images
 from rca_lightning.data.bad_images import FILE_NAME, BadImages
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.sample import Unread
@@ -152,3 +153,24 @@ def test_when_none_can_be_read_training_ends(make_voc: Callable[..., Path]):
 def test_an_unknown_word_is_refused(tmp_path: Path):
     with pytest.raises(ArgumentError, match="on_bad_image='ignore': give one of raise, skip"):
         WSSSDataModule("voc2012", tmp_path, on_bad_image="ignore")
+
+
+def test_file_system_without_locks_is_no_reason_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_lock(file: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(bad_images, "lock", no_lock)
+    bad = begun(tmp_path)
+    bad.note(unread("a"))
+    bad.note(unread("a", "b"))
+    assert [row[1] for row in rows(tmp_path)] == ["image", "a", "b"]
+
+
+def test_list_that_cannot_be_written_is_kept_in_mind(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").touch()
+    bad = begun(tmp_path / "file" / "below", most=0.02)
+    bad.note(unread("a"))
+    bad.note(unread("b"))
+    assert sum("cannot be written" in record.getMessage() for record in caplog.records) == 1
+    with pytest.raises(DataError, match="3 of 100"):
+        bad.note(unread("c"))

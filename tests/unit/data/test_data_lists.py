@@ -170,3 +170,9 @@ def test_xml_tags_ignore_parts(tmp_path: Path) -> None:
 def test_bad_xml(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_xml_tags(write(tmp_path / "a.xml", content), PETS)
+
+
+@pytest.mark.parametrize("name", ["background", "Background"])
+def test_background_is_no_line_of_a_class_file(tmp_path: Path, name: str):
+    with pytest.raises(DataError, match="'background' is mask value 0 by itself; leave its line out"):
+        read_class_file(write(tmp_path / "c.txt", f"{name}\ncat\n"))

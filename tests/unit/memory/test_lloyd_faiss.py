@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,3 +97,28 @@ def test_few_points_are_no_reason_for_a_warning(capfd):
     lloyd_by_faiss(*problem(), 3, unit=False)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_index_goes_to_the_gpu_of_the_points(monkeypatch):
+    moved: list[tuple[object, int]] = []
+
+    class Resources:
+        def setTempMemory(self, size: int) -> None:  # noqa: N802 - as in FAISS
+            assert 0 < size <= 2**28
+
+    def index_cpu_to_gpu(resources: object, device: int, index: object) -> object:
+        moved.append((resources, device))
+        return index
+
+    gpus = SimpleNamespace(get_num_gpus=lambda: 4, StandardGpuResources=Resources, index_cpu_to_gpu=index_cpu_to_gpu)
+    assert lloyd_faiss._to_gpu(gpus, torch.device("cpu")) is None
+    assert lloyd_faiss._to_gpu(SimpleNamespace(), torch.device("cuda", 2)) is None
+    assert lloyd_faiss._to_gpu(SimpleNamespace(get_num_gpus=lambda: 0), torch.device("cuda", 2)) is None
+    expected, _ = lloyd_by_faiss(*problem(), 3, unit=False)
+    to_gpu = lloyd_faiss._to_gpu(gpus, torch.device("cuda", 2))
+    monkeypatch.setattr(lloyd_faiss, "_to_gpu", lambda faiss, device: to_gpu)
+    found, backend = lloyd_by_faiss(*problem(), 3, unit=False)
+    assert backend == "faiss-gpu"
+    assert [device for _, device in moved] == [2] * 4  # the last class has no more points than seeds
+    assert len({id(resources) for resources, _ in moved}) == 1
+    torch.testing.assert_close(found, expected)

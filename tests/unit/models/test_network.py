@@ -181,3 +181,13 @@ def test_channels_last_gives_the_same_maps():
     found = last(photos)
     assert found.embeddings.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.coarse, plain(photos).coarse, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prototypes_are_scored_by_a_head_of_any_precision(dtype):
+    network = build()
+    prototypes = F.normalize(torch.randn(L, K, C, generator=torch.Generator().manual_seed(0)), dim=2)
+    expected = network.prototype_scores(prototypes)
+    found = network.to(dtype).prototype_scores(prototypes)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)

@@ -221,3 +221,10 @@ def test_real_timm_resnet_computes_what_the_resnet_of_this_library_does(tmp_path
     torch.testing.assert_close(
         build_backbone("timm:resnet50", **options).eval()(images), expected, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["conv", "vision"])
+def test_network_can_be_tried_without_memory(fake_timm, name):
+    with torch.device("meta"):
+        found = build_backbone(f"timm:{name}", output_stride=16)
+    assert {value.device.type for value in found.state_dict().values()} == {"meta"}
