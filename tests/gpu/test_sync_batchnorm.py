@@ -1,4 +1,4 @@
-"""`sync_batchnorm: true` of the recipes: two processes, which may share a GPU, learn what a single one learns."""
+"""`--trainer.sync_batchnorm true`: two processes, which may share a GPU, learn what a single one learns."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from rca_lightning.data.listing import locate
 from rca_lightning.data.records import Source
 from rca_lightning.data.voc import VOCSource
 from rca_lightning.errors import ArgumentError
+from rca_lightning.models.download import cache_folder
 
 DatasetName = Literal["voc2012", "coco2014", "coco2017", "folder", "synthetic"]
 """The data sets that can be opened."""
@@ -65,8 +65,7 @@ class SourceOptions:
         """The root, or the cache folder of the synthetic images."""
         if self.root is not None:
             return Path(self.root).expanduser()
-        cache = os.environ.get("RCA_CACHE") or Path.home() / ".cache" / "rca_lightning"
-        return Path(cache).expanduser() / "synthetic"
+        return cache_folder() / "synthetic"
 
     def class_names(self) -> tuple[str, ...]:
         """Return the foreground classes in the order of their mask values.
