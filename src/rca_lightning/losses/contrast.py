@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.losses.streaming import BLOCK_BYTES, against_negatives, attracted_by_all, hardest_slots, in_graph
+from rca_lightning.losses.streaming import against_negatives, attracted_by_all, hardest_slots, in_graph
 
 Positives = Literal["all", "prototypes", "hardest"]
 
@@ -116,7 +116,7 @@ def contrast_by_region(
 def _reads_by_blocks(queries: Tensor, memory: Tensor) -> bool:
     kept_elsewhere = memory.device != queries.device or memory.dtype != torch.float32
     # A processor multiplies a block twice while it has it in its cache. A GPU is faster at once, while there is room.
-    large = queries.device.type == "cpu" or len(queries) * memory.shape[:2].numel() * 4 > BLOCK_BYTES
+    large = queries.device.type == "cpu" or len(queries) * memory.shape[:2].numel() * 4 > _AT_ONCE
     return kept_elsewhere or large
 
 
@@ -253,3 +253,6 @@ class RegionContrastLoss(nn.Module):
             prototypes=prototypes,
             prototypes_valid=prototypes_valid,
         )
+
+
+_AT_ONCE = 2**26  # bytes of the products of regions and slots that a GPU may hold

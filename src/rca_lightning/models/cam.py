@@ -70,7 +70,7 @@ def minmax_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
     """
     low = maps.amin(dim=(-2, -1), keepdim=True)
     span = maps.amax(dim=(-2, -1), keepdim=True) - low
-    return torch.where(span > eps, (maps - low) / span.clamp_min(eps), torch.zeros_like(maps))
+    return torch.where(span > eps, (maps - low) / span.clamp_min(eps), maps.new_zeros(()))
 
 
 def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
@@ -81,4 +81,4 @@ def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
     """
     positive = maps.clamp_min(0)
     peak = positive.amax(dim=(-2, -1), keepdim=True)
-    return torch.where(peak > eps, positive / peak.clamp_min(eps), torch.zeros_like(positive))
+    return torch.where(peak > eps, positive / peak.clamp_min(eps), positive.new_zeros(()))

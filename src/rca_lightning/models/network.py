@@ -169,12 +169,14 @@ class RCANetwork(nn.Module):
     def _embed(self, stages: list[Tensor]) -> Tensor:
         size = stages[-1].shape[2], stages[-1].shape[3]
         same = [stage if tuple(stage.shape[2:]) == size else F.adaptive_avg_pool2d(stage, size) for stage in stages]
-        embeddings = torch.cat(same, dim=1) if len(same) > 1 else same[0]
         if self.projection is not None:
-            embeddings = self.projection(embeddings)
+            same = [self.projection(_joined(same))]
+        weights = self.stage_weights if len(same) > 1 else None
         if self.standardization is not None:
-            embeddings = self.standardization(embeddings)
-        return embeddings * self.stage_weights.to(embeddings.dtype) if len(same) > 1 else embeddings
+            # Stage by stage: joined before, they would be kept once more for the backward pass.
+            embeddings: Tensor = self.standardization(*same, scale=None if weights is None else weights.flatten())
+            return embeddings
+        return _joined(same) if weights is None else _joined(same) * weights.to(same[0].dtype)
 
     def prototype_scores(self, prototypes: Tensor) -> Tensor:
         """Probability of its own class that the first CAM head gives to a pixel in the direction of each prototype.
@@ -203,3 +205,7 @@ class RCANetwork(nn.Module):
         own = torch.arange(len(prototypes), device=prototypes.device)
         probabilities: Tensor = scores[own, :, own]
         return probabilities
+
+
+def _joined(stages: list[Tensor]) -> Tensor:
+    return torch.cat(stages, dim=1) if len(stages) > 1 else stages[0]

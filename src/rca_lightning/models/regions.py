@@ -82,9 +82,11 @@ def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5, rule: Reg
         >>> [int(pseudo_regions(maps, tags, 0.5, rule).sum()) for rule in ("fixed", "mean", "quantile")]
         [1, 1, 2]
     """
+    tagged = _tagged(maps, tags)
     # Also for the rules that need no scale: here a map that is constant but for rounding becomes 0 everywhere.
-    scaled = minmax_normalise(maps.float())
-    return (scaled > _cut(scaled, threshold, rule)) & (tags > 0)[:, :, None, None]
+    scaled = minmax_normalise(tagged.maps)
+    above = (scaled > _cut(scaled, threshold, rule)) & tagged.present[:, :, None, None]
+    return torch.zeros_like(maps, dtype=torch.bool).scatter_(1, tagged.labels[:, :, None, None].expand_as(above), above)
 
 
 def _cut(scaled: Tensor, threshold: float, rule: RegionRule) -> Tensor | float:
@@ -119,18 +121,40 @@ def background_regions(maps: Tensor, tags: Tensor, threshold: float = 0.05, grid
     Returns:
         Boolean masks `(B, grid * grid, H, W)`.
     """
-    tagged = (tags > 0)[:, :, None, None]
-    normalised = max_normalise(maps.float())
-    activation = (normalised * tagged).amax(dim=1)
+    tagged = _tagged(maps, tags)
+    normalised = max_normalise(tagged.maps)
+    active = (normalised > threshold) & tagged.present[:, :, None, None]  # (B, M, H, W)
     # A map that is nowhere positive says nothing about where its object is.
-    located = ((normalised.amax(dim=(2, 3)) > 0) | (tags <= 0)).all(dim=1) & (tags > 0).any(dim=1)
-    empty = (activation <= threshold) & located[:, None, None]  # (B, H, W)
+    positive = (normalised > 0).flatten(2).any(dim=2)
+    located = (positive | ~tagged.present).all(dim=1) & tagged.present.any(dim=1)
+    empty = ~active.any(dim=1) & located[:, None, None]  # (B, H, W)
     height, width = maps.shape[2:]
     row = torch.arange(height, device=maps.device) * grid // height
     column = torch.arange(width, device=maps.device) * grid // width
     tile = row[:, None] * grid + column[None, :]  # (H, W)
     index = torch.arange(grid * grid, device=maps.device)
     return empty[:, None] & (tile[None] == index[:, None, None])[None]
+
+
+@dataclass
+class _Tagged:
+    """Maps of the tagged classes alone, which are a few, whatever the number of classes.
+
+    Attributes:
+        maps: `(B, M, H, W)` float32, `M` the most tags of an image.
+        labels: `(B, M)`, their classes; each stands in a row once.
+        present: `(B, M)` boolean, false where an image has fewer tags.
+    """
+
+    maps: Tensor
+    labels: Tensor
+    present: Tensor
+
+
+def _tagged(maps: Tensor, tags: Tensor) -> _Tagged:
+    labels = first_true(tags > 0)
+    chosen = maps.gather(1, labels[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+    return _Tagged(chosen.float(), labels, (tags > 0).gather(1, labels))
 
 
 def pool_regions(features: Tensor, masks: Tensor, min_cells: int = 1) -> Regions:

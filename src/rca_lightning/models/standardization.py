@@ -21,7 +21,7 @@ class Standardization(nn.Module):
         momentum: weight of a batch in the running statistics that evaluation uses.
 
     Shapes:
-        `(B, C, H, W)` -> the same.
+        `(B, C, H, W)`, or several with `C` channels together -> `(B, C, H, W)`.
 
     Example:
         >>> standardized = Standardization(2)(torch.randn(4, 2, 8, 8) * 3 + 5)
@@ -41,19 +41,34 @@ class Standardization(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features with mean 0 and variance 1; in evaluation by the running statistics."""
+    def forward(self, *features: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Features with mean 0 and variance 1; in evaluation by the running statistics.
+
+        Args:
+            *features: `(B, C, H, W)`, or several whose channels together are `C`, in this order: the backward pass
+                needs what it is given, and these may be kept by others anyway.
+            scale: `(C,)`, what each channel is multiplied with afterwards.
+        """
         if self.training:
             self.num_batches_tracked += 1
         if self.training and is_distributed():
-            return self._over_ranks(features)
-        running = self.running_mean, self.running_var
-        return F.batch_norm(features, *running, training=self.training, momentum=self.momentum, eps=self.eps)
+            return self._over_ranks(features, scale)
+        channels = [part.shape[1] for part in features]
+        of_parts = (value.split_with_sizes(channels) for value in (self.running_mean, self.running_var))
+        scales = [None] * len(features) if scale is None else scale.split_with_sizes(channels)
+        how = self.training, self.momentum, self.eps
+        return _joined(
+            [
+                F.batch_norm(part, mean, variance, weight, None, *how)
+                for part, mean, variance, weight in zip(features, *of_parts, scales, strict=True)
+            ]
+        )
 
-    def _over_ranks(self, features: Tensor) -> Tensor:
-        values = features.to(torch.promote_types(features.dtype, torch.float32))
-        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
-        number = mean.new_tensor([features.numel() // features.shape[1]])
+    def _over_ranks(self, features: tuple[Tensor, ...], scale: Tensor | None) -> Tensor:
+        values = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in features]
+        moments = [torch.var_mean(part, dim=(0, 2, 3), correction=0) for part in values]
+        variance, mean = (torch.cat(parts) for parts in zip(*moments, strict=True))
+        number = mean.new_tensor([features[0][:, 0].numel()])
         of_ranks = stack_over_ranks(torch.cat([number, mean, variance]))  # (world size, 1 + 2 C)
         number, means, variances = of_ranks.split_with_sizes([1, len(mean), len(mean)], dim=1)
         share = number / number.sum()
@@ -64,5 +79,13 @@ class Standardization(nn.Module):
             unbiased = variance * number.sum() / (number.sum() - 1).clamp_min(1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        factor = (variance + self.eps).rsqrt()
+        factor = factor if scale is None else factor * scale
+        channels = [part.shape[1] for part in features]
+        parts = zip(values, mean.split_with_sizes(channels), factor.split_with_sizes(channels), strict=True)
         shape = (1, -1, 1, 1)
-        return ((values - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)).to(features.dtype)
+        return _joined([((part - m.view(shape)) * f.view(shape)).to(features[0].dtype) for part, m, f in parts])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

@@ -135,7 +135,7 @@ def test_hardest_slot_of_an_empty_class_is_zero():
 
 @pytest.mark.parametrize(("device", "regions", "blocks"), [("cpu", 1, True), ("meta", 32, False), ("meta", 33, True)])
 def test_memory_is_read_at_once_on_a_gpu_while_the_products_have_room(device, regions, blocks, monkeypatch):
-    monkeypatch.setattr(contrast, "BLOCK_BYTES", 32 * 6 * 5 * 4)
+    monkeypatch.setattr(contrast, "_AT_ONCE", 32 * 6 * 5 * 4)
     queries, memory = torch.empty(regions, 3, device=device), torch.empty(6, 5, 3, device=device)
     assert contrast._reads_by_blocks(queries, memory) is blocks
     assert contrast._reads_by_blocks(queries, memory.half())
