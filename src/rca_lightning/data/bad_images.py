@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -132,8 +132,7 @@ def _add(path: Path, new: list[Unread]) -> list[Unread]:
 def _locked(path: Path) -> Iterator[list[Unread]]:
     """The content of the file, to be changed while no other process can; it is written back afterwards."""
     with path.open("a+", encoding="utf-8", newline="", errors="surrogateescape") as file:
-        with suppress(OSError):  # a file system without locks
-            lock(file.fileno())  # until the file is closed
+        lock(file.fileno())  # until the file is closed
         file.seek(0)
         lines = [Unread(*row) for row in csv.reader(file) if len(row) == len(_HEADER) and row != _HEADER]
         before = list(lines)

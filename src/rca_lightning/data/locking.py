@@ -13,7 +13,8 @@ def lock(file: int) -> None:
     if os.name == "posix":
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextmanager
@@ -26,8 +27,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        with suppress(OSError):  # a file system without locks
-            lock(held)
+        lock(held)
         yield
     finally:
         os.close(held)

@@ -14,7 +14,7 @@ from rca_lightning.models.aggregation import SemanticAggregation, pixel_lengths
 from rca_lightning.models.backbone import Backbone
 from rca_lightning.models.cam import CAMHead, class_maps, image_logits, max_normalise
 from rca_lightning.models.context import ContextModule
-from rca_lightning.models.standardization import Standardization
+from rca_lightning.models.standardization import Standardization, joined
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
 AttentionClasses = Literal["all", "tags"]
@@ -170,13 +170,13 @@ class RCANetwork(nn.Module):
         size = stages[-1].shape[2], stages[-1].shape[3]
         same = [stage if tuple(stage.shape[2:]) == size else F.adaptive_avg_pool2d(stage, size) for stage in stages]
         if self.projection is not None:
-            same = [self.projection(_joined(same))]
+            same = [self.projection(joined(same))]
         weights = self.stage_weights if len(same) > 1 else None
         if self.standardization is not None:
             # Stage by stage: joined before, they would be kept once more for the backward pass.
             embeddings: Tensor = self.standardization(*same, scale=None if weights is None else weights.flatten())
             return embeddings
-        return _joined(same) if weights is None else _joined(same) * weights.to(same[0].dtype)
+        return joined(same) if weights is None else joined(same) * weights.to(same[0].dtype)
 
     def prototype_scores(self, prototypes: Tensor) -> Tensor:
         """Probability of its own class that the first CAM head gives to a pixel in the direction of each prototype.
@@ -205,7 +205,3 @@ class RCANetwork(nn.Module):
         own = torch.arange(len(prototypes), device=prototypes.device)
         probabilities: Tensor = scores[own, :, own]
         return probabilities
-
-
-def _joined(stages: list[Tensor]) -> Tensor:
-    return torch.cat(stages, dim=1) if len(stages) > 1 else stages[0]

@@ -57,7 +57,7 @@ class Standardization(nn.Module):
         of_parts = (value.split_with_sizes(channels) for value in (self.running_mean, self.running_var))
         scales = [None] * len(features) if scale is None else scale.split_with_sizes(channels)
         how = self.training, self.momentum, self.eps
-        return _joined(
+        return joined(
             [
                 F.batch_norm(part, mean, variance, weight, None, *how)
                 for part, mean, variance, weight in zip(features, *of_parts, scales, strict=True)
@@ -84,8 +84,9 @@ class Standardization(nn.Module):
         channels = [part.shape[1] for part in features]
         parts = zip(values, mean.split_with_sizes(channels), factor.split_with_sizes(channels), strict=True)
         shape = (1, -1, 1, 1)
-        return _joined([((part - m.view(shape)) * f.view(shape)).to(features[0].dtype) for part, m, f in parts])
+        return joined([((part - m.view(shape)) * f.view(shape)).to(features[0].dtype) for part, m, f in parts])
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def joined(parts: list[Tensor]) -> Tensor:
+    """Features `(B, C, H, W)` of several stages as one; a single one without a copy."""
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from rca_lightning.data import bad_images
 from rca_lightning.data.bad_images import FILE_NAME, BadImages
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.sample import Unread
@@ -156,10 +156,10 @@ def test_an_unknown_word_is_refused(tmp_path: Path):
 
 
 def test_file_system_without_locks_is_no_reason_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def no_lock(file: int) -> None:
+    def no_lock(file: int, how: int) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(bad_images, "lock", no_lock)
+    monkeypatch.setattr(fcntl, "flock", no_lock)
     bad = begun(tmp_path)
     bad.note(unread("a"))
     bad.note(unread("a", "b"))
