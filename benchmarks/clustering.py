@@ -13,7 +13,7 @@ from measure.result import Result
 from measure.timing import as_rows, in_turns, ratio
 from torch import Tensor
 
-from rca_lightning.memory.clustering import kmeans
+from rca_lightning.clustering.cluster import kmeans
 
 _OBJECTIVE_LIMIT = 1.01  # of scikit-learn's default
 _FAISS_LIMIT = 1.3

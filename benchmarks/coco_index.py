@@ -17,8 +17,7 @@ from measure.result import Result
 
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.records import Record
-from rca_lightning.data.sources import SourceOptions
-from rca_lightning.data.splits import training_records
+from rca_lightning.data.sources import SourceOptions, training_records
 
 _START_LIMIT = 5.0  # seconds
 _MEMORY_LIMIT = 20.0  # MiB

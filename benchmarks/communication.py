@@ -18,10 +18,10 @@ import torch.multiprocessing as mp
 from measure.result import Result
 from torch import Tensor
 
-from rca_lightning.callbacks.memory import RegionMemoryCallback
-from rca_lightning.memory.provenance import ID_BYTES
-from rca_lightning.models.regions import Regions
-from rca_lightning.module import RCAModule
+from rca_lightning.callbacks.region_memory import RegionMemoryCallback
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.rca.memory_bank import ID_BYTES
+from rca_lightning.rca.regions import Regions
 
 _LABEL = 8
 _PLACE = 8  # in the batch that a single process would have

@@ -13,9 +13,9 @@ from measure.timing import as_rows, in_turns, one_thread
 from PIL import Image
 
 from rca_lightning.data.dataset import TaggedImages
-from rca_lightning.data.decode import read_image
+from rca_lightning.data.images import read_image
 from rca_lightning.data.records import Record
-from rca_lightning.data.synthetic_scene import render_scene
+from rca_lightning.data.synthetic.scene import render_scene
 from rca_lightning.data.transforms import Pixels, TrainAugmentation, normalise
 
 _LIMIT = 150.0  # images a second and core

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from measure.result import Result
 
-from rca_lightning.cli import main as rca
+from rca_lightning.cli.main import main as rca
 
 _EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "voc2012_mini"
 _METHODS = ("cam", "rca")

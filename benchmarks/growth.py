@@ -13,7 +13,7 @@ from measure.result import Result
 from measure.timing import in_turns
 from operations import Inputs, OperationSize, library
 
-from rca_lightning.memory.clustering import kmeans
+from rca_lightning.clustering.cluster import kmeans
 
 _BASE = OperationSize(batch=8, classes=20, channels=256, side=16, slots=500)
 _VARIED: dict[str, tuple[int, ...]] = {

@@ -10,11 +10,10 @@ from measure.result import Result
 from measure.timing import as_rows, in_turns, ratio
 from torch import Tensor
 
-from rca_lightning.losses.contrast import region_contrast_loss
-from rca_lightning.memory.bank import RegionMemory
-from rca_lightning.memory.provenance import encode_ids
-from rca_lightning.models.aggregation import SemanticAggregation
-from rca_lightning.models.regions import pool_regions, pseudo_regions
+from rca_lightning.rca.aggregation import SemanticAggregation
+from rca_lightning.rca.contrast import region_contrast_loss
+from rca_lightning.rca.memory_bank import RegionMemory, encode_ids
+from rca_lightning.rca.regions import pool_regions, pseudo_regions
 
 _LIMIT = 10.0
 _TEMPERATURE = 0.1

@@ -13,8 +13,8 @@ from training_step import Size as Network
 from training_step import make_module
 
 from rca_lightning import RCAModule
-from rca_lightning.models.cam import max_normalise
-from rca_lightning.pseudo_labels.multiscale import infer_seeds
+from rca_lightning.rca.cam import max_normalise
+from rca_lightning.rca.inference import infer_seeds
 
 _LIMIT = 2.0
 _APART = 1e-3

@@ -20,7 +20,7 @@ def run(*, quick: bool = False, rounds: int = 5) -> Result:
         "import lightning": _process("import lightning"),
         "import rca_lightning": _process("import rca_lightning"),
         "rca fit --help": _process(
-            "import sys; from rca_lightning.cli import console; sys.exit(console())", "fit", "--help"
+            "import sys; from rca_lightning.cli.main import console; sys.exit(console())", "fit", "--help"
         ),
     }
     times = in_turns(ways, rounds=1 if quick else rounds, warmup=0 if quick else 1)

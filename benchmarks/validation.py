@@ -13,7 +13,7 @@ from training_step import Size as Network
 from training_step import make_module
 
 from rca_lightning.data.sample import Batch
-from rca_lightning.metrics import SeedIoU
+from rca_lightning.evaluation.seed_iou import SeedIoU
 
 _LIMIT = 1.3
 _THRESHOLDS = {"one threshold": [0.3], "twenty thresholds": [step / 20 for step in range(20)]}

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from rca_lightning import RCAModule, WSSSDataModule
-from rca_lightning.visualization import denormalise, draw_panel, overlay_maps, overlay_mask
+from rca_lightning.data.visualization import denormalise, draw_panel, overlay_maps, overlay_mask
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rca_lightning.models.network import ActivationMaps
+from rca_lightning.rca.network import ActivationMaps
 
 
 class Brightness(nn.Module):

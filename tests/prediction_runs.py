@@ -5,10 +5,10 @@ from __future__ import annotations
 import lightning as L
 from torch.utils.data import DataLoader
 
-from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.data.records import Record
 from rca_lightning.data.sample import Sample, collate
-from rca_lightning.module import RCAModule
+from rca_lightning.modules.rca_module import RCAModule
 from tests.quiet_trainer import quiet_trainer
 from tests.tagged_images import tagged_images
 

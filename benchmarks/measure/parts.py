@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rca_lightning.atomic import write_atomically
+from rca_lightning.io.atomic import write_atomically
 
 _AGAIN = 5.0  # seconds until the alarm rings again, should something have swallowed the error
 

@@ -17,8 +17,8 @@ from ablate.plots import draw
 from ablate.publish import publish
 from ablate.summary import read_results
 
-from rca_lightning.atomic import write_atomically
 from rca_lightning.errors import RCAError
+from rca_lightning.io.atomic import write_atomically
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -17,8 +17,8 @@ import yaml
 
 from rca_lightning import SegmentationModule, WSSSDataModule
 from rca_lightning.data.sample import Batch
-from rca_lightning.label_inference import draw_labels, label_probabilities
-from rca_lightning.label_iou import LabelIoU
+from rca_lightning.evaluation.label_iou import LabelIoU
+from rca_lightning.segmentation.inference import draw_labels, label_probabilities
 
 _EVERY = 20  # images between two lines of progress
 

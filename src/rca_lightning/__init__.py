@@ -1,24 +1,24 @@
 """Regional Semantic Contrast and Aggregation: pixel masks from image tags, on PyTorch Lightning."""
 
+from rca_lightning.backbones.build import build_backbone
 from rca_lightning.callbacks.atlas import PrototypeAtlasCallback
-from rca_lightning.callbacks.attention import AttentionAccumulation
+from rca_lightning.callbacks.attention_accumulation import AttentionAccumulation
 from rca_lightning.callbacks.fail_together import FailTogether
-from rca_lightning.callbacks.masks import MaskWriter
-from rca_lightning.callbacks.memory import RegionMemoryCallback
+from rca_lightning.callbacks.mask_writer import MaskWriter
 from rca_lightning.callbacks.panels import PanelCallback
+from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
+from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.callbacks.signals import SaveOnSignal
-from rca_lightning.callbacks.writers import PseudoLabelWriter
-from rca_lightning.checkpoints.atomic_io import AtomicCheckpointIO
+from rca_lightning.checkpoints.writing import AtomicCheckpointIO
+from rca_lightning.clustering.cluster import cluster, kmeans
 from rca_lightning.data import WSSSDataModule
-from rca_lightning.label_iou import LabelIoU
-from rca_lightning.losses.contrast import RegionContrastLoss, region_contrast_loss
-from rca_lightning.memory.bank import RegionMemory
-from rca_lightning.memory.clustering import cluster, kmeans
-from rca_lightning.metrics import SeedIoU
-from rca_lightning.models.aggregation import SemanticAggregation
-from rca_lightning.models.backbones import build_backbone
-from rca_lightning.module import RCAModule
-from rca_lightning.segmentation import SegmentationModule
+from rca_lightning.evaluation.label_iou import LabelIoU
+from rca_lightning.evaluation.seed_iou import SeedIoU
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.modules.segmentation_module import SegmentationModule
+from rca_lightning.rca.aggregation import SemanticAggregation
+from rca_lightning.rca.contrast import RegionContrastLoss, region_contrast_loss
+from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.version import __version__
 
 __all__ = [

@@ -1,6 +1,6 @@
 """`python -m rca_lightning` is `rca`."""
 
-from rca_lightning.cli import console
+from rca_lightning.cli.main import console
 
 if __name__ == "__main__":
     console()

@@ -44,7 +44,7 @@ class Deaf(L.Callback):
 
 def _as_tasks(count: int) -> None:
     """Run the command line in `count` tasks as Slurm numbers them; none is ended because another has failed."""
-    from rca_lightning.cli import console
+    from rca_lightning.cli.main import console
 
     tasks = []
     for task in range(count):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 from tests.integration.conftest import config, synthetic_root  # noqa: F401  (fixtures)
 from tests.integration.test_bad_images import SKIP, bad_config, listed  # noqa: F401
 

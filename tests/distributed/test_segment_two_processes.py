@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 from tests.distributed.launching import rca
 from tests.integration.conftest import config, synthetic_root  # noqa: F401  (fixtures)
 from tests.integration.test_segment_cli import segment  # noqa: F401  (fixture)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rca_lightning.data.palette import voc_palette
-from rca_lightning.data.synthetic_scene import render_scene
+from rca_lightning.data.classes import voc_palette
+from rca_lightning.data.synthetic.scene import render_scene
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "voc2012_mini"
 SIZE = (20, 30)  # of the photograph that masks, annotations and maps belong to

@@ -12,20 +12,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rca_lightning.backbones.weights import load_weights
 from rca_lightning.checkpoints.reading import read_checkpoint
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.data.coco import COCOSource
-from rca_lightning.data.decode import image_size, read_image, read_saliency
+from rca_lightning.data.dataset import Reader
 from rca_lightning.data.folder import FolderSource
-from rca_lightning.data.idlist import read_id_list
-from rca_lightning.data.masks import read_mask
-from rca_lightning.data.reader import Reader
-from rca_lightning.data.tagfile import read_tag_file
-from rca_lightning.data.voc_xml import read_xml_tags
+from rca_lightning.data.images import image_size, read_image, read_mask, read_saliency
+from rca_lightning.data.tag_files import read_id_list, read_tag_file
+from rca_lightning.data.voc import read_xml_tags
 from rca_lightning.errors import RCAError
-from rca_lightning.models.weights import load_weights
-from rca_lightning.pseudo_labels.label_files import read_qualities
-from rca_lightning.pseudo_labels.stored_maps import read_maps
+from rca_lightning.pseudo_labels.files import read_maps, read_qualities
 from tests.fuzz import seeds
 from tests.fuzz.mutations import BYTES, TEXT, Mutation, mutate, mutate_inside
 from tests.fuzz.tiny import Tiny

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rca_lightning.checkpoints.reading import CheckedLoading
 from rca_lightning.errors import ArgumentError
+from rca_lightning.modules.checked_loading import CheckedLoading
 
 
 class Tiny(CheckedLoading):

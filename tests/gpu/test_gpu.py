@@ -17,8 +17,8 @@ from rca_lightning import (
     kmeans,
     region_contrast_loss,
 )
-from rca_lightning.losses import streaming
-from rca_lightning.losses.contrast import Positives
+from rca_lightning.rca import contrast as streaming
+from rca_lightning.rca.contrast import Positives
 
 pytestmark = [
     pytest.mark.gpu,

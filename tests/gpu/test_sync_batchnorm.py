@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rca_lightning import RCAModule
-from rca_lightning.losses.objective import RCALoss
+from rca_lightning.rca.loss import RCALoss
 
 pytestmark = [
     pytest.mark.gpu,

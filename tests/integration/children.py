@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])

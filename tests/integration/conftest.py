@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rca_lightning.data.synthetic import generate
+from rca_lightning.data.synthetic.dataset import generate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,7 +82,7 @@ def config(tmp_path: Path, synthetic_root: Path) -> Path:
 
 
 def _class_file(root: Path) -> Path:
-    from rca_lightning.data.synthetic import CLASS_NAMES
+    from rca_lightning.data.synthetic.dataset import CLASS_NAMES
 
     path = root / "classes.txt"
     path.write_text("\n".join(CLASS_NAMES) + "\n")

@@ -38,9 +38,9 @@ class Moment:
 
     def prepare(self) -> None:
         """Patch this process so that it kills itself; nothing for "clock"."""
-        from rca_lightning.checkpoints import atomic_io
-        from rca_lightning.memory.prototypes import PrototypeMaker
-        from rca_lightning.module import RCAModule
+        from rca_lightning.checkpoints import writing as atomic_io
+        from rca_lightning.modules.rca_module import RCAModule
+        from rca_lightning.rca.prototypes import PrototypeMaker
 
         count = _Count(self.number)
         if self.kind in ("writing", "written"):

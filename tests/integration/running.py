@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 
 
 def run(command: str, config: Path, *more: object) -> Any:

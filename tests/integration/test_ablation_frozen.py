@@ -10,7 +10,7 @@ import run_frozen
 from ablate.markdown import markdown
 from ablate.summary import read_results
 
-from rca_lightning.cli import main as rca
+from rca_lightning.cli.main import main as rca
 from rca_lightning.errors import ArgumentError, DataError
 from tests.integration.grids import result, without_dirpath, write_grid
 

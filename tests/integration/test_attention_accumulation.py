@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from rca_lightning import AttentionAccumulation
-from rca_lightning.cli import RCACLI, main
+from rca_lightning.cli.main import RCACLI, main
 from rca_lightning.errors import ArgumentError
 
 ACCUMULATION = {"class_path": "rca_lightning.AttentionAccumulation", "init_args": {"cells": 16, "warmup_epochs": 1}}

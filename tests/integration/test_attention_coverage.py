@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import yaml
 
 from rca_lightning import AttentionAccumulation, RCAModule, SeedIoU, WSSSDataModule
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 
 
 class LastEpoch(AttentionAccumulation):

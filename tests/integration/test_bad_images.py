@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 from rca_lightning.data.bad_images import FILE_NAME
 from rca_lightning.errors import DataError, DatasetNotFoundError
 from tests.integration.running import fit

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from rca_lightning import RCAModule, RegionMemoryCallback
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 from rca_lightning.errors import OutputError, RCAError
 from tests.integration.running import run
 
@@ -166,7 +166,7 @@ def test_wrong_arguments_are_named(config: Path, arguments: list[str], message: 
 
 
 def test_console_prints_one_line(config: Path, monkeypatch: pytest.MonkeyPatch):
-    from rca_lightning.cli import console
+    from rca_lightning.cli.main import console
 
     monkeypatch.setattr("sys.argv", ["rca", "fit", "--config", str(config), "--model.backbone", "resnet99"])
     with pytest.raises(SystemExit) as stopped:

@@ -58,7 +58,7 @@ def test_the_blocker_blocks(tmp_path: Path, code: str, error: str):
 
 def test_import_and_clustering_without_extras_and_network(tmp_path: Path):
     code = """
-import torch, rca_lightning, rca_lightning.cli
+import torch, rca_lightning, rca_lightning.cli.main
 from rca_lightning.errors import MissingExtraError
 
 assert all(hasattr(rca_lightning, name) for name in rca_lightning.__all__)
@@ -85,7 +85,7 @@ def test_help_names_what_can_be_chosen(tmp_path: Path):
 
 def test_console_script_is_installed():
     (script,) = [s for s in importlib.metadata.entry_points(group="console_scripts") if s.name == "rca"]
-    from rca_lightning.cli import console
+    from rca_lightning.cli.main import console
 
     assert script.load() is console
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError, DatasetNotFoundError, OutputError
 from tests.folder_contents import file_bytes
 from tests.integration.running import run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rca_lightning.checkpoints.atomic_io import AtomicCheckpointIO
+from rca_lightning.checkpoints.writing import AtomicCheckpointIO
 from rca_lightning.errors import OutputError
 from tests.integration.running import run
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rca_lightning.cli import RCACLI, main
+from rca_lightning.cli.main import RCACLI, main
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {

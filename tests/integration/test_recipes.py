@@ -15,8 +15,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from rca_lightning import RCAModule, SegmentationModule, WSSSDataModule
-from rca_lightning.cli import RCACLI, SegmentationCLI
-from rca_lightning.task import find_task
+from rca_lightning.cli.main import RCACLI, SegmentationCLI
+from rca_lightning.cli.trainer import find_task
 from tests.integration.commands import written_commands
 
 ROOT = Path(__file__).resolve().parents[2]

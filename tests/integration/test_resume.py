@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 from tests.integration.endings import differences
 from tests.integration.running import fit
 

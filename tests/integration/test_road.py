@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rca_lightning.cli import main
+from rca_lightning.cli.main import main
 from tests.folder_contents import file_bytes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from rca_lightning import SegmentationModule
-from rca_lightning.cli import console, main
+from rca_lightning.cli.main import console, main
 from rca_lightning.errors import ArgumentError, DataError, MissingExtraError, WeightsError
 from tests.integration.running import fit, run
 
@@ -237,7 +237,7 @@ def test_unknown_task_is_one_line(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "module"), [("export", "rca_lightning.export.command"), ("check", "rca_lightning.results.command")]
+    ("command", "module"), [("export", "rca_lightning.cli.export"), ("check", "rca_lightning.cli.check")]
 )
 def test_commands_without_a_trainer_get_their_words(command, module, monkeypatch: pytest.MonkeyPatch):
     taken: list[list[str]] = []

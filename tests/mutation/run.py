@@ -1,7 +1,7 @@
 """Counts how many small faults in memory, losses and aggregation the unit tests notice.
 
     python -m tests.mutation.run --sample 200            # drawn by seed from all modules
-    python -m tests.mutation.run --only losses.contrast  # every mutant of one
+    python -m tests.mutation.run --only rca.contrast  # every mutant of one
 
 Writes a JSON of what survived; whether that is a fault of the tests is judged by hand in README.md beside this file.
 """
@@ -21,34 +21,31 @@ from tests.mutation.mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 _BANK = (
-    "memory/test_bank.py",
-    "memory/test_bank_rules.py",
-    "memory/test_bank_storage.py",
-    "memory/test_bank_finite.py",
-    "memory/test_no_copies.py",
+    "rca/test_bank.py",
+    "rca/test_bank_rules.py",
+    "rca/test_bank_storage.py",
+    "rca/test_bank_finite.py",
+    "rca/test_no_copies.py",
+    "rca/test_provenance.py",
 )
 _CLUSTERING = (
-    "memory/test_lloyd.py",
-    "memory/test_seeding.py",
-    "memory/test_drawing.py",
-    "memory/test_farthest.py",
-    "memory/test_clustering.py",
-    "memory/test_warm_start.py",
-    "memory/test_class_blocks.py",
-    "memory/test_cluster_methods.py",
+    "clustering/test_lloyd.py",
+    "clustering/test_seeding.py",
+    "clustering/test_drawing.py",
+    "clustering/test_farthest.py",
+    "clustering/test_clustering.py",
+    "clustering/test_warm_start.py",
+    "rca/test_class_blocks.py",
+    "clustering/test_cluster_methods.py",
 )
-_CONTRAST = ("losses/test_contrast.py", "losses/test_contrast_positives.py", "losses/test_contrast_blocks.py")
 TESTS = {
-    "memory.bank": _BANK,
-    "memory.writing": _BANK,
-    "memory.clustering": _CLUSTERING,
-    "memory.lloyd": _CLUSTERING,
-    "memory.lloyd_faiss": ("memory/test_lloyd_faiss.py", *_CLUSTERING),
-    "memory.seeding": _CLUSTERING,
-    "memory.prototypes": ("memory/test_prototypes.py", "memory/test_class_blocks.py", "memory/test_pruning.py"),
-    "losses.contrast": _CONTRAST,
-    "losses.streaming": _CONTRAST[::-1],
-    "models.aggregation": ("models/test_aggregation.py", "models/test_network.py"),
+    "rca.memory_bank": _BANK,
+    "clustering.cluster": _CLUSTERING,
+    "clustering.kmeans": _CLUSTERING,
+    "clustering.kmeans_faiss": ("clustering/test_lloyd_faiss.py", *_CLUSTERING),
+    "rca.prototypes": ("rca/test_prototypes.py", "rca/test_class_blocks.py", "rca/test_pruning.py"),
+    "rca.contrast": ("rca/test_contrast_blocks.py", "rca/test_contrast.py", "rca/test_contrast_positives.py"),
+    "rca.aggregation": ("rca/test_aggregation.py", "rca/test_network.py"),
 }
 
 

@@ -20,7 +20,11 @@ WITH_EXAMPLES = [name for name in MODULES if ">>>" in inspect.getsource(importli
 
 
 def test_examples_are_found():
-    assert {"rca_lightning.module", "rca_lightning.metrics", "rca_lightning.memory.bank"} <= set(WITH_EXAMPLES)
+    assert {
+        "rca_lightning.modules.rca_module",
+        "rca_lightning.evaluation.seed_iou",
+        "rca_lightning.rca.memory_bank",
+    } <= set(WITH_EXAMPLES)
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

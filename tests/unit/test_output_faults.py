@@ -12,9 +12,9 @@ from tests.prediction_runs import Photographs, predict
 from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning import PseudoLabelWriter, RCAModule
-from rca_lightning.atomic import check_writable, output_errors, write_atomically
-from rca_lightning.checkpoints.atomic_io import AtomicCheckpointIO, write_checkpoints_whole
+from rca_lightning.checkpoints.writing import AtomicCheckpointIO, write_checkpoints_whole
 from rca_lightning.errors import DataError, OutputError
+from rca_lightning.io.atomic import check_writable, output_errors, write_atomically
 
 pytest.importorskip("resource", reason="limits of a process are those of POSIX")
 

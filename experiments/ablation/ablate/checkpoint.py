@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ablate.plain import plain
 
-from rca_lightning.memory.diversity import between_class_cosine, within_class_cosine
+from rca_lightning.rca.diagnostics import between_class_cosine, within_class_cosine
 
 
 def checkpoint_facts(path: Path) -> dict[str, Any]:

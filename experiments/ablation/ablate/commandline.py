@@ -13,7 +13,7 @@ from typing import Any
 from ablate.plain import plain
 
 from rca_lightning import RCAModule, WSSSDataModule
-from rca_lightning.cli import RCACLI
+from rca_lightning.cli.main import RCACLI
 from rca_lightning.errors import ArgumentError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rca_lightning.atomic import write_atomically
+from rca_lightning.io.atomic import write_atomically
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ablate.words import key_problem
 from ablate.yamlfile import read_yaml
 
 from rca_lightning.errors import DataError
-from rca_lightning.metrics import DEFAULT_THRESHOLDS
+from rca_lightning.evaluation.seed_iou import DEFAULT_THRESHOLDS
 
 _GRID_KEYS = {
     "title", "config", "seeds", "splits", "common", "rows", "baseline", "reference", "fixed_threshold", "halves",

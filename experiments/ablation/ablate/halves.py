@@ -8,8 +8,8 @@ from typing import Any
 from ablate.grid import HALVES
 
 from rca_lightning import WSSSDataModule
-from rca_lightning.atomic import write_atomically
 from rca_lightning.errors import OutputError
+from rca_lightning.io.atomic import write_atomically
 
 
 def split_ids(data: dict[str, Any], split: str) -> list[str]:

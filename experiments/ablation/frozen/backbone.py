@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from rca_lightning.backbones.base import Backbone
 from rca_lightning.errors import ArgumentError
-from rca_lightning.models.backbone import Backbone
 
 
 class CachedBackbone(Backbone):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rca_lightning import RCAModule
-from rca_lightning.atomic import write_atomically
 from rca_lightning.data.sample import Sample
 from rca_lightning.errors import DataError
+from rca_lightning.io.atomic import write_atomically
 
 STAGES = 2
 """How many of the last stages are kept."""

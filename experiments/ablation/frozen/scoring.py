@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from frozen.features import CachedSplit
 
 from rca_lightning import RCAModule
-from rca_lightning.evaluation import Evaluation
-from rca_lightning.models.cam import max_normalise
-from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
+from rca_lightning.evaluation.seed_iou import Evaluation
+from rca_lightning.rca.cam import max_normalise
+from rca_lightning.rca.inference import Seeds, infer_seeds
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from frozen.features import CachedSplit
 from frozen.windows import window_loader
 
 from rca_lightning import RCAModule, RegionMemoryCallback
-from rca_lightning.atomic import write_atomically
+from rca_lightning.io.atomic import write_atomically
 
 
 def frozen_module(settings: dict[str, Any], split: CachedSplit) -> RCAModule:

@@ -1,13 +1,92 @@
-"""A square picture of a region: the photograph around it, and its outline."""
+"""Square pictures of remembered regions: the photograph around each, and its outline."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageFilter
+from rich.progress import track
 
-from rca_lightning.atlas.outlines import Mask
-from rca_lightning.visualization import Pixels
+from rca_lightning.atlas.nearest import PrototypeRow
+from rca_lightning.atlas.outlines import ImageRegions, Mask
+from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.sample import Sample
+from rca_lightning.data.visualization import Pixels, denormalise
+from rca_lightning.errors import DataError, DatasetNotFoundError
+from rca_lightning.io.listing import first_few
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.rca.memory_bank import RegionMemory, decode_id, encode_ids
+
+logger = logging.getLogger(__name__)
+
+
+class Photographs:
+    """Whole images by the id that the memory keeps, without augmentation.
+
+    Args:
+        images: the images, with or without an augmentation; with one, `long_side` is what it makes of them.
+    """
+
+    def __init__(self, images: TaggedImages) -> None:
+        # Neither masks nor saliency are looked at: not read, they cannot be wrong either.
+        records = [replace(record, mask=None, saliency=None) for record in images.records]
+        self._images = TaggedImages(records, num_classes=images.num_classes)
+        # The memory shortens long ids; both sides of the comparison have to.
+        encoded = encode_ids([record.image_id for record in records])
+        self._places = {decode_id(row): place for place, row in enumerate(encoded)}
+        self.long_side: int | None = None
+        if images.augmentation is not None:
+            low, high = images.augmentation.scale
+            self.long_side = round(images.augmentation.crop_size * (low + high) / 2)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._places
+
+    def read(self, image_id: str) -> Sample:
+        """The sample of an image.
+
+        Raises:
+            DatasetNotFoundError: its file is gone.
+            DataError: its file is damaged.
+        """
+        return self._images.read(self._places[image_id])
+
+    def check(self, memory: RegionMemory) -> int:
+        """Log how many images of a memory are not here.
+
+        Returns:
+            Their number.
+
+        Raises:
+            DataError: if none of them is here.
+        """
+        slots = torch.nonzero(memory.valid).tolist()
+        remembered = {memory.image_id(label, slot) for label, slot in slots}
+        missing = sorted(remembered - self._places.keys())
+        if missing and len(missing) == len(remembered):
+            raise DataError(
+                f"none of the {len(missing)} images in the region memory is among the {len(self._images)} of the data "
+                f"({first_few(missing)}); give the data and the train_split that the checkpoint was trained on"
+            )
+        if missing:
+            logger.warning(
+                "prototype atlas: %d of %d images in the region memory are no longer in the data and are left out: %s",
+                len(missing),
+                len(remembered),
+                first_few(missing),
+            )
+        return len(missing)
+
+
+TILE = 144
+"""Side of a crop in pixels."""
 
 _LINE = (255, 221, 0)
 _HALO = (0, 0, 0)
@@ -103,3 +182,87 @@ def _shrunk(mask: Mask, steps: int) -> Mask:
         padded = np.pad(mask, 1)
         mask = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask
+
+
+Slot = tuple[int, int]
+"""Class and slot of a region in the memory."""
+
+Crops = dict[Slot, Pixels]
+"""A square picture of each region; regions of photographs that cannot be read are not in it."""
+
+_SECONDS = 30.0  # between two lines of progress
+
+
+def draw_crops(
+    module: RCAModule,
+    memory: RegionMemory,
+    photographs: Photographs,
+    rows: Sequence[PrototypeRow],
+    *,
+    progress_bar: bool,
+) -> Crops:
+    """Draw the nearest regions of all rows.
+
+    Args:
+        module: whose network outlines the regions; its mode stays as it is.
+        memory: the regions.
+        photographs: where their images are.
+        rows: the regions to draw; their images are among `photographs`.
+        progress_bar: whether to draw a bar; else progress comes as lines in the log.
+
+    Returns:
+        The crops. A photograph that is gone or damaged is logged and has none.
+    """
+    wanted: dict[str, list[Slot]] = defaultdict(list)
+    for row in rows:
+        for region in row.nearest:
+            wanted[region.image_id].append((row.label, region.slot))
+    crops: Crops = {}
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        for image_id in _with_progress(wanted, bar=progress_bar):
+            crops.update(_draw(module, memory, photographs, image_id, wanted[image_id]))
+    finally:
+        for child, training in modes.items():
+            child.training = training
+    return crops
+
+
+def _draw(
+    module: RCAModule, memory: RegionMemory, photographs: Photographs, image_id: str, slots: Sequence[Slot]
+) -> Crops:
+    try:
+        sample = photographs.read(image_id)
+    except (DataError, DatasetNotFoundError) as error:
+        logger.warning("prototype atlas: %s", error)
+        return {}
+    found = ImageRegions(
+        module.network,
+        sample["image"],
+        sample["tags"],
+        long_side=photographs.long_side,
+        region_threshold=module.hparams["region_threshold"],
+        region_rule=module.hparams["region_rule"],
+        region_map=module.hparams["region_map"],
+        background_threshold=module.hparams["background_threshold"],
+    )
+    picture = denormalise(sample["image"])
+    crops: Crops = {}
+    for label, slot in slots:
+        background = label == module.hparams["num_classes"]
+        mask = found.of_background(memory.embeddings[label, slot]) if background else found.of_class(label)
+        crops[label, slot] = draw_crop(picture, mask, TILE)
+    return crops
+
+
+def _with_progress(image_ids: Collection[str], *, bar: bool) -> Iterator[str]:
+    if bar:
+        yield from track(image_ids, description="prototype atlas", total=len(image_ids))
+        return
+    last = time.monotonic()
+    for done, image_id in enumerate(image_ids):
+        if time.monotonic() - last >= _SECONDS:
+            last = time.monotonic()
+            logger.info("prototype atlas: image %d of %d", done, len(image_ids))
+        yield image_id

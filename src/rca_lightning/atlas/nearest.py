@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.memory.bank import RegionMemory
+from rca_lightning.rca.memory_bank import RegionMemory
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rca_lightning.models.network import RCANetwork, RegionMap
-from rca_lightning.models.regions import RegionRule, background_regions, pool_regions, pseudo_regions
+from rca_lightning.rca.network import RCANetwork, RegionMap
+from rca_lightning.rca.regions import RegionRule, background_regions, pool_regions, pseudo_regions
 
 Mask = npt.NDArray[np.bool_]  # (H, W)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader
 
-from rca_lightning.atlas.making import BACKGROUND, make_atlas
-from rca_lightning.callbacks.memory import RegionMemoryCallback
+from rca_lightning.atlas.atlas import BACKGROUND, make_atlas
+from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.errors import ArgumentError, RCAError
-from rca_lightning.memory.bank import RegionMemory
-from rca_lightning.module import RCAModule
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.rca.memory_bank import RegionMemory
 
 logger = logging.getLogger(__name__)
 

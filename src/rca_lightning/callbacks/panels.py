@@ -16,11 +16,11 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 
-from rca_lightning.atomic import output_errors, write_atomically
 from rca_lightning.data.sample import Batch
+from rca_lightning.data.visualization import Pixels, denormalise, draw_panel, overlay_maps, overlay_mask
 from rca_lightning.errors import ArgumentError
-from rca_lightning.module import RCAModule
-from rca_lightning.visualization import Pixels, denormalise, draw_panel, overlay_maps, overlay_mask
+from rca_lightning.io.atomic import output_errors, write_atomically
+from rca_lightning.modules.rca_module import RCAModule
 
 logger = logging.getLogger(__name__)
 

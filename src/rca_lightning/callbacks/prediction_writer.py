@@ -13,8 +13,8 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from rca_lightning.callbacks.prediction_folder import Existing, PredictionFolder
 from rca_lightning.data.sample import Batch
+from rca_lightning.io.output_folder import Existing, PredictionFolder
 
 logger = logging.getLogger(__name__)
 

@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
-import torch
 from torch import Tensor
 
-from rca_lightning.checkpoints.content import content_problems
-from rca_lightning.checkpoints.layout import FORMAT, KEY, migrate
-from rca_lightning.checkpoints.matching import OnMismatch, differences, forget, new_sizes
-from rca_lightning.checkpoints.tensor_file import load_tensors
-from rca_lightning.data.restarting import settle
-from rca_lightning.errors import ArgumentError, DamagedError, RCAError, WeightsError
+from rca_lightning.checkpoints.compatibility import migrate
+from rca_lightning.errors import ArgumentError, DamagedError, WeightsError
+from rca_lightning.io.tensor_file import is_whole, load_tensors
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
+
+_ARGUMENTS = ("hyper_parameters", "hparams", "module_arguments")  # keys under which Lightning looks for them
+_MOST_VALUES = 100_000  # class names are most of them
+_MOST_LEVELS = 8
+
+
+def content_problems(content: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the content of a checkpoint, each in a few words.
+
+    Lightning takes some arguments as orders: before 2.6.2 `_instantiator` had it import and call whatever function
+    the checkpoint named.
+
+    Args:
+        content: what was unpickled; has a `state_dict`.
+    """
+    state = content["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        yield "its state_dict is no dictionary of tensors"
+    elif strange := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        yield f"{strange[0]!r} in its state_dict is no tensor"
+    elif spread := [name for name, value in state.items() if not is_whole(value)]:
+        yield f"{spread[0]!r} in its state_dict has not the numbers that its shape says"
+    if not isinstance(content["pytorch-lightning_version"], str):
+        yield "its pytorch-lightning_version is no text"
+    for key in _ARGUMENTS:
+        yield from _argument_problems(key, content.get(key, {}))
+
+
+def _argument_problems(key: str, arguments: Any) -> Iterator[str]:
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        yield f"its {key} are no named arguments"
+        return
+    for name in arguments:
+        if name.startswith("_"):
+            yield f"its {key} give orders to Lightning ({name})"
+    # The same list may stand at many places of itself, so that what is small in memory has no end when it is written.
+    waiting: list[tuple[Any, int]] = [(arguments, 0)]
+    seen = 0
+    while waiting:
+        value, level = waiting.pop()
+        seen += 1
+        if level > _MOST_LEVELS or seen > _MOST_VALUES:
+            yield f"its {key} are larger than arguments are"
+            return
+        if isinstance(value, Mapping):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, (list, tuple, set)):
+            waiting.extend((item, level + 1) for item in value)
+        elif not (value is None or isinstance(value, (bool, int, float, str))):
+            yield f"its {key} hold a {type(value).__name__}"
+            return
+
 
 _FILES = ("weights", "weights_sha256")  # arguments that have the network read another file
 _KEYWORDS = ("last", "best", "hpc")  # names that Lightning looks up itself
@@ -129,103 +175,3 @@ def check_task(found: Iterable[str], needed: str) -> None:
                 f"the checkpoint is of the task {task!r}, not of {needed!r}; "
                 f"give --task {task}, or a checkpoint of rca fit --task {needed}"
             )
-
-
-class CheckedLoading(L.LightningModule):
-    """A LightningModule that takes checkpoints of its own network only, and no code from them.
-
-    Attributes:
-        task: what the command line calls the module.
-        on_mismatch: "rebuild" starts with empty prototypes where those of a checkpoint do not fit; see
-            `RegionMemoryCallback`, which sets it.
-    """
-
-    task: ClassVar[str]
-    on_mismatch: OnMismatch = "refuse"
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the `L` classes; their numbers where none were given."""
-        names: list[str] | None = self.hparams["class_names"]
-        return names or [f"class {index + 1}" for index in range(self.hparams["num_classes"])]
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: str | Path | IO[bytes],
-        map_location: Any = None,
-        hparams_file: str | Path | None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = True,
-        **kwargs: Any,
-    ) -> Self:
-        """Build the module from a checkpoint; to be called on the class.
-
-        Args:
-            checkpoint_path: a checkpoint of `rca fit` on this machine, or an open file.
-            map_location: device of the weights, such as `"cpu"`; default: the one they were on.
-            hparams_file: YAML file of arguments to use instead of those in the checkpoint.
-            strict: whether names must match; they are checked anyway.
-            weights_only: False also unpickles classes, which may run any code in the file.
-            **kwargs: arguments of the module to use instead of those in the checkpoint.
-
-        Raises:
-            ArgumentError: if there is no such file, or it is the address of one elsewhere.
-            WeightsError: if the file is damaged, holds more than tensors and plain values, or is of another network.
-        """
-        if weights_only is not False and isinstance(checkpoint_path, (str, Path)):
-            # No tensor is read.
-            content = read_checkpoint(checkpoint_path, map_location="meta", argument="checkpoint_path")
-            if hparams_file is None:
-                cls._try(content, kwargs)
-        try:
-            return super().load_from_checkpoint(
-                checkpoint_path,
-                map_location=map_location,
-                hparams_file=hparams_file,
-                strict=strict,
-                weights_only=weights_only is not False,
-                **kwargs,
-            )
-        except RuntimeError as error:  # a tensor is shorter than the head of the file says, which is not read before
-            raise WeightsError(f"checkpoint_path={str(checkpoint_path)!r} was not loaded: {error}") from error
-
-    @classmethod
-    def _try(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        """Build the network without memory first: the arguments of a checkpoint may ask for any amount of it."""
-        named = {**content.get("hyper_parameters", {}), **given}
-        known = inspect.signature(cls).parameters
-        try:
-            with torch.device("meta"):
-                network = cls(**{name: value for name, value in named.items() if name in known and name not in _FILES})
-            needed = network.state_dict()
-        except RCAError:
-            raise
-        except Exception as error:  # whatever a value of another type leads to
-            raise WeightsError(
-                f"the arguments in the checkpoint, with those given, make no {cls.__name__} "
-                f"({type(error).__name__}: {error}); give a checkpoint of rca fit"
-            ) from error
-        check_task(content["state_dict"], cls.task)
-        check_fit(content["state_dict"], needed, named)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Number the layout; see `migrate`."""
-        checkpoint[KEY] = FORMAT
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another network or of other classes in one sentence."""
-        migrate(checkpoint)
-        check_task(checkpoint["state_dict"], self.task)
-        arguments = checkpoint.get("hyper_parameters", {})
-        others = differences(checkpoint, self.hparams, self.state_dict())
-        if others and self.on_mismatch == "rebuild" and not new_sizes(arguments, self.hparams):
-            forget(checkpoint, self, others)
-        elif others:
-            raise WeightsError(
-                f"the checkpoint does not fit this run: {'; '.join(others)}. Make them equal, or begin a new training "
-                "with the backbone of the checkpoint (--model.weights); where only names of classes or numbers of "
-                "prototypes differ, --memory.on_mismatch rebuild goes on training with an empty memory"
-            )
-        check_fit(checkpoint["state_dict"], self.state_dict(), arguments)
-        settle(checkpoint.get("loops", {}).get("fit_loop", {}))

@@ -1,10 +1,10 @@
 """Images with tags: VOC 2012, COCO, a folder of one's own, and generated shapes, all as one kind of sample."""
 
+from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.data.classes import COCO_CLASSES, VOC_CLASSES
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.sample import Batch, Sample, collate
 from rca_lightning.data.sources import DatasetName
-from rca_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = [
     "COCO_CLASSES",

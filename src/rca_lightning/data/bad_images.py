@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from rca_lightning.data.listing import first_few
-from rca_lightning.data.locking import lock
 from rca_lightning.data.sample import Unread
 from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.io.atomic import lock
+from rca_lightning.io.listing import first_few
 
 OnBadImage = Literal["raise", "skip"]
 FILE_NAME = "bad_images.csv"

@@ -1,4 +1,4 @@
-"""Class names of the data sets, and the one place where a tag becomes a class index."""
+"""Class names and colours of the data sets, and the one place where a tag becomes a class index."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from rca_lightning.data.textfile import read_lines
+import numpy as np
+import numpy.typing as npt
+
+from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.io.listing import read_lines
 
-VOID = 255
-"""Mask value of pixels that are neither background nor any class: left out of losses and scores."""
-
-MAX_CLASSES = VOID - 1
+MAX_CLASSES = IGNORE_INDEX - 1
 """Most classes an 8-bit index mask holds beside background (0) and void (255)."""
 
 # fmt: off
@@ -109,3 +110,28 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     if twice:
         raise DataError(f"{path}: class {twice[0]!r} stands there more than once; keep one of the lines")
     return tuple(names)
+
+
+def voc_palette(n: int = 256) -> npt.NDArray[np.uint8]:
+    """Colours of the first `n` label values, as in the official VOC development kit.
+
+    The bits of a label are dealt out in turn to red, green and blue, most significant bit of the colour first,
+    so that 0 is black, 1 is (128, 0, 0) and 255, the void label, is (224, 224, 192).
+
+    Args:
+        n: number of colours, 0 to 256.
+
+    Returns:
+        `(n, 3)` RGB colours.
+
+    Example:
+        >>> voc_palette()[15].tolist()  # person
+        [192, 128, 128]
+    """
+    labels = np.arange(n)
+    palette = np.zeros((n, 3), dtype=np.uint8)
+    for level in range(8):
+        for channel in range(3):
+            bit = (labels >> (3 * level + channel)) & 1
+            palette[:, channel] |= (bit << (7 - level)).astype(np.uint8)
+    return palette

@@ -11,12 +11,10 @@ from typing import Any, Literal
 from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES, ClassIndex
 from rca_lightning.data.coco_index import IndexSources, kept_records
 from rca_lightning.data.coco_shapes import CocoShapes
-from rca_lightning.data.idlist import read_id_list
-from rca_lightning.data.listing import IMAGE_EXTENSIONS, check_image_id, first_few, list_by_stem, locate, require_folder
-from rca_lightning.data.record_table import RecordTable
-from rca_lightning.data.records import Record
-from rca_lightning.data.tagfile import Tags, read_tag_file
+from rca_lightning.data.records import Record, RecordTable
+from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, RCAError
+from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, list_by_stem, locate, require_folder
 
 _MAX_SIDE = 2**31 - 1  # what a table of records holds; it is compared with the photograph's before anything is drawn
 _INDEX_OF = {category: index for index, category in enumerate(COCO_CATEGORIES)}

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rca_lightning.data.classes import ClassIndex
-from rca_lightning.data.idlist import read_id_list
-from rca_lightning.data.listing import IMAGE_EXTENSIONS, first_few, list_by_stem, locate, require_folder
 from rca_lightning.data.records import Record
-from rca_lightning.data.tagfile import Tags, read_tag_file
+from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file
 from rca_lightning.errors import DataError
+from rca_lightning.io.listing import IMAGE_EXTENSIONS, first_few, list_by_stem, locate, require_folder
 
 
 class FolderSource:

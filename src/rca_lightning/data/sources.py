@@ -1,20 +1,147 @@
-"""Choosing and opening the data set that the arguments describe."""
+"""Opening the data set that the arguments describe, and choosing the records of each stage."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_only
+
 from rca_lightning.data.classes import COCO_CLASSES, VOC_CLASSES, read_class_file
 from rca_lightning.data.coco import COCOSource
 from rca_lightning.data.folder import FolderSource
-from rca_lightning.data.listing import locate
-from rca_lightning.data.records import Source
+from rca_lightning.data.records import RecordTable, Source
 from rca_lightning.data.voc import VOCSource
-from rca_lightning.errors import ArgumentError
-from rca_lightning.models.download import cache_folder
+from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
+from rca_lightning.io.download import cache_folder
+from rca_lightning.io.listing import IMAGE_EXTENSIONS, first_few, list_by_stem, locate, require_folder
+
+_log = logging.getLogger(__name__)
+_warn = rank_zero_only(_log.warning)
+_note = rank_zero_only(_log.info)
+
+
+def training_records(
+    source: Source, split: str, *, with_masks: bool, mask_dir: str | None, saliency_dir: str | None
+) -> RecordTable:
+    """Return the images to train on: those with at least one tag.
+
+    Args:
+        source: the data set.
+        split: its split.
+        with_masks: whether to give masks where there are some.
+        mask_dir: folder of index masks instead of the data set's own; every image must have one then.
+        saliency_dir: folder of saliency maps, or None.
+
+    Raises:
+        DataError: no image left, tags unknown, or masks missing from a folder that was asked for.
+        DatasetNotFoundError: a folder is missing.
+    """
+    records = RecordTable.of(source.records(split, with_masks=with_masks and mask_dir is None))
+    _require_known_tags(records, split)
+    has_tag = records.tag_counts > 0
+    if not has_tag.any():
+        raise DataError(f"split {split!r}: none of its {len(records)} images has a tag; there is nothing to train on")
+    tagged = records
+    if not has_tag.all():
+        tagged, without = records.take(has_tag), records.take(~has_tag).image_ids
+        _warn("split %r: %d images left out of training, no tag: %s", split, len(without), first_few(without))
+    if with_masks:
+        tagged = _with_masks(tagged, source, mask_dir)
+        if mask_dir is not None:
+            _require_masks(tagged, split, remedy="add them, or give another train_mask_dir")
+    tagged = _with_saliency(tagged, source, split, saliency_dir)
+    if saliency_dir is not None and not tagged.has_saliency.any():
+        raise DataError(
+            f"saliency_dir={saliency_dir!r}: no map for any of the {len(tagged)} training images, such as "
+            f"{tagged[0].image_id}; name the maps like the images"
+        )
+    _note("split %r: %d images to train on", split, len(tagged))
+    return tagged
+
+
+def evaluation_records(
+    source: Source,
+    split: str,
+    *,
+    mask_dir: str | None,
+    saliency_dir: str | None,
+    need_masks: bool,
+    need_tags: bool,
+) -> RecordTable:
+    """Return all images of a split, with tags or without.
+
+    Args:
+        source: the data set.
+        split: its split.
+        mask_dir: folder of index masks instead of the data set's own.
+        saliency_dir: folder of saliency maps, or None.
+        need_masks: whether every image must have a mask; else images without one are counted in the log.
+        need_tags: whether the tags must be known.
+
+    Raises:
+        DataError: no image, or masks or tags are missing that are needed.
+        DatasetNotFoundError: a folder is missing.
+    """
+    records = RecordTable.of(source.records(split, with_masks=mask_dir is None))
+    if not records:
+        raise DataError(f"split {split!r}: no image in it")
+    if need_tags:
+        _require_known_tags(records, split)
+    records = _with_masks(records, source, mask_dir, required=need_masks)
+    if need_masks:
+        _require_masks(records, split, remedy="scores need masks: add them, give mask_dir, or name another eval_split")
+    elif missing := int((~records.has_mask).sum()):
+        _warn("split %r: %d of %d images have no mask, so they get no score", split, missing, len(records))
+    return _with_saliency(records, source, split, saliency_dir)
+
+
+def _with_masks(records: RecordTable, source: Source, mask_dir: str | None, *, required: bool = False) -> RecordTable:
+    folder = source.default_mask_dir() if mask_dir is None else locate(mask_dir, source.root)
+    if folder is None:
+        return records
+    if mask_dir is not None or required:
+        require_folder(folder, what="mask_dir", remedy="give the folder of the index masks")
+    return records.with_mask_files(list_by_stem(folder, {".png"}) if folder.is_dir() else {})
+
+
+def _with_saliency(records: RecordTable, source: Source, split: str, saliency_dir: str | None) -> RecordTable:
+    if saliency_dir is None:
+        return records
+    folder = require_folder(
+        locate(saliency_dir, source.root), what="saliency_dir", remedy="give the folder of the saliency maps"
+    )
+    found = records.with_saliency(list_by_stem(folder, IMAGE_EXTENSIONS))
+    if missing := int((~found.has_saliency).sum()):
+        _note("split %r: %d of %d images have no saliency map in %s", split, missing, len(found), folder)
+    return found
+
+
+def _require_masks(records: RecordTable, split: str, *, remedy: str) -> None:
+    _require(records, records.has_mask, split, what="a mask", remedy=remedy)
+
+
+def _require_known_tags(records: RecordTable, split: str) -> None:
+    remedy = "give tags_file (a line an image: id tag tag), or leave the images out by split_files"
+    known = records.tag_counts >= 0
+    if len(records) and not known.any():
+        raise DatasetNotFoundError(f"tags_file: split {split!r} has no tags at all; {remedy}")
+    _require(records, known, split, what="tags", remedy=remedy)
+
+
+def _require(records: RecordTable, has: npt.NDArray[np.bool_], split: str, *, what: str, remedy: str) -> None:
+    if not has.all():
+        missing = records.take(~has).image_ids
+        raise DataError(
+            f"split {split!r}: {len(missing)} of {len(records)} images are without {what}: "
+            f"{first_few(missing)}; {remedy}"
+        )
+
 
 DatasetName = Literal["voc2012", "coco2014", "coco2017", "folder", "synthetic"]
 """The data sets that can be opened."""
@@ -77,7 +204,7 @@ class SourceOptions:
         if self.dataset == "folder":
             return read_class_file(locate(self.class_file or "classes.txt", self.folder))
         if self.dataset == "synthetic":
-            from rca_lightning.data.synthetic import CLASS_NAMES
+            from rca_lightning.data.synthetic.dataset import CLASS_NAMES
 
             return tuple(CLASS_NAMES)
         return VOC_CLASSES if self.dataset == "voc2012" else COCO_CLASSES
@@ -86,7 +213,7 @@ class SourceOptions:
         """Generate the synthetic images unless they are complete; return the root of the data set."""
         if self.dataset != "synthetic":
             return self.folder
-        from rca_lightning.data.synthetic import generate
+        from rca_lightning.data.synthetic.dataset import generate
 
         root: Path = generate(
             self.folder,

@@ -13,19 +13,100 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rca_lightning.data.classes import VOID
-from rca_lightning.data.resizing import fitted, resized_targets
-from rca_lightning.data.window import ANCHORS, Affine, scaled, shifted, undone
+from rca_lightning.constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.errors import ArgumentError
+
+_REDUCTIONS = (8, 4, 2)
+
+
+def fitted(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """Return height and width of a picture whose long side is changed to `long_side`, at least 1.
+
+    Example:
+        >>> fitted((375, 500), 250)
+        (188, 250)
+    """
+    scale = long_side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """Return how many times smaller a JPEG may be decoded and still be as large as the target: 1, 2, 4 or 8.
+
+    Args:
+        size: height and width of the photograph.
+        target: height and width that it is resized to.
+
+    Example:
+        >>> reduction((1500, 2000), (375, 500)), reduction((1500, 2000), (376, 500))
+        (4, 2)
+    """
+    return next((by for by in _REDUCTIONS if size[0] // by >= target[0] and size[1] // by >= target[1]), 1)
+
+
+def resized_targets(
+    image: npt.NDArray[np.uint8], target: tuple[int, int], **masks: npt.NDArray[Any] | None
+) -> dict[str, npt.NDArray[Any]]:
+    """Resize a photograph and what lies over it.
+
+    Args:
+        image: (h, w, 3), the photograph, possibly decoded smaller.
+        target: height and width to come out.
+        masks: (H, W) by name, or None.
+
+    Returns:
+        `image`, the masks that are there, and `inside`, which is 0 everywhere.
+    """
+    import cv2
+
+    height, width = target
+    targets: dict[str, npt.NDArray[Any]] = {"image": image, "inside": np.zeros(target, dtype=np.uint8)}
+    if image.shape[:2] != target:
+        # Linear interpolation alone drops most pixels of a large photograph, averaging areas keeps them.
+        method = cv2.INTER_AREA if max(target) < max(image.shape[:2]) else cv2.INTER_LINEAR
+        targets["image"] = cv2.resize(image, (width, height), interpolation=method)
+    for name, mask in masks.items():
+        if mask is not None:
+            nearest = mask.shape != target
+            targets[name] = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST) if nearest else mask
+    return targets
+
+
+Affine = npt.NDArray[np.float64]
+"""(3, 3), acts on (x, y, 1)."""
+
+ANCHORS: npt.NDArray[np.float32] = np.array([(0, 0), (1, 0), (0, 1)], dtype=np.float32)
+"""Pixel indices (x, y) that are sent along with a picture through pads, crops and flips; see `undone`."""
+
+
+def scaled(size: tuple[int, int], original: tuple[int, int]) -> Affine:
+    """From a resized picture to the original; both sizes are (height, width)."""
+    return np.diag([original[1] / size[1], original[0] / size[0], 1.0])
+
+
+def shifted(left: int, top: int) -> Affine:
+    """From a picture to the one it was cut from at this column and row."""
+    return np.array([[1.0, 0.0, left], [0.0, 1.0, top], [0.0, 0.0, 1.0]])
+
+
+def undone(moved: npt.NDArray[np.float32]) -> Affine:
+    """From a picture to the one before some pads, crops and flips.
+
+    Args:
+        moved: (3, 2), the pixel indices at which `ANCHORS` have come out.
+    """
+    origin, right, below = np.asarray(moved, dtype=np.float64)
+    linear = np.stack([right - origin, below - origin], axis=1)
+    forward = np.eye(3)
+    forward[:2, :2] = linear
+    # Indices name centres, which lie half a pixel from the corners that coordinates count from.
+    forward[:2, 2] = origin + 0.5 - linear @ (0.5, 0.5)
+    backward: Affine = np.linalg.inv(forward).astype(np.float64, copy=False)
+    return backward
+
 
 # albumentations asks the package index for updates when it is imported, unless told otherwise.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
-"""Mean of the ImageNet training photographs, RGB in [0, 1]."""
-
-IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
-"""Standard deviation of the ImageNet training photographs, RGB in [0, 1]."""
 
 _MEAN = torch.tensor(IMAGENET_MEAN).mul_(255).view(3, 1, 1)
 _STD = torch.tensor(IMAGENET_STD).mul_(255).view(3, 1, 1)
@@ -139,9 +220,9 @@ class TrainAugmentation:
             target = fitted(size, python_generator.choice(self._sides))
             resized = resized_targets(image(target), target, **beside)
             drawn = crop(**resized, keypoints=ANCHORS)
-            if mask is None or (drawn["mask"] != VOID).any():
+            if mask is None or (drawn["mask"] != IGNORE_INDEX).any():
                 return _from_targets(drawn, scaled(target, size))
-        labelled = np.argwhere(mask != VOID)
+        labelled = np.argwhere(mask != IGNORE_INDEX)
         if labelled.size == 0:
             return _from_targets(drawn, scaled(target, size))
         row, column = labelled[python_generator.randrange(len(labelled))]
@@ -162,7 +243,7 @@ class TrainAugmentation:
 
         size = self.crop_size
         crop: list[Any] = [
-            A.PadIfNeeded(size, size, position="random", fill=0, fill_mask=VOID),
+            A.PadIfNeeded(size, size, position="random", fill=0, fill_mask=IGNORE_INDEX),
             A.RandomCrop(size, size),
         ]
         if self.flip:
@@ -177,7 +258,7 @@ class TrainAugmentation:
 
 
 def _from_targets(targets: dict[str, npt.NDArray[Any]], placed: Affine) -> Pixels:
-    padded = targets["inside"] == VOID
+    padded = targets["inside"] == IGNORE_INDEX
     saliency = targets.get("saliency")
     return Pixels(
         image=np.require(targets["image"], requirements=("C_CONTIGUOUS", "WRITEABLE")),

@@ -12,10 +12,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from rca_lightning.atomic import write_atomically
 from rca_lightning.errors import require_extra
-from rca_lightning.export.program import export_program
-from rca_lightning.export.segmenter import describe
+from rca_lightning.export.program import describe, export_program
+from rca_lightning.io.atomic import write_atomically
 
 # The one that torch's own translation is written in: no conversion follows, and older runtimes read it.
 OPSET = 18

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rca_lightning.errors import require_extra
-from rca_lightning.pseudo_labels.inputs import check_count, check_images, check_maps, check_positive
+from rca_lightning.pseudo_labels.labels import check_count, check_images, check_maps, check_positive
 
 _LEAST_PROBABILITY = 1e-5  # its negative logarithm is the highest energy
 

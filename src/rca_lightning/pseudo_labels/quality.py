@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rca_lightning.pseudo_labels.label_map import IGNORED
+from rca_lightning.constants import IGNORE_INDEX
 
 LOOK_AT = 100
 """How many images the list for a human names at most."""
@@ -103,7 +103,7 @@ def label_quality(
         classes: `(K,)`.
         probabilities: `(K,)`, image probability of each of them.
     """
-    counts = torch.bincount(label.flatten().long(), minlength=IGNORED + 1).double() / label.numel()
+    counts = torch.bincount(label.flatten().long(), minlength=IGNORE_INDEX + 1).double() / label.numel()
     kept = classes.long().cpu()
     return LabelQuality(
         image_id=image_id,
@@ -111,7 +111,7 @@ def label_quality(
         classes=tuple(kept.tolist()),
         coverage=tuple(counts[kept + 1].tolist()),
         probabilities=tuple(probabilities.float().tolist()),
-        ignored=float(counts[IGNORED]),
+        ignored=float(counts[IGNORE_INDEX]),
     )
 
 

@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.pseudo_labels.background import BackgroundScore, background_score
 from rca_lightning.pseudo_labels.dense_crf import dense_crf
-from rca_lightning.pseudo_labels.inputs import check_images, check_maps
-from rca_lightning.pseudo_labels.pamr import pamr
-from rca_lightning.pseudo_labels.random_walk import random_walk
+from rca_lightning.pseudo_labels.labels import BackgroundScore, background_score, check_images, check_maps
+from rca_lightning.pseudo_labels.propagation import pamr, random_walk
 
 RefinementName = Literal["random_walk", "pamr", "dense_crf"]
 

@@ -15,16 +15,17 @@ from tests.bright_network import Brightness
 from tests.folder_contents import file_names
 from tests.html_contents import Contents
 
-from rca_lightning.atlas import make_atlas, making
+from rca_lightning.atlas import atlas as making
+from rca_lightning.atlas import make_atlas
+from rca_lightning.atlas.crops import Photographs
 from rca_lightning.atlas.page import TILE
-from rca_lightning.atlas.photographs import Photographs
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.records import Record
 from rca_lightning.data.transforms import TrainAugmentation
 from rca_lightning.errors import ArgumentError, DataError, OutputError
-from rca_lightning.memory.bank import RegionMemory
-from rca_lightning.models.aggregation import SemanticAggregation
-from rca_lightning.module import RCAModule
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.rca.aggregation import SemanticAggregation
+from rca_lightning.rca.memory_bank import RegionMemory
 
 PAGES = ["001_cat.png", "002_a_b.png"]
 CORNERS = [(20, 4), (4, 30), (36, 8), (12, 36), (36, 36), (6, 6)]  # of the squares; none meets the middle

@@ -10,7 +10,7 @@ from tests.bright_network import Brightness
 
 from rca_lightning.atlas.crops import crop_box, draw_crop
 from rca_lightning.atlas.outlines import ImageRegions
-from rca_lightning.models.regions import pseudo_regions
+from rca_lightning.rca.regions import pseudo_regions
 
 YELLOW = np.array([255, 221, 0])
 

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from tests.html_contents import Contents
 
-from rca_lightning.atlas.contents import page_name
-from rca_lightning.atlas.index import IndexEntry, index_page
-from rca_lightning.atlas.page import TILE, Row, Tile, draw_page
+from rca_lightning.atlas.page import TILE, IndexEntry, Row, Tile, draw_page, index_page, page_name
 
 
 def tile(value: int, left: str = "photo", right: str = "0.50") -> Tile:

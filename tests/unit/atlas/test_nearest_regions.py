@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from rca_lightning.atlas import nearest_regions
 from rca_lightning.errors import ArgumentError
-from rca_lightning.memory.bank import RegionMemory
+from rca_lightning.rca.memory_bank import RegionMemory
 
 
 def filled_memory(classes: int = 3, slots: int = 12, dim: int = 4, *, regions: int = 40, seed: int = 0) -> RegionMemory:

@@ -18,8 +18,8 @@ from measure.peak import measured_peak, on_data_sheet
 from operation_counts import contrast_flops, kmeans_flops, network_flops
 
 from rca_lightning import RCAModule, kmeans
-from rca_lightning.losses import contrast
-from rca_lightning.losses.contrast import region_contrast_loss
+from rca_lightning.rca import contrast
+from rca_lightning.rca.contrast import region_contrast_loss
 
 ROWS = [{"size": size, "words": words} for size in (1.0, 2.0, 5.0) for words in (10.0, 100.0, 1000.0)]
 

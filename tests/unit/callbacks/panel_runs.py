@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from rca_lightning.callbacks.panels import PanelCallback
 from rca_lightning.data.sample import Sample, collate
-from rca_lightning.module import RCAModule
+from rca_lightning.modules.rca_module import RCAModule
 
 SIZE = 32
 

@@ -19,15 +19,14 @@ from torch.utils.data import DataLoader
 
 from rca_lightning.callbacks import atlas
 from rca_lightning.callbacks.atlas import PrototypeAtlasCallback
-from rca_lightning.callbacks.memory import RegionMemoryCallback
+from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.records import Record
 from rca_lightning.data.sample import collate
 from rca_lightning.data.transforms import TrainAugmentation
 from rca_lightning.errors import ArgumentError
-from rca_lightning.evaluation import EvaluationResult
-from rca_lightning.metrics import SeedScores
-from rca_lightning.module import RCAModule
+from rca_lightning.evaluation.seed_iou import EvaluationResult, SeedScores
+from rca_lightning.modules.rca_module import RCAModule
 
 PAGES = ["001_cat.png", "002_dog.png"]
 

@@ -16,16 +16,15 @@ from tests.quiet_trainer import quiet_trainer
 from tests.tagged_images import tagged_images
 from torch.utils.data import DataLoader
 
-from rca_lightning.callbacks.masks import MaskWriter
-from rca_lightning.data.classes import COCO_CLASSES
-from rca_lightning.data.palette import voc_palette
+from rca_lightning.callbacks.mask_writer import MaskWriter
+from rca_lightning.data.classes import COCO_CLASSES, voc_palette
 from rca_lightning.data.sample import collate
+from rca_lightning.data.visualization import denormalise, overlay_mask
 from rca_lightning.errors import ArgumentError, DataError, OutputError
-from rca_lightning.module import RCAModule
-from rca_lightning.results.coco_check import check_coco
-from rca_lightning.results.voc_check import check_voc
-from rca_lightning.segmentation import SegmentationModule
-from rca_lightning.visualization import denormalise, overlay_mask
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.modules.segmentation_module import SegmentationModule
+from rca_lightning.submission.coco import check_coco
+from rca_lightning.submission.voc import check_voc
 
 H, W = 32, 40
 

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from rca_lightning import RCAModule, RegionMemoryCallback
 from rca_lightning.errors import ArgumentError
-from rca_lightning.memory import blocks, footprint
+from rca_lightning.rca import footprint
+from rca_lightning.rca import prototypes as blocks
 
 
 def batches() -> DataLoader:

@@ -12,9 +12,9 @@ from tests.unit.callbacks.panel_runs import OtherRank, build, loader, names, sam
 
 from rca_lightning.callbacks.panels import PanelCallback
 from rca_lightning.data.sample import collate
+from rca_lightning.data.visualization import denormalise, overlay_maps, overlay_mask
 from rca_lightning.errors import ArgumentError
-from rca_lightning.module import RCAModule
-from rca_lightning.visualization import denormalise, overlay_maps, overlay_mask
+from rca_lightning.modules.rca_module import RCAModule
 
 ROW = 160 + 4
 

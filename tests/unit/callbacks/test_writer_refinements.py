@@ -15,15 +15,16 @@ from tests.folder_contents import file_bytes, file_names
 from tests.prediction_runs import Photographs, predict
 from tests.quiet_trainer import quiet_trainer
 
-from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.data.sample import collate
+from rca_lightning.data.visualization import denormalise
 from rca_lightning.errors import DataError, MissingExtraError
-from rca_lightning.module import RCAModule
-from rca_lightning.pseudo_labels import label_files, refinement
-from rca_lightning.pseudo_labels.label_map import label_scores
-from rca_lightning.pseudo_labels.pamr import pamr
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.pseudo_labels import files as label_files
+from rca_lightning.pseudo_labels import refinement
+from rca_lightning.pseudo_labels.labels import label_scores
+from rca_lightning.pseudo_labels.propagation import pamr
 from rca_lightning.pseudo_labels.refinement import FeatureWalk, Refinement, refine
-from rca_lightning.visualization import denormalise
 
 with_crf = pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf2 (extra 'crf') is not installed"
@@ -118,7 +119,7 @@ def test_features_are_kept_while_a_writer_needs_them(tmp_path, module, monkeypat
 
 def test_the_crf_is_left_to_the_queue_which_is_joined_before_the_summary(tmp_path, module, monkeypatch):
     monkeypatch.setattr(refinement, "dense_crf", lambda maps, images: maps.sqrt())
-    monkeypatch.setattr("rca_lightning.pseudo_labels.making.require_extra", lambda *_, **__: None)
+    monkeypatch.setattr("rca_lightning.pseudo_labels.generator.require_extra", lambda *_, **__: None)
     writer = PseudoLabelWriter(str(tmp_path), refine=["dense_crf"])
     assert (writer._queue.workers, writer._queue.threads) == (2, False)
     assert PseudoLabelWriter(str(tmp_path), refine=["pamr"])._queue.threads

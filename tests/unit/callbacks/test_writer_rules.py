@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tests.prediction_runs import Photographs, predict
 
-from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.data.sample import collate
 from rca_lightning.errors import ArgumentError, DataError, OutputError
-from rca_lightning.module import RCAModule
-from rca_lightning.pseudo_labels.multiscale import Seeds
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.rca.inference import Seeds
 
 H, W = 32, 40
 

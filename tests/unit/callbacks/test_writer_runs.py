@@ -12,10 +12,10 @@ from tests.folder_contents import file_bytes, file_names
 from tests.prediction_runs import Counting, Photographs, predict
 from tests.quiet_trainer import quiet_trainer
 
-from rca_lightning import atomic
-from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.errors import OutputError
-from rca_lightning.module import RCAModule
+from rca_lightning.io import atomic
+from rca_lightning.modules.rca_module import RCAModule
 
 
 @pytest.fixture(scope="module")

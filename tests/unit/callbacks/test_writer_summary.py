@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from tests.prediction_runs import Photographs, predict
 
-from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.data.records import Record
 from rca_lightning.errors import DataError, DatasetNotFoundError, OutputError
-from rca_lightning.module import RCAModule
+from rca_lightning.modules.rca_module import RCAModule
 
 
 @pytest.fixture(scope="module")

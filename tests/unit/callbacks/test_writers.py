@@ -9,12 +9,12 @@ from PIL import Image
 from tests.folder_contents import file_bytes, file_names
 from tests.tagged_images import tagged_images
 
-from rca_lightning.callbacks.writers import PseudoLabelWriter
+from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.data.sample import Batch, collate
+from rca_lightning.data.visualization import denormalise, overlay_mask
 from rca_lightning.errors import ArgumentError, OutputError
-from rca_lightning.pseudo_labels import label_files
-from rca_lightning.pseudo_labels.multiscale import Seeds
-from rca_lightning.visualization import denormalise, overlay_mask
+from rca_lightning.pseudo_labels import files as label_files
+from rca_lightning.rca.inference import Seeds
 
 H, W = 32, 40
 

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.quiet_trainer import quiet_trainer
 
-from rca_lightning.atomic import remove_leftovers, write_atomically
-from rca_lightning.checkpoints import atomic_io
-from rca_lightning.checkpoints.atomic_io import AtomicCheckpointIO
-from rca_lightning.checkpoints.latest import find_last
+from rca_lightning.checkpoints import writing as atomic_io
+from rca_lightning.checkpoints.resuming import find_last
+from rca_lightning.checkpoints.writing import AtomicCheckpointIO
 from rca_lightning.errors import DamagedError, WeightsError
+from rca_lightning.io.atomic import remove_leftovers, write_atomically
 
 PLAIN = {"state_dict": {}, "pytorch-lightning_version": "2.6"}
 

@@ -9,10 +9,10 @@ import torch
 from tests.quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
-from rca_lightning.checkpoints.layout import FORMAT, KEY
+from rca_lightning.checkpoints.compatibility import FORMAT, KEY
 from rca_lightning.checkpoints.reading import check_checkpoint, read_checkpoint
 from rca_lightning.errors import WeightsError
-from rca_lightning.module import RCAModule
+from rca_lightning.modules.rca_module import RCAModule
 
 FACTORS = "network.aggregation.factors"
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from rca_lightning.checkpoints.reading import check_checkpoint, check_fit, read_checkpoint
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError
-from rca_lightning.module import RCAModule
+from rca_lightning.modules.rca_module import RCAModule
 
 
 class Hostile:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from rca_lightning.backbones.weights import load_weights
 from rca_lightning.checkpoints.reading import read_checkpoint
-from rca_lightning.checkpoints.tensor_file import load_tensors
 from rca_lightning.errors import ArgumentError, WeightsError
-from rca_lightning.models.weights import load_weights
-from rca_lightning.module import RCAModule
+from rca_lightning.io.tensor_file import load_tensors
+from rca_lightning.modules.rca_module import RCAModule
 
 ARGUMENTS = {"num_classes": 2, "backbone": "resnet14", "background_prototypes": 0}
 

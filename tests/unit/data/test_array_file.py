@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rca_lightning.data.array_file import read_arrays, write_arrays
+from rca_lightning.data.coco_index import read_arrays, write_arrays
 from rca_lightning.errors import DataError
 
 ARRAYS = {

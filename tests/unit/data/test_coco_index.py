@@ -17,10 +17,10 @@ import pytest
 from coco_files import write_coco
 
 from rca_lightning.data import coco, coco_index
-from rca_lightning.data.array_file import read_arrays, write_arrays
 from rca_lightning.data.coco import COCOSource
+from rca_lightning.data.coco_index import read_arrays, write_arrays
 from rca_lightning.data.datamodule import WSSSDataModule
-from rca_lightning.data.record_table import RecordTable
+from rca_lightning.data.records import RecordTable
 from rca_lightning.errors import DataError
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rca_lightning.data import WSSSDataModule
-from rca_lightning.data.samplers import LikeBatchSampler, ShardSampler
+from rca_lightning.data.loaders import LikeBatchSampler, ShardSampler
 from rca_lightning.errors import ArgumentError
 
 
@@ -23,7 +23,7 @@ def test_each_image_once_and_only_like_ones_together(keys, batch_size, world_siz
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         for rank in range(world_size):
-            monkeypatch.setattr("rca_lightning.data.samplers.place", lambda rank=rank: (world_size, rank))
+            monkeypatch.setattr("rca_lightning.data.loaders.place", lambda rank=rank: (world_size, rank))
             sampler = LikeBatchSampler(keys, batch_size=batch_size)
             batches = list(sampler)
             assert len(batches) == len(sampler)

@@ -15,8 +15,7 @@ from pycocotools.coco import COCO
 
 from rca_lightning.data.classes import COCO_CATEGORIES
 from rca_lightning.data.coco import COCOSource
-from rca_lightning.data.coco_rle import decode_rle
-from rca_lightning.data.coco_shapes import CocoShapes
+from rca_lightning.data.coco_shapes import CocoShapes, decode_rle
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rca_lightning.data.decode import image_size, read_image, read_saliency
-from rca_lightning.data.masks import check_same_size, read_mask
+from rca_lightning.data.images import check_same_size, image_size, read_image, read_mask, read_saliency
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 
 GRID = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES, VOC_CLASSES, ClassIndex, read_class_file
-from rca_lightning.data.idlist import read_id_list
-from rca_lightning.data.listing import check_image_id, list_by_stem, locate
-from rca_lightning.data.tagfile import read_tag_file
-from rca_lightning.data.voc_xml import read_xml_tags
+from rca_lightning.data.tag_files import read_id_list, read_tag_file
+from rca_lightning.data.voc import read_xml_tags
 from rca_lightning.errors import DataError, DatasetNotFoundError
+from rca_lightning.io.listing import check_image_id, list_by_stem, locate
 
 PETS = ClassIndex(["cat", "dog", "guinea pig"])
 

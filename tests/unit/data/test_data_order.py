@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning.data import WSSSDataModule
-from rca_lightning.data.samplers import EpochSampler, ShardSampler
+from rca_lightning.data.loaders import EpochSampler, ShardSampler
 from rca_lightning.errors import ArgumentError
 
 Seen = list[tuple[tuple[str, ...], float]]

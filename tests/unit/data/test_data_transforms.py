@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rca_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Pixels, TrainAugmentation, normalise
+from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
+from rca_lightning.data.transforms import Pixels, TrainAugmentation, normalise
 from rca_lightning.errors import ArgumentError
 
 

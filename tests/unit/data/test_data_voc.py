@@ -12,9 +12,8 @@ from PIL import Image
 
 from rca_lightning.data.classes import VOC_CLASSES, ClassIndex
 from rca_lightning.data.datamodule import WSSSDataModule
-from rca_lightning.data.tagfile import read_tag_file
-from rca_lightning.data.voc import VOCSource
-from rca_lightning.data.voc_xml import read_xml_tags
+from rca_lightning.data.tag_files import read_tag_file
+from rca_lightning.data.voc import VOCSource, read_xml_tags
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 
 MakeVOC = Callable[..., Path]

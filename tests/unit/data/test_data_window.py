@@ -8,8 +8,7 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from rca_lightning.data.transforms import Pixels, TrainAugmentation
-from rca_lightning.data.window import ANCHORS, scaled, shifted, undone
+from rca_lightning.data.transforms import ANCHORS, Pixels, TrainAugmentation, scaled, shifted, undone
 
 
 def coordinates(height: int, width: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rca_lightning.data.datamodule import WSSSDataModule
-from rca_lightning.data.decoded_cache import DecodedCache
+from rca_lightning.data.images import DecodedCache
 from rca_lightning.errors import ArgumentError
 
 

@@ -16,12 +16,10 @@ from tests.unit.data.coco_files import HEIGHT, WIDTH, write_coco
 
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.data.coco import COCOSource
-from rca_lightning.data.coco_rle import decode_rle
-from rca_lightning.data.coco_shapes import CocoShapes
+from rca_lightning.data.coco_shapes import CocoShapes, decode_rle
 from rca_lightning.data.folder import FolderSource
-from rca_lightning.data.idlist import read_id_list
-from rca_lightning.data.tagfile import read_tag_file
-from rca_lightning.data.voc_xml import read_xml_tags
+from rca_lightning.data.tag_files import read_id_list, read_tag_file
+from rca_lightning.data.voc import read_xml_tags
 from rca_lightning.errors import DataError, DatasetNotFoundError
 
 CLASSES = ClassIndex(["cat", "dog"])

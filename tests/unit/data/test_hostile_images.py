@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rca_lightning.data.decode import image_size, open_image, read_image, read_saliency
-from rca_lightning.data.masks import read_mask
+from rca_lightning.data.images import image_size, open_image, read_image, read_mask, read_saliency
 from rca_lightning.errors import DataError, DatasetNotFoundError
 
 SIDE = 60_000

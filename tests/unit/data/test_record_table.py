@@ -11,8 +11,7 @@ import pytest
 
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.dataset import TaggedImages
-from rca_lightning.data.record_table import RecordTable
-from rca_lightning.data.records import Record
+from rca_lightning.data.records import Record, RecordTable
 
 SHAPES = CocoShapes.pack([(1, [[2, 2, 12, 2, 12, 12]])], height=20, width=30, where="a.json, image é.jpg")
 RECORDS = [

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rca_lightning.data import reader
+from rca_lightning.data import dataset as reader
 from rca_lightning.data.dataset import TaggedImages
-from rca_lightning.data.decode import image_size, read_image
+from rca_lightning.data.images import image_size, read_image
 from rca_lightning.data.records import Record
-from rca_lightning.data.resizing import fitted, reduction, resized_targets
-from rca_lightning.data.transforms import TrainAugmentation
+from rca_lightning.data.transforms import TrainAugmentation, fitted, reduction, resized_targets
 
 SIZE = (301, 403)  # divisible by nothing
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rca_lightning.data import synthetic
-from rca_lightning.data.palette import voc_palette
-from rca_lightning.data.synthetic import CLASS_NAMES, generate
-from rca_lightning.data.synthetic_scene import MAX_TRIES, render_scene
+from rca_lightning.data.classes import voc_palette
+from rca_lightning.data.synthetic import dataset as synthetic
+from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
+from rca_lightning.data.synthetic.scene import MAX_TRIES, render_scene
 from rca_lightning.errors import ArgumentError, DataError
 
 
@@ -249,6 +249,6 @@ def test_arguments_out_of_range_are_named(tmp_path: Path, name: str, value: int)
 
 def test_an_image_without_room_still_shows_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_TRIES > 1
-    monkeypatch.setattr("rca_lightning.data.synthetic_scene.MAX_TRIES", 0)
+    monkeypatch.setattr("rca_lightning.data.synthetic.scene.MAX_TRIES", 0)
     mask = render_scene(np.random.default_rng(0), 48).mask
     assert len(set(np.unique(mask)) - {0, 255}) == 1

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rca_lightning.models.backbones import build_backbone
+from rca_lightning.backbones.build import build_backbone
 
 LABELS = 3
 

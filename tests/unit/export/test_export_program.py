@@ -10,8 +10,7 @@ from tests.folder_contents import file_names
 from torch import nn
 
 from rca_lightning.errors import OutputError
-from rca_lightning.export.program import DESCRIPTION_FILE, export_program, save_program
-from rca_lightning.export.segmenter import Segmenter
+from rca_lightning.export.program import DESCRIPTION_FILE, Segmenter, export_program, save_program
 
 SIZES = [(2, 97, 131), (1, 61, 97), (3, 64, 48)]  # the first is the one that was traced
 

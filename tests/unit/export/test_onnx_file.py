@@ -15,10 +15,10 @@ from tests.folder_contents import file_names
 from torch import nn
 
 from rca_lightning import errors
-from rca_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.errors import MissingExtraError
 from rca_lightning.export.onnx import OPSET, save_onnx
-from rca_lightning.export.segmenter import Segmenter
+from rca_lightning.export.program import Segmenter
 
 SIZES = [(2, 97, 131), (1, 61, 97), (3, 64, 48), (1, 7, 5)]  # the first is the one that was traced
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rca_lightning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Pixels, normalise
-from rca_lightning.export.segmenter import Segmenter, describe
+from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
+from rca_lightning.data.transforms import Pixels, normalise
+from rca_lightning.export.program import Segmenter, describe
 
 
 def test_bytes_divided_by_255_become_what_training_sees():

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rca_lightning.errors import ArgumentError, DataError, WeightsError
-from rca_lightning.pseudo_labels.attention_store import AttentionStore
-from rca_lightning.pseudo_labels.photograph_grid import grid_size
+from rca_lightning.pseudo_labels.attention_store import AttentionStore, grid_size
 
 SIZES = {"a": (30, 40), "b": (40, 30), "c": (25, 25)}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.pseudo_labels.background import background_score, threshold_background
+from rca_lightning.pseudo_labels.labels import background_score, threshold_background
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 0.95])

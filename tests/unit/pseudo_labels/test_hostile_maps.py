@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from rca_lightning.data.npz_file import read_npz
 from rca_lightning.errors import DataError, DatasetNotFoundError
-from rca_lightning.pseudo_labels.label_files import read_qualities
-from rca_lightning.pseudo_labels.stored_maps import read_maps
+from rca_lightning.io.npz import read_npz
+from rca_lightning.pseudo_labels.files import read_maps, read_qualities
 
 SIZE = (4, 5)
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from tests.folder_contents import file_names
 
-from rca_lightning.callbacks.prediction_folder import PredictionFolder
+from rca_lightning.data.visualization import overlay_mask
 from rca_lightning.errors import DataError
-from rca_lightning.pseudo_labels import label_files
-from rca_lightning.pseudo_labels.label_files import read_qualities, write_label_files, write_mask_file
-from rca_lightning.pseudo_labels.making import HalfMade, LabelMaker
-from rca_lightning.pseudo_labels.multiscale import Seeds
-from rca_lightning.visualization import overlay_mask
+from rca_lightning.io.output_folder import PredictionFolder
+from rca_lightning.pseudo_labels import files as label_files
+from rca_lightning.pseudo_labels.files import read_qualities, write_label_files, write_mask_file
+from rca_lightning.pseudo_labels.generator import HalfMade, LabelMaker
+from rca_lightning.rca.inference import Seeds
 
 H, W = 8, 12
 MAKER = LabelMaker(rule="two_thresholds", low=0.4, high=0.7)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.errors import ArgumentError
-from rca_lightning.pseudo_labels.background import threshold_background
-from rca_lightning.pseudo_labels.label_map import IGNORED, label_map, label_scores
+from rca_lightning.pseudo_labels.labels import label_map, label_scores, threshold_background
 
 CLASSES = torch.tensor([3, 11, 253])
 RULES = ("fixed", "power", "saliency", "two_thresholds")
@@ -78,7 +78,7 @@ def test_fixed_is_the_plain_threshold():
 
 def test_equal_to_a_threshold_counts_as_below():
     maps = torch.tensor([[[0.25, 0.5]]])
-    assert label_map(maps, CLASSES[:1], rule="two_thresholds", low=0.25, high=0.5).tolist() == [[0, IGNORED]]
+    assert label_map(maps, CLASSES[:1], rule="two_thresholds", low=0.25, high=0.5).tolist() == [[0, IGNORE_INDEX]]
     assert label_map(maps, CLASSES[:1], threshold=0.5).tolist() == [[0, 0]]
 
 
@@ -92,7 +92,7 @@ def test_without_maps():
     maps, classes = torch.zeros(0, 1, 2), torch.zeros(0, dtype=torch.int64)
     saliency = torch.tensor([[0.0, 1.0]])
     found = {rule: label_map(maps, classes, rule=rule, saliency=saliency).tolist()[0] for rule in RULES}
-    assert found == {"fixed": [0, 0], "power": [0, 0], "two_thresholds": [0, 0], "saliency": [0, IGNORED]}
+    assert found == {"fixed": [0, 0], "power": [0, 0], "two_thresholds": [0, 0], "saliency": [0, IGNORE_INDEX]}
 
 
 def test_scores_compete_and_a_tie_is_background():

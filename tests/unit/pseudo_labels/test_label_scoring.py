@@ -11,7 +11,7 @@ from PIL import Image
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.records import Record
 from rca_lightning.errors import DataError
-from rca_lightning.pseudo_labels.scoring import score_label_files
+from rca_lightning.pseudo_labels.summary import score_label_files
 
 CLASSES = 3
 

@@ -11,11 +11,11 @@ import torch
 
 from rca_lightning.errors import ArgumentError, MissingExtraError
 from rca_lightning.pseudo_labels import refinement
-from rca_lightning.pseudo_labels.label_map import label_map, label_scores
-from rca_lightning.pseudo_labels.making import HalfMade, LabelMaker
-from rca_lightning.pseudo_labels.multiscale import Seeds
-from rca_lightning.pseudo_labels.pamr import pamr
+from rca_lightning.pseudo_labels.generator import HalfMade, LabelMaker
+from rca_lightning.pseudo_labels.labels import label_map, label_scores
+from rca_lightning.pseudo_labels.propagation import pamr
 from rca_lightning.pseudo_labels.refinement import FeatureWalk, refine
+from rca_lightning.rca.inference import Seeds
 
 CLASSES = torch.tensor([3, 11])
 RULES = ("fixed", "power", "saliency", "two_thresholds")
@@ -225,7 +225,7 @@ def test_refused_photographs(seeds, given, message):
 
 
 def test_large_photographs_are_refined_at_a_bounded_size(monkeypatch):
-    monkeypatch.setattr("rca_lightning.pseudo_labels.making.MAX_SIDE", 16)
+    monkeypatch.setattr("rca_lightning.pseudo_labels.generator.MAX_SIDE", 16)
     seen = []
 
     def step(scores, images):

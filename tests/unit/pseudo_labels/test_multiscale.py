@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rca_lightning.models.network import ActivationMaps
-from rca_lightning.pseudo_labels.multiscale import Seeds, infer_seeds
+from rca_lightning.rca.inference import Seeds, infer_seeds
+from rca_lightning.rca.network import ActivationMaps
 
 L = 4
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.pseudo_labels.pamr import pamr
+from rca_lightning.pseudo_labels.propagation import pamr
 
 
 def random_case(batch: int = 2, height: int = 6, width: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rca_lightning.pseudo_labels.photograph_grid import grid_size, onto_photographs
+from rca_lightning.pseudo_labels.attention_store import grid_size, onto_photographs
 
 
 @pytest.mark.parametrize(

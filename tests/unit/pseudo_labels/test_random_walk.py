@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.pseudo_labels.random_walk import random_walk
+from rca_lightning.pseudo_labels.propagation import random_walk
 
 
 def random_case(batch: int = 2, height: int = 5, width: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.pseudo_labels.background import background_score
 from rca_lightning.pseudo_labels.dense_crf import dense_crf
-from rca_lightning.pseudo_labels.label_map import label_map, label_scores
-from rca_lightning.pseudo_labels.pamr import pamr
-from rca_lightning.pseudo_labels.random_walk import random_walk
+from rca_lightning.pseudo_labels.labels import background_score, label_map, label_scores
+from rca_lightning.pseudo_labels.propagation import pamr, random_walk
 from rca_lightning.pseudo_labels.refinement import FeatureWalk, refine, refinement_steps
 
 CLASSES = torch.tensor([4, 9])

@@ -1,0 +1,143 @@
+"""Making the atlas of a trained module: nearest regions, crops, a picture a class, and the index."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rca_lightning.atlas.crops import Photographs, draw_crops
+from rca_lightning.atlas.nearest import nearest_regions
+from rca_lightning.atlas.page import ClassContents, draw_page, index_page
+from rca_lightning.clustering.cluster import kmeans
+from rca_lightning.data.classes import voc_palette
+from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.visualization import Pixels
+from rca_lightning.errors import ArgumentError
+from rca_lightning.io.atomic import check_writable, output_errors, write_atomically
+from rca_lightning.io.listing import first_few
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.rca.memory_bank import RegionMemory
+
+logger = logging.getLogger(__name__)
+
+BACKGROUND = "background"
+"""Name of the last queue of a memory that keeps the background."""
+
+
+def make_atlas(
+    module: RCAModule,
+    memory: RegionMemory,
+    images: TaggedImages,
+    folder: str | Path,
+    *,
+    regions: int = 6,
+    diagnostics: Mapping[str, Mapping[str, float | None]] | None = None,
+    progress_bar: bool = False,
+) -> Path:
+    """Draw, for every prototype, the remembered regions nearest to it as crops of their photographs.
+
+    Writes `index.html` and a picture a class, `001_aeroplane.png` and so on, numbered as mask values are; the
+    background, where it has prototypes, is `000_background.png`. Each file is written whole or not at all. A module
+    without prototypes (`aggregation=False`, or trained for less than its warm-up) gets k-means of its memory.
+
+    The outline of a region is found anew, by the network as it is now on the whole photograph, scaled to what
+    the augmentation of `images` makes of it on average.
+
+    Args:
+        module: trained; its mode and device stay as they are.
+        memory: its regions.
+        images: what it was trained on; an image of the memory that is not among them is left out.
+        folder: where to write; made if missing.
+        regions: crops a prototype, from different images.
+        diagnostics: further columns of the index: by class name (or "background"), title to number.
+        progress_bar: whether to draw a bar; else progress comes as lines in the log.
+
+    Returns:
+        Path of the index.
+
+    Raises:
+        ArgumentError: if `regions` is below 1, the memory is empty, or `diagnostics` names another class.
+        DataError: if no image of the memory is among `images`.
+        OutputError: if the folder cannot be made or written to.
+    """
+    if not bool(memory.valid.any()):
+        raise ArgumentError("memory", "empty", "train longer, or lower confidence, so that regions enter it")
+    names = [*module.class_names, BACKGROUND]
+    if strangers := sorted(set(diagnostics or {}) - set(names)):
+        raise ArgumentError("diagnostics", strangers, f"give numbers of these classes: {first_few(names)}")
+    target = _made(Path(folder))
+    photographs = Photographs(images)
+    photographs.check(memory)
+    prototypes, valid, labels = _prototypes(module, memory)
+    rows = nearest_regions(memory, prototypes, valid, labels, regions=regions, known=photographs)
+    crops = draw_crops(module, memory, photographs, rows, progress_bar=progress_bar)
+    # By mask value: the background, last in the memory, comes first.
+    order = sorted(range(memory.num_classes), key=lambda label: _mask_value(label, module))
+    entries = []
+    for label in order:
+        own = prototypes[valid & (labels == label)]
+        contents = ClassContents.collect(names[label], label, _mask_value(label, module), memory, rows, own)
+        entries.append(contents.entry(crops))
+        if contents.page is not None:
+            colour = tuple(voc_palette()[_mask_value(label, module)].tolist())
+            page = draw_page(contents.name, contents.subtitle, contents.drawn_rows(crops), regions, colour)
+            _write_picture(target / contents.page, page)
+    text = index_page(entries, note=_note(memory, len(rows)), diagnostics=diagnostics)
+    with output_errors("folder", target):
+        write_atomically(target / "index.html", lambda file: file.write(text.encode()))
+    logger.info("prototype atlas: %d prototypes, %d crops: %s", len(rows), len(crops), target / "index.html")
+    return target / "index.html"
+
+
+def _made(folder: Path) -> Path:
+    check_writable("folder", folder)  # before the long work, not after it
+    return folder
+
+
+def _prototypes(module: RCAModule, memory: RegionMemory) -> tuple[Tensor, Tensor, Tensor]:
+    """Prototypes `(Q, D)`, which of them are valid `(Q,)`, and their class `(Q,)`, on the device of the memory."""
+    reader = module.network.aggregation
+    if reader is not None and bool(reader.valid.any()):
+        device = memory.embeddings.device
+        return reader.prototypes.to(device), reader.valid.to(device), reader.labels.to(device)
+    logger.info("prototype atlas: the module has no prototypes, so the memory is clustered now")
+    count = int(module.hparams["num_classes"])
+    parts, labels = [], []
+    for rows, key in ((range(count), "num_prototypes"), (range(count, memory.num_classes), "background_prototypes")):
+        if len(rows):
+            part = kmeans(
+                memory.embeddings[rows.start : rows.stop],
+                int(module.hparams[key]),
+                valid=memory.valid[rows.start : rows.stop],
+            )
+            parts.append(part)
+            labels.append(torch.tensor(rows).repeat_interleave(part.valid.shape[1]))
+    return (
+        torch.cat([part.centroids.flatten(0, 1) for part in parts]),
+        torch.cat([part.valid.flatten() for part in parts]),
+        torch.cat(labels).to(memory.embeddings.device),
+    )
+
+
+def _mask_value(label: int, module: RCAModule) -> int:
+    return (label + 1) % (int(module.hparams["num_classes"]) + 1)
+
+
+def _note(memory: RegionMemory, prototypes: int) -> str:
+    steps = memory.steps[memory.valid]
+    return (
+        f"{prototypes} prototypes and the {int(memory.valid.sum())} regions in the memory, which came at training "
+        f"steps {int(steps.min())} to {int(steps.max())}. A prototype stands for the regions of its class to which no "
+        "other is nearer; shown are its nearest ones, from different images. The outline is the region as the "
+        "network sees it now."
+    )
+
+
+def _write_picture(path: Path, pixels: Pixels) -> None:
+    with output_errors("folder", path.parent):
+        write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))

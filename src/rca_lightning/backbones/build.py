@@ -1,0 +1,85 @@
+"""Feature extractors by name."""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+from rca_lightning.backbones.base import Backbone
+from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, ResNet, ResNetName, StrideIn
+from rca_lightning.backbones.resnet38d import ResNet38d
+from rca_lightning.backbones.timm import TimmBackbone
+from rca_lightning.backbones.vgg import VGG16
+from rca_lightning.backbones.weights import load_weights
+from rca_lightning.errors import ArgumentError
+
+__all__ = ["Backbone", "BackboneName", "OutputStride", "build_backbone"]
+
+BackboneName = Literal["resnet14", "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "resnet38d"]
+OutputStride = Literal[8, 16, 32]
+TIMM_PREFIX = "timm:"
+
+
+def build_backbone(
+    name: str,
+    *,
+    output_stride: OutputStride = 16,
+    weights: str = "none",
+    weights_sha256: str | None = None,
+    stride_in: StrideIn = "3x3",
+    frozen_batchnorm: bool = True,
+    frozen_stages: int = 0,
+) -> Backbone:
+    """Build a feature extractor, load its weights and freeze what shall not be trained.
+
+    Args:
+        name: one of `BackboneName`, or `timm:<model>` for a model of the timm package.
+        output_stride: pixels per cell along each side. A vision transformer of timm has its patch size instead.
+        weights: `"none"` for random weights, a local file, or a URL; see `load_weights`.
+        weights_sha256: the checksum of the weights; needed for a URL.
+        stride_in: which convolution of a bottleneck has the stride: `"3x3"` (torchvision's weights) or `"1x1"`
+            (weights of the original ResNet). Only for resnet50 and resnet101; see `ResNet`.
+        frozen_batchnorm: keep statistics and affine parameters of batch normalisations fixed.
+        frozen_stages: how many stages to keep fixed, 0 (none) to 5 (all); see `Backbone.freeze`.
+            Models of timm accept only 0.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        ArgumentError: if an argument is out of its range, or the network does not offer it.
+        WeightsError: if the weights cannot be had or do not fit.
+        MissingExtraError: if a timm model is asked for without timm.
+
+    Example:
+        >>> import torch
+        >>> backbone = build_backbone("resnet18", output_stride=8)
+        >>> backbone(torch.zeros(1, 3, 60, 33)).shape
+        torch.Size([1, 512, 8, 5])
+    """
+    _check(name, output_stride, stride_in)
+    backbone = _construct(name, output_stride, stride_in)
+    load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
+    backbone.freeze(batchnorm=frozen_batchnorm, stages=frozen_stages)
+    return backbone
+
+
+def _check(name: str, output_stride: int, stride_in: str) -> None:
+    if name not in get_args(BackboneName) and not name.startswith(TIMM_PREFIX):
+        names = ", ".join(get_args(BackboneName))
+        raise ArgumentError("backbone", name, f"give one of {names}, or {TIMM_PREFIX}<model>")
+    if output_stride not in get_args(OutputStride):
+        raise ArgumentError("output_stride", output_stride, "give 8, 16 or 32")
+    if stride_in not in get_args(StrideIn):
+        raise ArgumentError("stride_in", stride_in, "give '3x3' or '1x1'")
+    if stride_in == "1x1" and name not in BOTTLENECK_NAMES:
+        raise ArgumentError("stride_in", stride_in, f"only {' and '.join(BOTTLENECK_NAMES)} offer it; give '3x3'")
+
+
+def _construct(name: str, output_stride: OutputStride, stride_in: StrideIn) -> Backbone:
+    if name.startswith(TIMM_PREFIX):
+        return TimmBackbone(name.removeprefix(TIMM_PREFIX), output_stride=output_stride)
+    if name == "vgg16":
+        return VGG16(output_stride=output_stride)
+    if name == "resnet38d":
+        return ResNet38d(output_stride=output_stride)
+    return ResNet(cast(ResNetName, name), output_stride=output_stride, stride_in=stride_in)

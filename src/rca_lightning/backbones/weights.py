@@ -1,0 +1,183 @@
+"""Loads the weights of a network from a file of tensors, and nothing but tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rca_lightning.errors import ArgumentError, RCAError, WeightsError, require_extra
+from rca_lightning.io.download import check_sha256, fetch
+from rca_lightning.io.tensor_file import is_whole, load_tensors
+
+BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
+CAM_HEAD_PREFIX = "network.coarse_head."
+CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
+LISTED = 20
+
+
+def load_weights(
+    module: nn.Module,
+    source: str,
+    *,
+    sha256: str | None = None,
+    ignore_prefixes: tuple[str, ...] = CLASSIFIER_PREFIXES,
+) -> None:
+    """Load weights into a network, all of them or none.
+
+    Floating point numbers of any width are cast to float32. The file is read without running any code in it.
+
+    Args:
+        module: the network; changed in place.
+        source: `"none"` (nothing happens), the path of a `.pth` or `.pt` file holding a dictionary of tensors (or a
+            dictionary with such a one under `state_dict`), the path of a `.safetensors` file, or an http(s) URL of
+            one of them. Of a checkpoint of `rca fit` the backbone is taken. Downloads are kept in the folder that the
+            environment variable `RCA_CACHE` names, `~/.cache/rca_lightning` by default.
+        sha256: checksum of the file as 64 hexadecimal digits; needed for a URL, checked for a path too if given.
+        ignore_prefixes: keys beginning with one of these are passed over, missing or surplus: the classifier.
+            `num_batches_tracked` may be missing too.
+
+    Raises:
+        ArgumentError: if `sha256` is malformed, or is missing for a URL.
+        WeightsError: if the file is missing or a folder, cannot be downloaded, has another checksum, holds anything
+            else than finite tensors, or its keys or shapes are not those of the network.
+        MissingExtraError: for a `.safetensors` file without the package safetensors.
+
+    Example:
+        >>> network = torch.nn.Linear(2, 1)
+        >>> load_weights(network, "none")
+    """
+    if source == "none":
+        return
+    path = _locate(source, sha256)
+    content = _read(path)
+    content = _part(content, BACKBONE_PREFIX) or content
+    state = {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
+    needed = {key: value for key, value in module.state_dict().items() if not key.startswith(ignore_prefixes)}
+    problems = [*_key_problems(needed, state), *_value_problems(needed, state)]
+    if problems:
+        text = "; ".join(problems)
+        raise WeightsError(
+            f"{path} does not fit {type(module).__name__}: {text}. "
+            "Give the weights of this very network, or 'none' to start from random ones."
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def load_cam_head(head: nn.Module, source: str, *, sha256: str | None = None) -> bool:
+    """Take the CAM head of a first stage, where the file that the backbone came from is a checkpoint of one.
+
+    Args:
+        head: a `CAMHead`; changed in place.
+        source: as for `load_weights`.
+        sha256: as for `load_weights`.
+
+    Returns:
+        Whether it was taken: the file is such a checkpoint, of the same number of classes and features.
+    """
+    if source == "none":
+        return False
+    state = _part(_read(_locate(source, sha256)), CAM_HEAD_PREFIX)
+    taken = bool(state) and not any(
+        [*_key_problems(head.state_dict(), state), *_value_problems(head.state_dict(), state)]
+    )
+    if taken:
+        head.load_state_dict(state)
+    return taken
+
+
+def _locate(source: str, sha256: str | None) -> Path:
+    """The local file a source stands for, its checksum verified."""
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ArgumentError("sha256", sha256, "give 64 hexadecimal digits, as `sha256sum FILE` prints them")
+    if source.startswith(("http://", "https://")):
+        return fetch(source, sha256=sha256)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise WeightsError(f"weights={source!r}: this is a folder; give the path of the weights file in it")
+    if not path.is_file():
+        raise WeightsError(
+            f"weights={source!r}: there is no such file; give the path of a weights file, a URL or 'none'"
+        )
+    if sha256 is not None:
+        check_sha256(path, sha256)
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, floating point ones as float32."""
+    try:
+        content = _unpack(path)
+    except RCAError:
+        raise
+    except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
+        raise WeightsError(
+            f"{path} was not loaded: it is damaged, or holds more than tensors, which could run code. "
+            "Save the state dictionary alone: torch.save(network.state_dict(), path)."
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; a dictionary of tensors is needed")
+    strange = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if strange:
+        raise WeightsError(
+            f"{path}: {_listing('entries that are not tensors', strange)}; save the state dictionary alone"
+        )
+    spread = [str(key) for key, value in content.items() if not is_whole(value)]
+    if spread:
+        raise WeightsError(
+            f"{path}: {_listing('tensors without the numbers that their shape says', spread)}; give sound weights"
+        )
+    return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
+
+
+def _unpack(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        reader = require_extra("safetensors.torch", extra="timm", needed_for="reading .safetensors files")
+        return reader.load_file(path)
+    return load_tensors(path, map_location="cpu")
+
+
+def _part(content: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights under a prefix, without it; those of a part of the network in a checkpoint of `rca fit`."""
+    return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+
+
+def _key_problems(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterable[str]:
+    missing = [key for key in needed if key not in state and not key.endswith("num_batches_tracked")]
+    surplus = [key for key in state if key not in needed]
+    if missing:
+        yield _listing("missing keys", missing)
+    if surplus:
+        yield _listing("surplus keys", surplus)
+
+
+def _value_problems(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterable[str]:
+    shared = [key for key in needed if key in state]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(needed[key].shape)}"
+        for key in shared
+        if state[key].shape != needed[key].shape
+    ]
+    kinds = [
+        f"{key} {state[key].dtype}"
+        for key in shared
+        if needed[key].is_floating_point() and not state[key].is_floating_point()
+    ]
+    not_finite = [key for key in shared if not bool(torch.isfinite(state[key]).all())]
+    if shapes:
+        yield _listing("other shapes", shapes)
+    if kinds:
+        yield _listing("not floating point", kinds)
+    if not_finite:
+        yield _listing("NaN or infinite values", not_finite)
+
+
+def _listing(title: str, names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{title} ({len(names)}): {', '.join(names[:LISTED])}{more}"

@@ -1,0 +1,103 @@
+"""The atlas of a checkpoint: what `rca atlas` runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from rca_lightning.atlas.atlas import make_atlas
+from rca_lightning.checkpoints.reading import read_checkpoint
+from rca_lightning.data.datamodule import WSSSDataModule
+from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.errors import ArgumentError
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.rca.memory_bank import RegionMemory
+
+
+def memory_of(checkpoint: Mapping[str, Any], path: str | Path) -> RegionMemory:
+    """The region memory in a checkpoint.
+
+    Args:
+        checkpoint: its content.
+        path: where it came from, for the error.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    state = _state(checkpoint)
+    if "memory" not in state:
+        raise ArgumentError(
+            "ckpt_path", str(path), "holds no region memory; give a checkpoint trained with contrast or aggregation on"
+        )
+    memory = RegionMemory(*state["memory"]["embeddings"].shape)
+    memory.load_state_dict(state["memory"])
+    return memory
+
+
+def diagnostics_of(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Measures of each class at the last clustering, by class name; empty in a checkpoint without."""
+    return dict(_state(checkpoint).get("diagnostics", {}))
+
+
+def _state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """State of the callback that owns the memory; whichever name a subclass gave itself."""
+    states = checkpoint.get("callbacks", {}).values()
+    return next((state for state in states if isinstance(state, dict) and "memory" in state), {})
+
+
+class AtlasTrainer(L.Trainer):
+    """The Trainer of Lightning, with `atlas` beside `fit`, `validate`, `test` and `predict`."""
+
+    def atlas(
+        self,
+        model: RCAModule,
+        datamodule: WSSSDataModule,
+        ckpt_path: str,
+        folder: str | None = None,
+        regions: int = 6,
+    ) -> Path | None:
+        """Draw the remembered regions that each prototype of a checkpoint stands for.
+
+        See `make_atlas`. Runs in one process, on the first device of the Trainer.
+
+        Args:
+            model: built like the one of the checkpoint; takes its weights.
+            datamodule: the data that the checkpoint was trained on.
+            ckpt_path: checkpoint of a run with contrast or aggregation on.
+            folder: where to write; default `atlas` in the log folder of this Trainer.
+            regions: crops a prototype, from different images.
+
+        Returns:
+            Path of the index; `None` on any rank but the first.
+
+        Raises:
+            RCAError: for what is missing or does not fit.
+        """
+        target = Path(folder or Path(self.log_dir or self.default_root_dir) / "atlas")
+        if not self.is_global_zero:
+            return None
+        checkpoint = read_checkpoint(ckpt_path)
+        memory = memory_of(checkpoint, ckpt_path)
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        # The images of training are all that is needed, so a data set without a validation split serves.
+        self.limit_val_batches = 0
+        datamodule.trainer = self
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        images = datamodule.train_dataloader().dataset
+        assert isinstance(images, TaggedImages)
+        model.to(self.strategy.root_device)
+        return make_atlas(
+            model,
+            memory,
+            images,
+            target,
+            regions=regions,
+            diagnostics=diagnostics_of(checkpoint),
+            progress_bar=sys.stdout.isatty(),
+        )

@@ -1,0 +1,237 @@
+"""The command `rca labels`: pseudo labels from stored maps."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from rca_lightning.data.datamodule import WSSSDataModule
+from rca_lightning.data.images import read_image, read_saliency
+from rca_lightning.data.records import Record
+from rca_lightning.data.sample import Unread
+from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
+from rca_lightning.io.output_folder import Existing, PredictionFolder
+from rca_lightning.pseudo_labels.files import read_maps, write_label_files
+from rca_lightning.pseudo_labels.generator import LabelMaker
+from rca_lightning.pseudo_labels.labels import BackgroundRule, Levels, check_count
+from rca_lightning.pseudo_labels.refinement import RefinementName
+from rca_lightning.pseudo_labels.summary import write_summary
+from rca_lightning.pseudo_labels.workers import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+_LEVELS = ("background_threshold", "low", "high")
+_NEEDED = {"fixed": _LEVELS[:1], "two_thresholds": _LEVELS[1:], "saliency": _LEVELS[1:]}
+_EVERY = 100  # images between two lines of progress
+
+
+def label_stored_maps(
+    data: WSSSDataModule,
+    maps: str,
+    output_dir: str,
+    *,
+    background_threshold: float | None = None,
+    rule: BackgroundRule = "fixed",
+    power: float = 8.0,
+    low: float | None = None,
+    high: float | None = None,
+    saliency_threshold: float = 0.5,
+    refine: Sequence[RefinementName] = (),
+    workers: int = 2,
+    overlays: bool = False,
+    existing: Existing = "skip",
+) -> None:
+    """Make the pseudo labels of `predict_split` anew; each argument is the one of `PseudoLabelWriter` of its name.
+
+    It writes `pseudo_labels/<id>.png`, `quality/<id>.npz`, `quality.json`, and with masks `pseudo_labels.json`; images
+    that are complete are skipped.
+
+    Args:
+        data: the photographs; with `on_bad_image="skip"` those that cannot be read need no maps.
+        maps: folder `cams` of a `PseudoLabelWriter`.
+        output_dir: folder of the results, another than that of the maps.
+        background_threshold: of the rule "fixed", in `[0, 1]`; default: the one `rca predict` used, or would use,
+            with these maps.
+        rule: where the background begins.
+        power: of "power".
+        low: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
+        high: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
+        saliency_threshold: of "saliency".
+        refine: "pamr", "dense_crf"; not "random_walk", whose features are not stored.
+        workers: processes that refine by `dense_crf`.
+        overlays: whether to write the labels over the photographs.
+        existing: "skip" what is complete, "overwrite" everything.
+
+    Raises:
+        ArgumentError: for an argument that is out of range or cannot be had without the network.
+        DatasetNotFoundError: if the folder of the maps is not there, or the maps of a photograph.
+        DataError: for maps that cannot be read or are of another size than the photograph.
+        OutputError: if the folder cannot be written to, or was made otherwise.
+        MissingExtraError: if a refinement needs a package that is not there.
+    """
+    check_count("workers", workers, least=0)
+    source = Path(maps)
+    if not source.is_dir():
+        raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
+    maker = LabelMaker(
+        rule=rule,
+        **_levels(rule, background_threshold, low, high, source)._asdict(),
+        power=power,
+        saliency_threshold=saliency_threshold,
+        refine=tuple(refine),
+    )
+    if maker.needs_features:
+        raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")
+    maker.check_packages()
+    data.prepare_data()
+    data.setup("predict")
+    records, unread = _with_maps(data, source)
+    endings = {"pseudo_labels": ".png", "quality": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
+    folder = PredictionFolder(output_dir, endings, existing=existing)
+    done = folder.done()
+    folder.prepare({**_settings(source), **maker.describe()})
+    folder.begin()
+    data.bad_images.begin({data.predict_split: len(records) + len(unread)}, folder=folder.root, first=True)
+    with folder.output_errors():
+        data.bad_images.note(unread)
+    queue = WorkQueue(workers, threads=not maker.is_slow)
+    try:
+        for count, record in enumerate(records, start=1):
+            if folder.claim(record.image_id) and record.image_id not in done:
+                with folder.output_errors():
+                    _label(record, source, maker, queue, folder, data.num_classes)
+            if count % _EVERY == 0 or count == len(records):
+                logger.info("labels: image %d of %d", count, len(records))
+        with folder.output_errors():
+            queue.join()
+    finally:
+        queue.close()
+    folder.end()
+    data.bad_images.summarise()
+    kept = [(image_id, folder.paths(image_id)["quality"]) for image_id in folder.complete_ids()]
+    tags = _settings(source).get("predict_tags", "image")
+    with folder.output_errors():
+        write_summary(folder.root, kept, records, class_names=data.class_names, split=data.predict_split, tags=tags)
+
+
+def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[Unread]]:
+    """Photographs with maps, and those that have none because they cannot be read."""
+    records = list(data.predict_records)
+    without = {record.image_id for record in records if not (source / f"{record.image_id}.npz").is_file()}
+    unread = data.unread_of_prediction(without)
+    missing = without - {image.image_id for image in unread}
+    if missing:
+        raise DatasetNotFoundError(
+            f"maps={str(source)!r}: none for {len(missing)} of {len(records)} photographs, such as {min(missing)}; "
+            "let rca predict finish, or name another predict_split"
+        )
+    return [record for record in records if record.image_id not in without], unread
+
+
+def _levels(rule: str, threshold: float | None, low: float | None, high: float | None, source: Path) -> Levels:
+    """Those given, else those that `rca predict` has used, or would with these maps."""
+    predicted = _predicted(source)
+    used = [predicted.get(name) for name in _LEVELS]
+    numbers = [value if isinstance(value, (int, float)) else None for value in used]
+    kind = predicted.get("reads_attention")
+    if not isinstance(kind, bool):
+        for name, given, known in zip(_LEVELS, (threshold, low, high), numbers, strict=True):
+            if given is None and known is None and name in _NEEDED.get(rule, ()):
+                raise ArgumentError(name, None, "give one in [0, 1]: rca predict has left none with these maps")
+    return Levels.of(attention=kind is True).replaced(*numbers).replaced(threshold, low, high)
+
+
+def _settings(source: Path) -> dict[str, Any]:
+    found = _predicted(source)
+    kept = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
+    return {name: found.get(name) for name in kept} if found else {}
+
+
+def _predicted(source: Path) -> dict[str, Any]:
+    """What `rca predict` wrote down about the maps; empty where it is lost."""
+    try:
+        found = json.loads((source.parent / "predict.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _label(
+    record: Record, source: Path, maker: LabelMaker, queue: WorkQueue, folder: PredictionFolder, num_classes: int
+) -> None:
+    picture = torch.from_numpy(read_image(record.image)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
+    size = (picture.shape[1], picture.shape[2])
+    seeds = read_maps(source / f"{record.image_id}.npz", size=size, num_classes=num_classes)
+    made = maker.begin(seeds, picture, _saliency(record, maker))
+    probabilities = seeds.probabilities.numpy()
+    queue.submit(write_label_files, record.image_id, made, maker, None, probabilities, folder.paths(record.image_id))
+
+
+def _saliency(record: Record, maker: LabelMaker) -> Tensor | None:
+    if maker.rule != "saliency":
+        return None
+    if record.saliency is None:
+        raise DataError(f"{record.image_id}: no saliency map, which rule='saliency' needs; give --data.saliency_dir")
+    return torch.from_numpy(read_saliency(record.saliency))
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        reason = " ".join(message.split())
+        self.exit(2, f"rca: {reason}\nSee: rca labels --help\n")
+
+
+def main(words: Sequence[str]) -> None:
+    """Make pseudo labels from the maps that `rca predict` has stored.
+
+    Args:
+        words: what stands after `rca labels`.
+
+    Raises:
+        RCAError: for arguments, folders and files that cannot be used.
+        SystemExit: for words that cannot be parsed, and after `--help`.
+    """
+    parser = _Parser(
+        prog="rca labels",
+        description="Pseudo labels from the maps that rca predict has stored: other backgrounds, other refinements.",
+    )
+    parser.add_argument("--config", help="configuration of rca fit; only its part data is read")
+    parser.add_class_arguments(WSSSDataModule, "data")
+    parser.add_function_arguments(label_stored_maps, skip={"data"})
+    words = list(words)
+    path = _config(words)
+    if path is not None:
+        parser.set_defaults({f"data.{name}": value for name, value in _data_of(path).items()})
+    given = parser.parse_args(words)
+    arguments = {name: value for name, value in vars(given).items() if name not in {"data", "config"}}
+    label_stored_maps(WSSSDataModule(**vars(given.data)), **arguments)
+
+
+def _config(words: Sequence[str]) -> str | None:
+    for position, word in enumerate(words):
+        if word == "--config" and position + 1 < len(words):
+            return words[position + 1]
+        if word.startswith("--config="):
+            return word.partition("=")[2]
+    return None
+
+
+def _data_of(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise ArgumentError("config", path, "there is no such file")
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArgumentError("config", path, f"is not YAML ({error})") from error
+    section = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        raise ArgumentError("config", path, "has no part data; give the configuration of rca fit")
+    return section

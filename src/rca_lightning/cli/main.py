@@ -1,0 +1,148 @@
+"""The command line: `rca fit | validate | test | predict | atlas`, and `labels | export | check` without a Trainer."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from rca_lightning.callbacks.mask_writer import MaskWriter
+from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
+from rca_lightning.callbacks.region_memory import RegionMemoryCallback
+from rca_lightning.cli.atlas import AtlasTrainer
+from rca_lightning.cli.trainer import OneLineParser, TaskCLI, find_task
+from rca_lightning.data import WSSSDataModule
+from rca_lightning.errors import ArgumentError, RCAError
+from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.modules.segmentation_module import SegmentationModule
+from rca_lightning.version import __version__
+
+# Commands without a Trainer, each in a module whose `main` takes the words after it.
+COMMANDS = {
+    "labels": "rca_lightning.cli.labels",
+    "export": "rca_lightning.cli.export",
+    "check": "rca_lightning.cli.check",
+}
+EPILOG = (
+    "Three more commands need no Trainer: rca labels (pseudo labels from stored maps), rca export (a trained "
+    "segmentation network as ONNX or torch.export program) and rca check (whether files for a benchmark server are as "
+    "it wants them); each has a --help of its own."
+)
+
+
+class RCACLI(TaskCLI):
+    """Maps from image tags: knows which callbacks RCA cannot go without, and draws the prototype atlas."""
+
+    task = "localize"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"trainer_class": AtlasTrainer, **kwargs})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of the Trainer, and `atlas`, whose own arguments stand under `--atlas`."""
+        return {**LightningCLI.subcommands(), "atlas": {"model", "datamodule", "folder", "regions"}}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "atlas":
+            skip: set[str | int] = {"model", "datamodule", "ckpt_path"}
+            parser.add_method_arguments(klass, "atlas", "atlas", as_group=False, skip=skip)
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The region memory has arguments of its own."""
+        super().add_arguments_to_parser(parser)
+        parser.add_lightning_class_args(RegionMemoryCallback, "memory")
+
+    def writer_class(self) -> type[Any]:
+        """Maps and pseudo labels."""
+        return PseudoLabelWriter
+
+    def instantiate_classes(self) -> None:
+        """There is one memory, and it is not among the callbacks of the Trainer."""
+        self._refuse_second_memory()
+        super().instantiate_classes()
+
+    def _refuse_second_memory(self) -> None:
+        subcommand = self.config.get("subcommand")
+        for callback in self.config.get(f"{subcommand}.trainer.callbacks") or ():
+            if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
+                raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "atlas":
+            kwargs.update(self.config_init["atlas"]["atlas"])
+        return kwargs
+
+
+class SegmentationCLI(TaskCLI):
+    """A segmentation network from masks."""
+
+    task = "segment"
+
+    def writer_class(self) -> type[Any]:
+        """Masks in the colours of VOC."""
+        return MaskWriter
+
+
+def main(args: ArgsType = None) -> TaskCLI | None:
+    """Run the command line in this process.
+
+    Args:
+        args: words after `rca`; default those of the process.
+
+    Returns:
+        The CLI object, with `model`, `datamodule` and `trainer`; `None` for a command without a Trainer.
+
+    Raises:
+        RCAError: for what this library refuses.
+        SystemExit: for arguments that cannot be parsed.
+    """
+    logging.getLogger("rca_lightning").setLevel(logging.INFO)
+    if not logging.getLogger("rca_lightning").handlers:
+        logging.getLogger("rca_lightning").addHandler(logging.StreamHandler())
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and words and words[0] in COMMANDS:
+        importlib.import_module(COMMANDS[words[0]]).main(words[1:])
+        return None
+    torch.set_float32_matmul_precision("high")
+    cli, module = (RCACLI, RCAModule) if find_task(args) == "localize" else (SegmentationCLI, SegmentationModule)
+    return cli(
+        module,
+        WSSSDataModule,
+        args=args,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"default_env": False, "prog": "rca", "version": __version__, "epilog": EPILOG},
+        parser_class=OneLineParser,
+    )
+
+
+def console() -> None:
+    """Entry point of `rca`: a mistake in what was asked for is one line, not a traceback."""
+    try:
+        main()
+    except RCAError as error:
+        sys.exit(f"rca: {error}")
+    except (ValueError, MisconfigurationException) as error:
+        # What a callback or logger refuses comes wrapped in what jsonargparse says of the types it tried.
+        reason = _own_reason(error)
+        if reason is None:
+            raise
+        sys.exit(f"rca: {reason}")
+
+
+def _own_reason(error: BaseException | None) -> str | None:
+    """The message of the first error along the chain that was raised on purpose."""
+    while error is not None:
+        if isinstance(error, (RCAError, ModuleNotFoundError, MisconfigurationException)):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None

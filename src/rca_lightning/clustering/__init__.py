@@ -1,0 +1,1 @@
+"""k-means and Sinkhorn clustering of many classes at once."""

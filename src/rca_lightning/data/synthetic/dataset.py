@@ -1,0 +1,143 @@
+"""A generated data set in the layout of VOC 2012, small enough to train on from scratch without a GPU.
+
+It poses the problem of weakly supervised segmentation in small. Six classes of invented objects, one to three
+objects an image. Each object has
+
+- one striking part, a small disc of vivid colours in a pattern that no other class has. It alone names the class, and
+  a network that learns from tags looks there first;
+- a large body, whose texture, hue and outline hint at the class: three looks a class, hues near those of other
+  classes, under shading, noise and changing light.
+
+In about one object of ten the part is turned away, so the body is worth learning too. Objects are turned
+freely, measure 50 to 95 % of the image, hide each other and reach over its edge. The background is not trivially
+different from bodies: two textured regions of the same hues, and blobs shaded and coloured like bodies, but without
+a class's texture. The truth of a whole object is its body with its part.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rca_lightning.constants import IGNORE_INDEX
+from rca_lightning.data.classes import voc_palette
+from rca_lightning.data.synthetic.scene import Scene, render_scene
+from rca_lightning.data.synthetic.shapes import OBJECT_CLASSES
+from rca_lightning.errors import ArgumentError, DataError
+
+CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in OBJECT_CLASSES)
+"""The foreground classes in the order of their mask values 1, 2, ..."""
+
+FORMAT_VERSION = 1  # raise it whenever other pixels come out for the same arguments
+_LAST_FILE = "image_labels.txt"  # written last, so its presence means that a folder is complete
+_SPLITS = ("train", "val")  # the position is part of each image's seed
+_SIZES = range(48, 1025)
+
+
+def generate(
+    root: Path, *, seed: int = 0, train_images: int = 600, val_images: int = 150, image_size: int = 128
+) -> Path:
+    """Write the generated data set, unless it is there already.
+
+    The folder is filled under a temporary name and renamed when complete, so a process that is killed leaves no half
+    data set behind (only a hidden folder that may be deleted), and processes that generate at once all return the
+    same complete one. Image i of a split depends on the seed, the size, the split and i alone: asking for more images
+    extends the set. The same library versions give the same pixels.
+
+    Args:
+        root: folder that receives the data set's own folder, named after the arguments; made if missing.
+        seed: 0 or more.
+        train_images: number of images of the split `train`, 1 or more.
+        val_images: number of images of the split `val`, 0 or more.
+        image_size: height and width in pixels, 48 to 1024.
+
+    Returns:
+        The data set's folder, with `JPEGImages/<id>.jpg`, `SegmentationClass/<id>.png` (palette images; 0 background,
+        classes from 1, 255 void along the outlines), `ImageSets/Segmentation/{train,val}.txt` and `image_labels.txt`
+        (a line `id tag tag ...` for each image).
+
+    Raises:
+        ArgumentError: an argument is outside its range.
+        DataError: the folder is there but lost files.
+
+    Example:
+        >>> import tempfile
+        >>> folder = generate(Path(tempfile.mkdtemp()), train_images=2, val_images=1)
+        >>> sorted(path.name for path in (folder / "JPEGImages").iterdir())
+        ['train_00000.jpg', 'train_00001.jpg', 'val_00000.jpg']
+    """
+    _check_at_least("seed", seed, 0)
+    _check_at_least("train_images", train_images, 1)
+    _check_at_least("val_images", val_images, 0)
+    if image_size not in _SIZES:
+        raise ArgumentError("image_size", image_size, f"give a whole number from {_SIZES[0]} to {_SIZES[-1]}")
+    counts = (train_images, val_images)
+    name = f"synthetic-v{FORMAT_VERSION}-seed{seed}-train{train_images}-val{val_images}-{image_size}px"
+    target = Path(root) / name
+    if not _is_complete(target):
+        work = target.with_name(f".{name}.{uuid.uuid4().hex}")
+        try:
+            _write(work, seed=seed, counts=counts, image_size=image_size)
+            _publish(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ArgumentError(name, value, f"give {least} or more")
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether the folder is a finished data set; one that exists without being finished is an error."""
+    if (folder / _LAST_FILE).is_file():
+        return True
+    if folder.exists():
+        raise DataError(
+            f"{folder}: has no {_LAST_FILE}, so files of it were lost; delete the folder to generate it anew"
+        )
+    return False
+
+
+def _publish(work: Path, target: Path) -> None:
+    """Give the finished folder its name, unless another process was first."""
+    try:
+        work.rename(target)
+    except OSError:
+        if not _is_complete(target):
+            raise
+
+
+def _write(folder: Path, *, seed: int, counts: tuple[int, ...], image_size: int) -> None:
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    tag_lines = []
+    for split_number, (split, count) in enumerate(zip(_SPLITS, counts, strict=True)):
+        ids = [f"{split}_{number:05d}" for number in range(count)]
+        for number, image_id in enumerate(ids):
+            scene = render_scene(np.random.default_rng([seed, split_number, number]), image_size)
+            _save(folder, image_id, scene)
+            tag_lines.append(" ".join([image_id, *_tags(scene)]))
+        _write_lines(folder / "ImageSets" / "Segmentation" / f"{split}.txt", ids)
+    _write_lines(folder / _LAST_FILE, tag_lines)
+
+
+def _save(folder: Path, image_id: str, scene: Scene) -> None:
+    Image.fromarray(scene.image).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=92, subsampling=0)
+    mask = Image.fromarray(scene.mask)  # greyscale until it gets the palette
+    mask.putpalette(voc_palette().tobytes())
+    mask.save(folder / "SegmentationClass" / f"{image_id}.png")
+
+
+def _tags(scene: Scene) -> list[str]:
+    """Names of the classes that the mask shows."""
+    return [CLASS_NAMES[value - 1] for value in np.unique(scene.mask) if value not in (0, IGNORE_INDEX)]
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")

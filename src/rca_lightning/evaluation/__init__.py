@@ -1,0 +1,1 @@
+"""Scores of class maps and label images."""

@@ -1,0 +1,124 @@
+"""Finding the files of a data set, with one directory listing instead of a question a file, and reading its lists."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from rca_lightning.errors import DataError, DatasetNotFoundError
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""File endings taken for images, in lower case."""
+
+
+def check_image_id(image_id: str, *, where: str) -> str:
+    """Return `image_id` if it is safe as a file name without its ending.
+
+    Args:
+        image_id: the id as written in a data file.
+        where: the file (and line) it came from, for the error.
+
+    Raises:
+        DataError: empty, `.`, `..`, or holds a path separator or a control character: such an id
+            could lead out of the folder of the data set.
+    """
+    if image_id in {"", ".", ".."} or any(sign in "/\\" or ord(sign) < 32 for sign in image_id):
+        raise DataError(
+            f"{where}: image id {image_id!r} is not a plain file name; "
+            "write the name of the file without folder and ending, such as 2007_000032"
+        )
+    return image_id
+
+
+def locate(value: str | Path, root: Path) -> Path:
+    """Resolve a path given as an argument: absolute, else inside `root`, else from the working folder."""
+    path = Path(value).expanduser()
+    if path.is_absolute():
+        return path
+    inside = root / path
+    return inside if inside.exists() or not path.exists() else path
+
+
+def require_folder(path: Path, *, what: str, remedy: str) -> Path:
+    """Return `path` if it is a folder, else raise `DatasetNotFoundError` naming argument, value and remedy."""
+    if not path.is_dir():
+        raise DatasetNotFoundError(f"{what}={str(path)!r}: no such folder; {remedy}")
+    return path
+
+
+def require_regular_file(path: Path, *, remedy: str) -> Path:
+    """Return `path` if it is a file, or a link to one: reading a pipe or a device might never end.
+
+    Args:
+        path: where a file of a data set ought to be.
+        remedy: what to do where there is none.
+
+    Raises:
+        DatasetNotFoundError: there is nothing.
+        DataError: there is a folder, a pipe or a device, or it may not be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(f"{path}: no such file; {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: not a regular file but a folder, pipe or device; {remedy}")
+    return path
+
+
+def list_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
+    """List the files of a folder (not of its subfolders) by their name without ending, sorted.
+
+    Args:
+        folder: an existing folder.
+        extensions: the file endings to take, in lower case with the dot; hidden files are left out.
+
+    Raises:
+        DataError: two files share a name and differ in the ending only, or a name is no usable id.
+    """
+    found: dict[str, Path] = {}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries)
+    for name in names:
+        stem, extension = os.path.splitext(name)  # noqa: PTH122 - ten times faster than Path on 118,000 names
+        if extension.lower() not in extensions or name.startswith("."):
+            continue
+        if stem in found:
+            raise DataError(f"{folder}: {found[stem].name} and {name} would share the id {stem!r}; rename one of them")
+        found[check_image_id(stem, where=str(folder))] = folder / name
+    return found
+
+
+def first_few(names: Iterable[str], *, limit: int = 3) -> str:
+    """Write out the first names of a list and say how many there are in all: `a, b, c, ... (12 in all)`."""
+    listed = list(names)
+    return ", ".join(listed[:limit]) + (f", ... ({len(listed)} in all)" if len(listed) > limit else "")
+
+
+def read_lines(path: Path, *, what: str) -> list[tuple[int, str]]:
+    """Read the non-empty lines of a UTF-8 text file.
+
+    Args:
+        path: the file; a byte order mark and Windows line ends are accepted.
+        what: the argument the file came by, for the error.
+
+    Returns:
+        Pairs of line number (from 1) and line, without surrounding white space.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: the file is not UTF-8 text, or may not be read.
+    """
+    if not path.is_file():
+        raise DatasetNotFoundError(f"{what}={str(path)!r}: no such file; create it or give the path of yours")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); allow it or give another file") from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]

@@ -1,0 +1,66 @@
+"""Arrays of an npz file that is not trusted: nothing is unpickled, and no more unpacked than was asked for."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rca_lightning.errors import DataError
+from rca_lightning.io.listing import require_regular_file
+
+_KINDS = frozenset("fiub")  # of numbers; anything else might be objects, which are pickled
+
+
+def read_npz(path: Path, most: Mapping[str, int], *, remedy: str) -> dict[str, npt.NDArray[Any]]:
+    """Read arrays of numbers from an npz file.
+
+    `numpy.load` makes room for what the head of an array announces, and unpacks all that a member holds: a file of a
+    few kilobytes fills the memory. Here the head is compared with the bound before anything is unpacked.
+
+    Args:
+        path: the file.
+        most: names of the arrays to read, and the most numbers each may have.
+        remedy: what to do about a file that cannot be used; ends the error.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: damaged, an array is missing, has more numbers, or holds anything else than numbers.
+    """
+    require_regular_file(path, remedy=remedy)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name: _read(archive, f"{name}.npy", numbers) for name, numbers in most.items()}
+    except Exception as error:  # zip, zlib and numpy each have errors of their own for a damaged file
+        raise DataError(f"{path}: its arrays could not be read ({error}); {remedy}") from error
+
+
+def _read(archive: zipfile.ZipFile, name: str, most: int) -> npt.NDArray[Any]:
+    # The other ways to compress want a window of up to 4 GB; NumPy writes none of them.
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed in an unknown way")
+    with archive.open(name) as file:
+        shape, by_column, dtype = _head(file)
+        if dtype.kind not in _KINDS:
+            raise ValueError(f"{name} holds {dtype}, not numbers")
+        count = math.prod(shape)
+        if min(shape, default=0) < 0 or count > most:
+            raise ValueError(f"{name} has the shape {shape}, which is more than {most} numbers")
+        content = file.read(count * dtype.itemsize)
+        if file.read(1):  # which also lets zipfile compare the checksum
+            raise ValueError(f"{name} is longer than its shape {shape}")
+    array = np.frombuffer(bytearray(content), dtype, count)
+    return array.reshape(shape, order="F" if by_column else "C")
+
+
+def _head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):  # NumPy writes later ones for records only; their heads may be 4 GB long
+        raise ValueError(f"an array of version {version}")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, by_column, dtype

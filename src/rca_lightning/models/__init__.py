@@ -1,1 +1,0 @@
-"""Networks and the pure parts of RCA that work on features and maps."""

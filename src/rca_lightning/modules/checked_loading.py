@@ -1,0 +1,121 @@
+"""Loading of checkpoints by a LightningModule: only those of its own network, and no code from them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar
+
+import lightning as L
+import torch
+
+from rca_lightning.checkpoints.compatibility import FORMAT, KEY, OnMismatch, differences, forget, migrate, new_sizes
+from rca_lightning.checkpoints.reading import check_fit, check_task, read_checkpoint
+from rca_lightning.checkpoints.resuming import settle
+from rca_lightning.errors import RCAError, WeightsError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_FILES = ("weights", "weights_sha256")  # arguments that have the network read another file
+
+
+class CheckedLoading(L.LightningModule):
+    """A LightningModule that takes checkpoints of its own network only, and no code from them.
+
+    Attributes:
+        task: what the command line calls the module.
+        on_mismatch: "rebuild" starts with empty prototypes where those of a checkpoint do not fit; see
+            `RegionMemoryCallback`, which sets it.
+    """
+
+    task: ClassVar[str]
+    on_mismatch: OnMismatch = "refuse"
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the `L` classes; their numbers where none were given."""
+        names: list[str] | None = self.hparams["class_names"]
+        return names or [f"class {index + 1}" for index in range(self.hparams["num_classes"])]
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Build the module from a checkpoint; to be called on the class.
+
+        Args:
+            checkpoint_path: a checkpoint of `rca fit` on this machine, or an open file.
+            map_location: device of the weights, such as `"cpu"`; default: the one they were on.
+            hparams_file: YAML file of arguments to use instead of those in the checkpoint.
+            strict: whether names must match; they are checked anyway.
+            weights_only: False also unpickles classes, which may run any code in the file.
+            **kwargs: arguments of the module to use instead of those in the checkpoint.
+
+        Raises:
+            ArgumentError: if there is no such file, or it is the address of one elsewhere.
+            WeightsError: if the file is damaged, holds more than tensors and plain values, or is of another network.
+        """
+        if weights_only is not False and isinstance(checkpoint_path, (str, Path)):
+            # No tensor is read.
+            content = read_checkpoint(checkpoint_path, map_location="meta", argument="checkpoint_path")
+            if hparams_file is None:
+                cls._try(content, kwargs)
+        try:
+            return super().load_from_checkpoint(
+                checkpoint_path,
+                map_location=map_location,
+                hparams_file=hparams_file,
+                strict=strict,
+                weights_only=weights_only is not False,
+                **kwargs,
+            )
+        except RuntimeError as error:  # a tensor is shorter than the head of the file says, which is not read before
+            raise WeightsError(f"checkpoint_path={str(checkpoint_path)!r} was not loaded: {error}") from error
+
+    @classmethod
+    def _try(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Build the network without memory first: the arguments of a checkpoint may ask for any amount of it."""
+        named = {**content.get("hyper_parameters", {}), **given}
+        known = inspect.signature(cls).parameters
+        try:
+            with torch.device("meta"):
+                network = cls(**{name: value for name, value in named.items() if name in known and name not in _FILES})
+            needed = network.state_dict()
+        except RCAError:
+            raise
+        except Exception as error:  # whatever a value of another type leads to
+            raise WeightsError(
+                f"the arguments in the checkpoint, with those given, make no {cls.__name__} "
+                f"({type(error).__name__}: {error}); give a checkpoint of rca fit"
+            ) from error
+        check_task(content["state_dict"], cls.task)
+        check_fit(content["state_dict"], needed, named)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Number the layout; see `migrate`."""
+        checkpoint[KEY] = FORMAT
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another network or of other classes in one sentence."""
+        migrate(checkpoint)
+        check_task(checkpoint["state_dict"], self.task)
+        arguments = checkpoint.get("hyper_parameters", {})
+        others = differences(checkpoint, self.hparams, self.state_dict())
+        if others and self.on_mismatch == "rebuild" and not new_sizes(arguments, self.hparams):
+            forget(checkpoint, self, others)
+        elif others:
+            raise WeightsError(
+                f"the checkpoint does not fit this run: {'; '.join(others)}. Make them equal, or begin a new training "
+                "with the backbone of the checkpoint (--model.weights); where only names of classes or numbers of "
+                "prototypes differ, --memory.on_mismatch rebuild goes on training with an empty memory"
+            )
+        check_fit(checkpoint["state_dict"], self.state_dict(), arguments)
+        settle(checkpoint.get("loops", {}).get("fit_loop", {}))

@@ -1,0 +1,70 @@
+"""Which arguments of a module a checkpoint keeps, and what they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from rca_lightning.errors import ArgumentError
+from rca_lightning.modules.training_guards import OnNonFinite
+from rca_lightning.rca.inference import check_views
+
+# Where weights came from says nothing once there is a checkpoint, and the path may not exist elsewhere.
+_NOT_KEPT = ("self", "__class__", "weights", "weights_sha256")
+_MOST_CLASSES = 1_000_000  # a checkpoint that says more is damaged
+_SHARES = ("region_threshold", "background_threshold", "confidence", "tag_threshold")
+
+
+def shared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that belong into a checkpoint, once those that every module has are known to make sense.
+
+    Args:
+        arguments: `locals()` of `__init__` of `RCAModule` or `SegmentationModule`.
+
+    Raises:
+        ArgumentError: for the first value out of its range.
+    """
+    kept = {name: value for name, value in arguments.items() if name not in _NOT_KEPT}
+    if kept["num_classes"] < 1:
+        raise ArgumentError("num_classes", kept["num_classes"], "give the number of foreground classes")
+    if kept["num_classes"] > _MOST_CLASSES:
+        raise ArgumentError("num_classes", kept["num_classes"], f"give at most {_MOST_CLASSES}")
+    names = kept["class_names"]
+    if names is not None and len(names) != kept["num_classes"]:
+        raise ArgumentError("class_names", names, f"give {kept['num_classes']} names, one a class")
+    check_views(kept["scales"], kept["max_side"])
+    if kept["on_non_finite"] not in get_args(OnNonFinite):
+        raise ArgumentError("on_non_finite", kept["on_non_finite"], "give 'raise' or 'skip'")
+    return kept
+
+
+def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that belong into a checkpoint, once they are known to make sense together.
+
+    Args:
+        arguments: `locals()` of `RCAModule.__init__`.
+
+    Raises:
+        ArgumentError: for the first value out of its range.
+    """
+    kept = shared_arguments(arguments)
+    for name in _SHARES:
+        if not 0 <= kept[name] <= 1:
+            raise ArgumentError(name, kept[name], "give a number in [0, 1]")
+    if kept["seed_threshold"] is not None and not 0 <= kept["seed_threshold"] <= 1:
+        raise ArgumentError("seed_threshold", kept["seed_threshold"], "give a number in [0, 1], or null")
+    if kept["embedding_stages"] is not None and kept["embedding_stages"] < 1:
+        raise ArgumentError("embedding_stages", kept["embedding_stages"], "give 1 or more, or null")
+    for name in ("alpha", "beta", "warmup_epochs"):
+        if kept[name] < 0:
+            raise ArgumentError(name, kept[name], "give 0 or more")
+    reads_prototypes = kept["aggregation"] and kept["context"] == "prototypes"
+    if kept["contrast"] and kept["positives"] == "prototypes" and not reads_prototypes:
+        raise ArgumentError("positives", "prototypes", "there are none without aggregation=True, context='prototypes'")
+    if kept["aggregation"] and kept["beta"] == 0:
+        if not reads_prototypes:
+            raise ArgumentError("beta", 0, f"give a weight above 0: only the second head reads {kept['context']}")
+        if kept["final_map"] in {"refined", "mean"}:
+            remedy = f"give a weight above 0, or final_map='attention': {kept['final_map']!r} needs the second head"
+            raise ArgumentError("beta", 0, remedy)
+    return kept

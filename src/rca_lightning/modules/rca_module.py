@@ -1,0 +1,296 @@
+"""`RCAModule`: network, losses, optimiser and steps of RCA for the Lightning Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from rca_lightning.backbones.build import OutputStride
+from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.data.sample import Batch
+from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
+from rca_lightning.modules.checked_loading import CheckedLoading
+from rca_lightning.modules.hyperparameters import checked_arguments
+from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
+from rca_lightning.modules.training_guards import FiniteSteps, OnNonFinite, ScoredSteps, SeededSteps
+from rca_lightning.rca.cam import image_logits
+from rca_lightning.rca.contrast import Positives
+from rca_lightning.rca.inference import MAX_SIDE, Seeds, infer_seeds
+from rca_lightning.rca.loss import Objective, RCALoss
+from rca_lightning.rca.memory_bank import RegionMemory
+from rca_lightning.rca.network import ActivationMaps, AttentionClasses, Context, FinalMap, RegionMap, build_network
+from rca_lightning.rca.regions import RegionRule
+
+
+class RCAModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
+    """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
+
+    Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
+    of regions belongs to `RegionMemoryCallback`, which the Trainer needs while `contrast` or `aggregation` is on.
+    With both off this is the plain CAM baseline.
+
+    Args:
+        num_classes: foreground classes `L`. The command line takes it from the data.
+        class_names: their names, for tables and pictures.
+        backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
+        weights: "none", a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken,
+            or a URL; checkpoints do not keep it.
+        weights_sha256: checksum of the file; needed for a URL.
+        output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
+        stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
+        frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
+            small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
+        frozen_stages: how many of the first stages to freeze, 0 to 5.
+        channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
+        contrast: whether to contrast regions with the memory.
+        aggregation: whether pixels read a context and a second CAM head completes the map.
+        context: what they read: "prototypes" of the dataset, or for comparison pixels of another image
+            ("co_attention") or the image itself ("double_attention", "object_context"); see `build_context`.
+        embedding_dim: channels of a learned 1x1 projection for memory and prototypes; none: the features
+            themselves, which need no warm-up to mean something.
+        embedding_stages: how many of the last stages of the backbone embeddings are made of; none: 2, which adds
+            parts that the features of the last have merged, or 1 for a timm model, whose stages are not known.
+        standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
+            all alike in direction without.
+        alpha: weight of the contrast. Behind frozen features of photographs 0.01 gave more than 0.1 or 1.
+        beta: weight of the classification loss of the second head; 1 as in the paper: both heads learn the same.
+            0 leaves that head out, which the map of the attention has no need of.
+        contrast_temperature: tau of InfoNCE.
+        positives: of InfoNCE: "all" slots of the class, its "prototypes", or its "hardest" slot.
+        attention_temperature: of the softmax over prototypes, for unit vectors: the lower, the fewer a pixel reads.
+        normalize_attention: cosine instead of raw products.
+        attention_classes: "tags": a pixel reads only the classes of its image, or "all" as in the paper.
+        num_prototypes: K a class.
+        background_prototypes: prototypes of confidently empty cells, 0 for none. Without them sky and road
+            must share their attention among objects.
+        region_threshold: activation above which a cell belongs to a region, on the scale of region_rule.
+        region_rule: where the map of a class is cut: "fixed" after min-max, "mean", or "quantile".
+        region_map: what regions are cut from: the "coarse" maps, as in the paper, or the "attention" once there are
+            prototypes. Each clustering then starts from better regions than the last.
+        background_threshold: share of the peak below which a cell counts as confidently empty.
+        confidence: image probability a tag must reach before its region enters the memory.
+        warmup_epochs: epochs before the first clustering and before contrast; the memory fills meanwhile.
+        final_map: what seeds are read from: "attention" summed by class, "coarse" (P), "refined" (P^, as in the
+            paper) or the "mean" of the last two.
+        scales: image scales at evaluation and prediction.
+        flip: whether evaluation and prediction add the mirrored image.
+        max_side: longest side of a view in pixels at evaluation and prediction, which bounds memory; larger photographs
+            are computed smaller, and that is logged.
+        eval_tags: "image" lets a map use the true tags, as seeds for training do; "predicted" does not.
+        predict_tags: the same for prediction. Images whose tags are unknown always use predicted ones.
+        tag_threshold: image probability above which a tag is predicted.
+        seed_threshold: background threshold of the score; none: tuned on the masks, over 0.05, 0.10, ... 0.95.
+        optimizer: "sgd" or "adamw".
+        lr: learning rate of the backbone.
+        new_layer_lr_ratio: rate of the heads and the projection, as a multiple of lr.
+        weight_decay: weight decay.
+        momentum: of SGD.
+        poly_power: exponent of the poly decay over all training steps.
+        on_non_finite: what happens to a training batch with a number that is not finite: "raise" names it and stops,
+            "skip" leaves the batch out and counts it; see `FiniteSteps`.
+
+    Example:
+        >>> import torch
+        >>> module = RCAModule(num_classes=3, backbone="resnet18")
+        >>> module(torch.zeros(1, 3, 64, 64)).refined.shape
+        torch.Size([1, 3, 4, 4])
+    """
+
+    task = "localize"
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: list[str] | None = None,
+        *,
+        backbone: str = "resnet50",
+        weights: str = "none",
+        weights_sha256: str | None = None,
+        output_stride: OutputStride = 16,
+        stride_in: StrideIn = "3x3",
+        frozen_batchnorm: bool = True,
+        frozen_stages: int = 0,
+        channels_last: bool = False,
+        contrast: bool = True,
+        aggregation: bool = True,
+        context: Context = "prototypes",
+        embedding_dim: int | None = None,
+        embedding_stages: int | None = None,
+        standardize: bool = True,
+        alpha: float = 0.01,
+        beta: float = 1.0,
+        contrast_temperature: float = 0.1,
+        positives: Positives = "all",
+        attention_temperature: float = 0.05,
+        normalize_attention: bool = True,
+        attention_classes: AttentionClasses = "tags",
+        num_prototypes: int = 20,
+        background_prototypes: int = 64,
+        region_threshold: float = 0.5,
+        region_rule: RegionRule = "fixed",
+        region_map: RegionMap = "attention",
+        background_threshold: float = 0.05,
+        confidence: float = 0.5,
+        warmup_epochs: int = 2,
+        final_map: FinalMap = "attention",
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = True,
+        max_side: int = MAX_SIDE,
+        eval_tags: TagSource = "image",
+        predict_tags: TagSource = "image",
+        tag_threshold: float = 0.5,
+        seed_threshold: float | None = None,
+        optimizer: OptimizerName = "sgd",
+        lr: float = 0.01,
+        new_layer_lr_ratio: float = 10.0,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.9,
+        poly_power: float = 0.9,
+        on_non_finite: OnNonFinite = "raise",
+    ) -> None:
+        super().__init__()
+        # An explicit dict: what the command line read plus what it linked, and no paths of one machine.
+        self.save_hyperparameters(checked_arguments(locals()))
+        self.network = build_network(
+            num_classes,
+            backbone=backbone,
+            weights=weights,
+            weights_sha256=weights_sha256,
+            output_stride=output_stride,
+            stride_in=stride_in,
+            frozen_batchnorm=frozen_batchnorm,
+            frozen_stages=frozen_stages,
+            channels_last=channels_last,
+            contrast=contrast,
+            aggregation=aggregation,
+            context=context,
+            beta=beta,
+            embedding_dim=embedding_dim,
+            embedding_stages=embedding_stages,
+            standardize=standardize,
+            attention_temperature=attention_temperature,
+            normalize_attention=normalize_attention,
+            attention_classes=attention_classes,
+            num_prototypes=num_prototypes,
+            background_prototypes=background_prototypes,
+        )
+        self.loss = RCALoss(
+            alpha=alpha,
+            beta=beta,
+            temperature=contrast_temperature,
+            positives=positives,
+            region_threshold=region_threshold,
+            region_rule=region_rule,
+            region_map=region_map,
+            confidence=confidence,
+            background_threshold=background_threshold if background_prototypes else None,
+        )
+        self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)
+        self.memory: RegionMemory | None = None
+        self.keeps_features = False  # a writer that walks over them asks for them
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether the losses or the prototypes come from the region memory."""
+        return bool(self.hparams["contrast"]) or self.network.aggregation is not None
+
+    @property
+    def memory_classes(self) -> int:
+        """Queues of the memory: the classes, and the background where it has prototypes."""
+        return int(self.hparams["num_classes"]) + bool(self.hparams["background_prototypes"])
+
+    @property
+    def embedding_dim(self) -> int:
+        """Channels of regions and prototypes."""
+        return self.network.stage_weights.shape[0]
+
+    def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
+        """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
+        return self.network(images, tags)  # type: ignore[no-any-return]
+
+    def on_fit_start(self) -> None:
+        """Refuse to train without the memory that the losses need."""
+        if self.needs_memory and self.memory is None:
+            raise ArgumentError(
+                "callbacks", None, "add RegionMemoryCallback() to the Trainer, or set contrast=False, aggregation=False"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of a batch, `regions` for the memory, `maps` `(B, L, h, w)` and `probabilities` to accumulate."""
+        tags = batch["tags"]
+        self.before_step()
+        maps = self(batch["image"], tags)
+        contrasting = self.hparams["contrast"] and self.current_epoch >= self.hparams["warmup_epochs"]
+        objective: Objective = self.loss(
+            maps,
+            tags,
+            remember=self.needs_memory,
+            memory=self.memory if contrasting else None,
+            prototypes=self.network.aggregation,
+        )
+        pooled = {} if objective.regions is None else {"regions": objective.regions.embeddings}
+        if self.leave_out(batch, {**pooled, "loss": objective.total}, self._evidence(maps, objective)):
+            nothing = None if objective.regions is None else objective.regions.none()
+            return {"loss": self.no_loss(), "regions": nothing, "image_id": batch["image_id"], "skipped": True}
+        self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=len(tags))
+        self.log("train/loss", objective.value, prog_bar=True, batch_size=len(tags))
+        # Detached, for embeddings and graph would live on until the next step has been computed.
+        read, chances = maps.read(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
+        kept = {"image_id": batch["image_id"], "maps": read, "probabilities": chances}
+        return {"loss": objective.total, "regions": objective.regions, **kept}
+
+    def _evidence(self, maps: ActivationMaps, objective: Objective) -> dict[str, Tensor]:
+        memory = {} if self.memory is None else {"memory": self.memory.embeddings}
+        computed = {"features (maps of the first head)": maps.coarse, "embeddings": maps.embeddings}
+        refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
+        return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in objective.parts.items()}}
+
+    def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[Seeds]:
+        """Class maps of photographs at their own size, with this module's scales and flip; see `infer_seeds`."""
+        return infer_seeds(
+            self.network,
+            images,
+            tags,
+            final_map=final_map or self.hparams["final_map"],
+            scales=self.hparams["scales"],
+            flip=self.hparams["flip"],
+            tag_threshold=self.hparams["tag_threshold"],
+            max_side=self.hparams["max_side"],
+            keep_features=self.keeps_features,
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the seeds of images that have a mask."""
+        if not batch["image_id"]:
+            return  # none of its images could be read
+        tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
+        seeds = self.seeds(batch["image"], tags)
+        self.evaluation.update(seeds, batch["tags"], batch.get("mask"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score of the split."""
+        result = self.evaluation.finish()
+        if result is not None:
+            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), prog_bar=True, sync_dist=False)
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """For each image `image_id` and `seeds`, on the device that computed them."""
+        tags = batch["tags"]
+        known = (tags > 0).any(dim=1) & (self.hparams["predict_tags"] == "image")
+        found: dict[int, Seeds] = {}
+        for group, given in ((known, tags[known]), (~known, None)):
+            if group.any():
+                places = torch.nonzero(group)[:, 0].tolist()
+                found.update(zip(places, self.seeds(batch["image"][group], given), strict=True))
+        return [{"image_id": image_id, "seeds": found[place]} for place, image_id in enumerate(batch["image_id"])]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD or AdamW with poly decay, a step at a time."""
+        return optimizer_and_schedule(self, self.network.backbone)

@@ -1,0 +1,231 @@
+"""`SegmentationModule`: the second stage, a segmentation network trained on pseudo labels or real masks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from rca_lightning.backbones.build import OutputStride, build_backbone
+from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.backbones.weights import load_cam_head
+from rca_lightning.constants import IGNORE_INDEX
+from rca_lightning.data.classes import check_mask_classes
+from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.sample import Batch
+from rca_lightning.errors import ArgumentError, DataError, require_extra
+from rca_lightning.evaluation.label_iou import LabelEvaluation
+from rca_lightning.modules.checked_loading import CheckedLoading
+from rca_lightning.modules.hyperparameters import shared_arguments
+from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
+from rca_lightning.modules.training_guards import FiniteSteps, OnNonFinite, ScoredSteps, SeededSteps
+from rca_lightning.rca.inference import MAX_SIDE
+from rca_lightning.rca.loss import classification_loss, means_over_ranks
+from rca_lightning.segmentation.inference import LabelImage, label_images
+from rca_lightning.segmentation.network import HeadName, SegmentationNetwork, pixel_cross_entropy
+
+GivenTags = Literal["none", "image"]
+
+_REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
+
+
+class SegmentationModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
+    """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
+
+    Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
+    with `eval_tags` or `predict_tags` given tags choose what is drawn. Averaged weights come from Lightning's
+    callback `EMAWeightAveraging`; checkpoints then hold the averaged weights, and those training goes on with.
+
+    Args:
+        num_classes: foreground classes `L`. The command line takes it from the data.
+        class_names: their names, for tables.
+        backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
+        weights: "none", a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken,
+            or a URL; checkpoints do not keep it.
+        weights_sha256: checksum of the file; needed for a URL.
+        output_stride: pixels a cell of the features.
+        stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
+        frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
+            small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
+        frozen_stages: how many of the first stages to freeze, 0 to 5.
+        channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
+        head: "deeplabv2", parallel dilated classifiers (arXiv 1606.00915); "deeplabv3plus", ASPP with image pooling
+            and a decoder that reads an early stage (arXiv 1802.02611), for sharper outlines at a higher cost; "linear",
+            one classifier on standardised features, which sees no surroundings: for few images with poor labels.
+        tag_weight: weight of the loss of a head that learns the tags of the image, beside the loss of the pixels; 0: no
+            such head. The probability of a class is multiplied with that of its tag then. With weights from a
+            checkpoint of rca fit it starts as the CAM head in there.
+        scales: image scales at evaluation and prediction.
+        flip: whether evaluation and prediction add the mirrored image.
+        max_side: longest side in pixels of what evaluation and prediction compute at once; bounds memory.
+        crf: whether a fully connected CRF refines the probabilities in validate, test and predict, but not in the
+            validations of fit; needs the extra "crf".
+        eval_tags: "image" draws only what the tags of an image name, for photographs that come with tags; "none" does
+            not look at them. An image without tags is drawn as with "none".
+        predict_tags: the same for prediction.
+        optimizer: "sgd" or "adamw".
+        lr: learning rate of the backbone.
+        new_layer_lr_ratio: rate of the head, as a multiple of lr.
+        weight_decay: weight decay.
+        momentum: of SGD.
+        poly_power: exponent of the poly decay over all training steps.
+        on_non_finite: "raise", or "skip" training batches with a number that is not finite; see `FiniteSteps`.
+
+    Raises:
+        RCAError: for an argument out of its range.
+
+    Example:
+        >>> import torch
+        >>> module = SegmentationModule(num_classes=3, backbone="resnet18")
+        >>> module(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 4, 4, 4])
+    """
+
+    task = "segment"
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: list[str] | None = None,
+        *,
+        backbone: str = "resnet50",
+        weights: str = "none",
+        weights_sha256: str | None = None,
+        output_stride: OutputStride = 16,
+        stride_in: StrideIn = "3x3",
+        frozen_batchnorm: bool = True,
+        frozen_stages: int = 0,
+        channels_last: bool = False,
+        head: HeadName = "deeplabv2",
+        tag_weight: float = 0.0,
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = True,
+        max_side: int = MAX_SIDE,
+        crf: bool = False,
+        eval_tags: GivenTags = "none",
+        predict_tags: GivenTags = "none",
+        optimizer: OptimizerName = "sgd",
+        lr: float = 0.01,
+        new_layer_lr_ratio: float = 10.0,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.9,
+        poly_power: float = 0.9,
+        on_non_finite: OnNonFinite = "raise",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(shared_arguments(locals()))
+        check_mask_classes(num_classes)
+        if tag_weight < 0:
+            raise ArgumentError("tag_weight", tag_weight, "give 0 or more")
+        extractor = build_backbone(
+            backbone,
+            output_stride=output_stride,
+            weights=weights,
+            weights_sha256=weights_sha256,
+            stride_in=stride_in,
+            frozen_batchnorm=frozen_batchnorm,
+            frozen_stages=frozen_stages,
+        )
+        self.network = SegmentationNetwork(
+            extractor, head, num_classes + 1, tag_head=tag_weight > 0, channels_last=channels_last
+        )
+        if self.network.tag_head is not None:
+            load_cam_head(self.network.tag_head, weights, sha256=weights_sha256)
+        self.evaluation = LabelEvaluation(num_classes)
+        self.use_crf = crf
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, L + 1, h, w)` of images `(B, 3, H, W)`; see `SegmentationNetwork.forward`."""
+        return self.network(images)  # type: ignore[no-any-return]
+
+    def setup(self, stage: str) -> None:
+        """Leave the CRF out of training, and find out before the first image whether it is there otherwise."""
+        self.use_crf = self.hparams["crf"] and stage != "fit"
+        if self.use_crf:
+            require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
+
+    def on_train_start(self) -> None:
+        """Refuse images without a mask before the first of them is met."""
+        images = getattr(self.trainer.train_dataloader, "dataset", None)
+        if isinstance(images, TaggedImages):
+            without = [record.image_id for record in images.records if record.mask is None]
+            if without:
+                found = f"{len(without)} of {len(images)} training images have no mask, such as {without[0]}"
+                raise DataError(f"train_masks: {found}; {_REMEDY}")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        if "mask" not in batch:
+            raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
+        self.before_step()
+        logits, tag_maps = self.network.branches(batch["image"])
+        size, mask = len(batch["mask"]), batch["mask"]
+        losses, counts = {"loss": pixel_cross_entropy(logits, mask)}, {"loss": (mask != IGNORE_INDEX).sum()}
+        if tag_maps is not None:
+            losses["tag_loss"] = classification_loss(tag_maps, batch["tags"])
+            counts["tag_loss"] = torch.tensor(size)
+        # The logits too: the loss does not see those of pixels without a label, their gradients would not be finite.
+        if self.leave_out(batch, {"logits": logits, **losses}, {}):
+            return self.no_loss()
+        minimised, values = means_over_ranks(losses, counts)
+        loss, value = minimised["loss"], values["loss"]
+        if tag_maps is not None:
+            self.log("train/tag_loss", values["tag_loss"], batch_size=size)
+            loss = loss + self.hparams["tag_weight"] * minimised["tag_loss"]
+            value = value + self.hparams["tag_weight"] * values["tag_loss"]
+        self.log("train/loss", value, prog_bar=True, batch_size=size)
+        return loss
+
+    def label_images(self, images: Tensor, tags: Tensor | None = None) -> list[LabelImage]:
+        """Label images of photographs at their own size, with this module's scales, flip and CRF.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised.
+            tags: `(B, L)`, the classes that may be drawn; `None`: any.
+        """
+        return label_images(
+            self.network,
+            images,
+            scales=self.hparams["scales"],
+            flip=self.hparams["flip"],
+            max_side=self.hparams["max_side"],
+            crf=self.use_crf,
+            tags=tags,
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the labels of images that have a mask."""
+        if "mask" in batch:
+            found = self.label_images(batch["image"], batch["tags"] if self.hparams["eval_tags"] == "image" else None)
+            self.evaluation.update([image.labels for image in found], batch["mask"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score of the split."""
+        self._log_score("val")
+
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Log the score of the split."""
+        self._log_score("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """For each image `image_id`, `labels` on the CPU, and `confidence`; see `LabelImage`."""
+        if not batch["image_id"]:
+            return []  # none of its images could be read
+        tags = batch["tags"] if self.hparams["predict_tags"] == "image" else None
+        return [
+            {"image_id": image_id, "labels": found.labels.cpu(), "confidence": found.confidence}
+            for image_id, found in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
+        ]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """SGD or AdamW with poly decay, a step at a time."""
+        return optimizer_and_schedule(self, self.network.backbone)
+
+    def _log_score(self, split: str) -> None:
+        scores = self.evaluation.finish()
+        if scores is not None:
+            self.log(f"{split}/miou", scores.miou, prog_bar=True, sync_dist=False)

@@ -1,0 +1,275 @@
+"""What keeps training steps sound: seeds of their own, scores begun anew, numbers that are finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from rca_lightning.data.loaders import run_seed
+from rca_lightning.data.sample import Batch
+from rca_lightning.distributed import gather_objects, maximum_over_ranks
+from rca_lightning.errors import NonFiniteError
+from rca_lightning.rca.standardization import Standardization
+
+logger = logging.getLogger(__name__)
+
+
+def learns_statistics(part: nn.Module) -> bool:
+    """Whether a forward pass changes the running statistics of this layer."""
+    return isinstance(part, (_BatchNorm, Standardization)) and part.training
+
+
+class RunningStatistics:
+    """The running statistics of a network as they are now, of those layers that a forward pass would change.
+
+    Example:
+        >>> layer = nn.BatchNorm2d(3)
+        >>> before = RunningStatistics(layer)
+        >>> _ = layer(torch.full((1, 3, 2, 2), torch.nan))
+        >>> before.restore()
+        >>> layer.running_mean
+        tensor([0., 0., 0.])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        learning = [part for part in network.modules() if learns_statistics(part)]
+        self._live = [buffer for part in learning for buffer in part.buffers()]
+        self._kept = [buffer.clone() for buffer in self._live]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back."""
+        for live, kept in zip(self._live, self._kept, strict=True):
+            live.copy_(kept)
+
+
+_SHOWN = 64  # ids of a batch that are written out
+_DATA = "mend or leave out the photograph"
+_MEMORY = "start from a checkpoint with a sound memory"
+_TRAINING = "lower lr, or give trainer.precision bf16-mixed or 32-true where it is 16-mixed"
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """What is not finite in a step.
+
+    Attributes:
+        first: the earliest of it in the order of computation.
+        others: the rest of it, in that order.
+        culprits: images of which `first` is not finite; none if its rows are not images.
+        batch: all images of the batch.
+        remedy: what helps.
+        place: of `first` in the order of computation.
+    """
+
+    first: str
+    others: tuple[str, ...]
+    culprits: tuple[str, ...]
+    batch: tuple[str, ...]
+    remedy: str
+    place: int
+
+    def __str__(self) -> str:
+        of = f" of {_listed(self.culprits)}" if self.culprits else ""
+        then = f", then {', '.join(self.others)}" if self.others else ""
+        return f"{self.first}{of} not finite{then}, in the batch of {_listed(self.batch)}"
+
+
+def find_non_finite(batch: Batch, evidence: Mapping[str, Tensor]) -> NonFinite | None:
+    """The first of the pixels and tags of a batch, and of what was computed of them, that is not finite.
+
+    Args:
+        batch: `image` `(B, 3, H, W)`, `tags` `(B, L)`, `image_id`.
+        evidence: tensors by name, in the order of computation; those of `B` rows have one an image.
+
+    Returns:
+        What was found; `None` if all of it is finite.
+    """
+    remedies = {"pixels": _DATA, "tags": _DATA, "memory": _MEMORY}
+    steps = {"pixels": batch["image"], "tags": batch["tags"], **evidence}
+    broken = [name for name, value in steps.items() if not bool(torch.isfinite(value).all())]
+    if not broken:
+        return None
+    ids, first = tuple(batch["image_id"]), broken[0]
+    remedy, place = remedies.get(first, _TRAINING), list(steps).index(first)
+    return NonFinite(first, tuple(broken[1:]), _culprits(steps[first], ids), ids, remedy, place)
+
+
+def broken_weight(module: nn.Module) -> str | None:
+    """Name of the first weight that is not finite, running statistics that are being learned aside."""
+    for prefix, part in module.named_modules():
+        own = list(part.named_parameters(recurse=False))
+        if not learns_statistics(part):
+            own += part.named_buffers(recurse=False)
+        for name, value in own:
+            if not bool(torch.isfinite(value).all()):
+                return f"{prefix}.{name}" if prefix else name
+    return None
+
+
+def _culprits(value: Tensor, ids: tuple[str, ...]) -> tuple[str, ...]:
+    if value.ndim < 2 or len(value) != len(ids):
+        return ()
+    of_image = (~torch.isfinite(value)).flatten(1).any(dim=1).tolist()
+    return tuple(image_id for image_id, found in zip(ids, of_image, strict=True) if found)
+
+
+def _listed(ids: tuple[str, ...]) -> str:
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(repr(image_id) for image_id in ids[:_SHOWN]) + more
+
+
+class SeededSteps(L.LightningModule):
+    """A LightningModule whose dropout is the same in a run that was resumed, also within an epoch.
+
+    Checkpoints of Lightning hold no state of random generators. Here torch's is set before every training batch, from
+    the seed of the run, the epoch, the batch and the rank.
+    """
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step."""
+        words = np.random.SeedSequence((run_seed(), self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1)
+
+
+class Resettable(Protocol):
+    """What collects a score."""
+
+    def reset(self) -> None:
+        """Forget what was collected."""
+
+
+class ScoredSteps(L.LightningModule):
+    """A LightningModule that scores a split in its attribute `evaluation`.
+
+    An evaluation that was cut short, by an error or by hand, leaves half a score: the next one does not go on with it.
+    """
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an evaluation before has left."""
+        cast(Resettable, cast(Any, self).evaluation).reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an evaluation before has left."""
+        self.on_validation_epoch_start()
+
+
+OnNonFinite = Literal["raise", "skip"]
+
+_warn = rank_zero_only(logger.warning)
+
+_NAMED = 10  # skipped batches that are told one by one
+
+
+class FiniteSteps(L.LightningModule):
+    """A LightningModule whose training steps are checked before anything is learned from them.
+
+    One number a step is read by the host, once the loss has been computed, and in a distributed run it is the maximum
+    over the ranks, so all of them go on, leave out or raise together. Which tensor it was, and of which image, is only
+    looked for when there is something to find.
+
+    Its `hparams` have `on_non_finite`. With "skip" a batch of which something is not finite adds nothing to the
+    gradients, to the running statistics of BatchNorm and to the memory; an optimiser step all of whose batches were
+    left out changes nothing, though the schedule goes on. Weights that are not finite are an error all the same: no
+    batch will do.
+
+    Attributes:
+        skipped_batches: left out since the module was made; in a distributed run those of all ranks count as one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skipped_batches = 0
+        self._statistics: RunningStatistics | None = None
+        self._has_learned = False  # since the last step of the optimiser
+
+    def before_step(self) -> None:
+        """Remember what the forward pass changes; to be called before it."""
+        if self.hparams["on_non_finite"] == "skip":
+            self._statistics = RunningStatistics(self)
+
+    def leave_out(self, batch: Batch, watched: Mapping[str, Tensor], evidence: Mapping[str, Tensor]) -> bool:
+        """Whether the batch must be left out; to be called with what the step has computed, on every rank.
+
+        Args:
+            batch: what it was computed of.
+            watched: looked at in every step, so small; by name.
+            evidence: looked at only if something watched is not finite, in the order of computation; `(B, ...)`, or
+                of another length where rows are not images.
+
+        Raises:
+            NonFiniteError: if something is not finite, and such batches are not to be skipped or weights are the cause.
+        """
+        broken = torch.stack([~torch.isfinite(value).all() for value in watched.values()]).any().to(torch.uint8)
+        maximum_over_ranks(broken)
+        if not bool(broken):
+            self._has_learned = True
+            self._count()
+            return False
+        if self._statistics is not None:
+            self._statistics.restore()
+        self._tell(batch, {**evidence, **watched})
+        self.skipped_batches += 1
+        self._count()
+        return True
+
+    def no_loss(self) -> Tensor:
+        """A loss of 0 with a gradient of 0 for every weight that is trained.
+
+        In place of no loss at all: the ranks exchange the gradients of the batches before it in the last one of an
+        accumulation, and a GradScaler wants to see the gradients of every step.
+        """
+        # The first number is enough: the backward pass reaches the whole weight.
+        parts = [weight.flatten()[:1].sum() * 0 for weight in self.parameters() if weight.requires_grad]
+        return torch.stack(parts).sum()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make a step without a usable batch no step: zeros would still move weights by momentum and weight decay."""
+        if not self._has_learned and self.skipped_batches:
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    weight.grad = None
+        self._has_learned = False
+
+    def on_train_end(self) -> None:
+        """Say how many batches were left out."""
+        if self.skipped_batches:
+            _warn("%d training batches were left out of this run: not finite", self.skipped_batches)
+
+    def _count(self) -> None:
+        if self.hparams["on_non_finite"] == "skip":
+            self.log("train/skipped_batches", float(self.skipped_batches), batch_size=1)
+
+    def _tell(self, batch: Batch, evidence: Mapping[str, Tensor]) -> None:
+        """Raise, or warn; every rank says the same."""
+        # Of each rank, also what must be the same on all of them: one that raised alone would leave the others waiting.
+        told = gather_objects((broken_weight(self), find_non_finite(batch, evidence)))
+        weight = next((name for name, _ in told if name is not None), None)
+        here = f"step {self.global_step}, epoch {self.current_epoch}, batch {self.trainer.fit_loop.total_batch_idx + 1}"
+        if weight is not None:
+            raise NonFiniteError(
+                f"{weight}: this weight is not finite at {here}; lower lr or give trainer.gradient_clip_val, and start "
+                "again from a checkpoint of before"
+            )
+        found = [(part, rank) for rank, (_, part) in enumerate(told) if part is not None]
+        found.sort(key=lambda each: each[0].place)  # means over the ranks carry it from one to the others
+        text = "; ".join(_sentence(part, rank, len(told)) for part, rank in found)
+        if self.hparams["on_non_finite"] != "skip":
+            raise NonFiniteError(f"{text}, at {here}; {found[0][0].remedy}, or give on_non_finite='skip'")
+        if self.skipped_batches < _NAMED:
+            more = "; further ones are only counted" if self.skipped_batches == _NAMED - 1 else ""
+            _warn("batch left out: %s, at %s%s", text, here, more)
+
+
+def _sentence(found: NonFinite, rank: int, ranks: int) -> str:
+    return f"rank {rank}: {found}" if ranks > 1 else str(found)

@@ -1,0 +1,1 @@
+"""Regional Semantic Contrast and Aggregation (arXiv 2203.09653), part by part."""

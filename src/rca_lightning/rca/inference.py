@@ -1,0 +1,183 @@
+"""Class maps at the size of the photograph, averaged over scales and flips."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rca_lightning.errors import ArgumentError
+from rca_lightning.rca.cam import image_logits, max_normalise
+from rca_lightning.rca.network import FinalMap, RCANetwork
+
+logger = logging.getLogger(__name__)
+
+MAX_SIDE = 1280
+"""Longest side of a view in pixels unless said otherwise: VOC and COCO photographs reach it at twice their size."""
+
+_LEAST_SIDE = 16  # the smallest crop of training; on less a network with stride 16 sees a single cell
+_capped: set[tuple[int, int, int]] = set()  # sizes that were logged already
+
+
+def check_views(scales: Sequence[float], max_side: int) -> None:
+    """Refuse scales and a cap of which no view can be made.
+
+    Raises:
+        ArgumentError: no scale, one that is not above 0 and finite, or a side below 16 pixels.
+    """
+    if not scales or not all(0 < scale < float("inf") for scale in scales):
+        raise ArgumentError("scales", scales, "give at least one number above 0, such as 0.5 1.0 1.5")
+    if max_side < _LEAST_SIDE:
+        raise ArgumentError("max_side", max_side, f"give {_LEAST_SIDE} pixels or more")
+
+
+def views(
+    images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = True, max_side: int = MAX_SIDE
+) -> Iterator[tuple[Tensor, bool]]:
+    """Scaled images, each as it is and mirrored, one view at a time.
+
+    A view whose longer side would exceed `max_side` is made with that side instead, which bounds the memory of a large
+    photograph; two scales that both exceed it are one view then. It is logged once for each size of photograph.
+
+    Args:
+        images: `(B, 3, H, W)`, normalised.
+        scales: factors on the size of the images.
+        flip: whether to add the mirrored image at every scale.
+        max_side: longest side of a view in pixels, 16 or more.
+
+    Yields:
+        `(B, 3, h, w)`, and whether it is mirrored.
+
+    Raises:
+        ArgumentError: see `check_views`.
+
+    Example:
+        >>> import torch
+        >>> [tuple(view.shape[2:]) for view, _ in views(torch.zeros(1, 3, 40, 60), scales=(0.5, 1.0), flip=False)]
+        [(20, 30), (40, 60)]
+    """
+    check_views(scales, max_side)
+    for height, width in view_sizes((images.shape[2], images.shape[3]), scales=scales, max_side=max_side):
+        same = (height, width) == tuple(images.shape[2:])
+        smaller = height < images.shape[2]
+        scaled = images if same else F.interpolate(images, (height, width), mode="bilinear", antialias=smaller)
+        yield scaled, False
+        if flip:
+            yield scaled.flip(3), True
+
+
+def view_sizes(size: tuple[int, int], *, scales: Sequence[float], max_side: int = MAX_SIDE) -> list[tuple[int, int]]:
+    """Height and width of each view of a photograph of this height and width, each size once."""
+    longest = max(size)
+    largest = max_side / longest
+    kept = dict.fromkeys(min(scale, largest) for scale in scales)
+    if largest < max(scales) and (key := (*size, max_side)) not in _capped:
+        _capped.add(key)
+        logger.warning(
+            "photographs of %d x %d pixels: scales above %.3g are computed at that scale, as max_side=%d bounds memory",
+            size[1],
+            size[0],
+            largest,
+            max_side,
+        )
+    sizes = [(max(1, round(size[0] * scale)), max(1, round(size[1] * scale))) for scale in kept]
+    return list(dict.fromkeys(sizes))
+
+
+@dataclass
+class Seeds:
+    """Class maps of one photograph, of the classes that may occur in it.
+
+    Attributes:
+        maps: `(K, H, W)` float32 in `[0, 1]`, each with maximum 1 or all 0.
+        classes: `(K,)` int64, class of each map, ascending.
+        probabilities: `(L,)`, image probability of every class.
+        features: `(D, h, w)`, embeddings of the largest view, which `random_walk` walks over; None unless asked for.
+    """
+
+    maps: Tensor
+    classes: Tensor
+    probabilities: Tensor
+    features: Tensor | None = None
+
+
+@torch.no_grad()
+def infer_seeds(
+    network: RCANetwork,
+    images: Tensor,
+    tags: Tensor | None = None,
+    *,
+    final_map: FinalMap = "attention",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+    tag_threshold: float = 0.5,
+    max_side: int = MAX_SIDE,
+    keep_features: bool = False,
+) -> list[Seeds]:
+    """Class maps of whole images.
+
+    The maps of all scales and flips are averaged before they are normalised, so a view in which a class
+    is hardly seen counts little.
+
+    Args:
+        network: in evaluation mode.
+        images: `(B, 3, H, W)`, normalised.
+        tags: `(B, L)`, 0 or 1: the classes to keep. `None` where unknown: those with an image probability
+            above `tag_threshold`, or the most probable one.
+        final_map: which map is read; see `ActivationMaps.read`.
+        scales: factors on the image size.
+        flip: whether to add the mirrored image at every scale.
+        tag_threshold: in `[0, 1]`.
+        max_side: longest side of a view in pixels; see `views`.
+        keep_features: whether to give the embeddings of the largest view as well, averaged with its mirror image.
+
+    Returns:
+        One `Seeds` for each image.
+
+    Raises:
+        ArgumentError: for scales or a side of which no view can be made.
+    """
+    summed: Tensor | None = None
+    logits: list[Tensor] = []
+    features: list[Tensor] = []
+    # The largest view first: its cells are those on which all are averaged.
+    for view, mirrored in views(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side):
+        seen = network(view, tags)
+        read = _unmirrored(seen.read(final_map), mirrored)
+        logits.append(image_logits(seen.coarse))
+        if keep_features and len(features) < 1 + flip:
+            features.append(_unmirrored(seen.embeddings.float(), mirrored))
+        summed = read if summed is None else summed + _resize(read, summed.shape[2:])
+    assert summed is not None  # there is at least one scale
+    probabilities = torch.stack(logits).mean(0).sigmoid()
+    size = (images.shape[2], images.shape[3])
+    seeds = []
+    for index in range(len(images)):
+        keep = _kept(probabilities[index], None if tags is None else tags[index], tag_threshold)
+        # Only kept classes are enlarged: 80 maps of a photograph would take 100 MB.
+        mean = summed[index : index + 1, keep] / len(logits)
+        enlarged = _resize(mean, size)[0] if len(keep) else mean.new_zeros(0, *size)
+        walked = torch.stack([of_view[index] for of_view in features]).mean(0) if features else None
+        seeds.append(Seeds(max_normalise(enlarged), keep, probabilities[index], walked))
+    return seeds
+
+
+def _unmirrored(maps: Tensor, mirrored: bool) -> Tensor:
+    return maps.flip(3) if mirrored else maps
+
+
+def _kept(probabilities: Tensor, tags: Tensor | None, tag_threshold: float) -> Tensor:
+    if tags is not None:
+        return torch.nonzero(tags > 0)[:, 0]
+    keep = torch.nonzero(probabilities > tag_threshold)[:, 0]
+    return keep if len(keep) else probabilities.argmax()[None]
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

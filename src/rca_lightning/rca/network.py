@@ -1,0 +1,286 @@
+"""The RCA network: backbone, CAM heads and semantic aggregation, without any training logic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rca_lightning.backbones.base import Backbone
+from rca_lightning.backbones.build import OutputStride, build_backbone
+from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.errors import ArgumentError
+from rca_lightning.rca.aggregation import SemanticAggregation, pixel_lengths
+from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise
+from rca_lightning.rca.context import ContextModule, ContextName, build_context
+from rca_lightning.rca.standardization import Standardization, joined
+
+FinalMap = Literal["coarse", "refined", "mean", "attention"]
+AttentionClasses = Literal["all", "tags"]
+RegionMap = Literal["coarse", "attention"]
+
+
+@dataclass
+class ActivationMaps:
+    """What the network computes of B images.
+
+    Attributes:
+        embeddings: what regions are pooled from and prototypes compared with, `(B, D, H, W)`.
+        coarse: `P`, maps of the first CAM head, `(B, L, H, W)`.
+        refined: `P^`, maps of the second head on `[F', F]`, `(B, L, H, W)`; `None` without that head.
+        attention: attention summed over the prototypes of a class, `(B, L, H, W)`; `None` without prototypes.
+    """
+
+    embeddings: Tensor
+    coarse: Tensor
+    refined: Tensor | None = None
+    attention: Tensor | None = None
+
+    def read(self, final_map: FinalMap) -> Tensor:
+        """Non-negative maps `(B, L, H, W)` to draw masks from; the refined or coarse ones where others are missing."""
+        if final_map == "attention" and self.attention is not None:
+            return self.attention.float()
+        coarse = self.coarse.float().clamp_min(0)
+        if final_map == "coarse" or self.refined is None:
+            return coarse
+        refined = self.refined.float().clamp_min(0)
+        if final_map != "mean":
+            return refined
+        return (max_normalise(coarse) + max_normalise(refined)) / 2
+
+    def located(self, region_map: RegionMap) -> Tensor:
+        """Maps `(B, L, H, W)` that regions are cut from, detached.
+
+        The attention where it is asked for; of a class that has no prototype yet, the coarse map.
+        """
+        coarse = self.coarse.detach()
+        if region_map == "coarse" or self.attention is None:
+            return coarse
+        attention = self.attention.detach()
+        return torch.where(attention.amax(dim=(2, 3), keepdim=True) > 0, attention.to(coarse.dtype), coarse)
+
+
+class RCANetwork(nn.Module):
+    """Backbone, first CAM head and, with an `aggregation`, attention over prototypes and a second CAM head.
+
+    Args:
+        backbone: gives `F (B, C, H, W)`.
+        num_classes: foreground classes `L`.
+        embedding_dim: `D`, channels of a 1x1 projection that regions and prototypes live in; `None`:
+            they live in the features themselves.
+        embedding_stages: how many of the last stages of the backbone embeddings are made of, each with the same
+            weight. The last one knows the class, the one before the parts.
+        aggregation: reads the prototypes; `None`: plain CAM.
+        context: another source of context in place of the prototypes; see `build_context`.
+        second_head: whether a second CAM head reads the context. Without, prototypes serve the attention alone.
+        attention_classes: whether a pixel may read all classes or the tags of its image.
+        standardize: whether embeddings have mean 0 and variance 1 in every channel, see `Standardization`. Features
+            behind a ReLU are positive, so their cosines are all high and say little; around their mean they point
+            apart.
+        channels_last: whether convolutions run with the channels as innermost dimension, which is what tensor
+            cores and bf16 units of CPUs want.
+    """
+
+    stage_weights: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        embedding_dim: int | None = None,
+        embedding_stages: int = 1,
+        aggregation: SemanticAggregation | None = None,
+        context: ContextModule | None = None,
+        second_head: bool = True,
+        attention_classes: AttentionClasses = "tags",
+        standardize: bool = True,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        channels = backbone.num_features
+        self.backbone = backbone
+        widths = backbone.stage_channels(embedding_stages)
+        self.embedding_stages = embedding_stages
+        self.projection = nn.Conv2d(sum(widths), embedding_dim, 1, bias=False) if embedding_dim else None
+        embedded = embedding_dim or sum(widths)
+        self.standardization = Standardization(embedded) if standardize else None
+        # Of two stages the one with more channels would decide every cosine.
+        weights = torch.cat([torch.full((width,), (channels / width) ** 0.5) for width in widths])
+        weights = torch.ones(embedded) if embedding_dim else weights
+        self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
+        self.coarse_head = CAMHead(channels, num_classes)
+        self.aggregation = aggregation
+        self.context = context
+        read = context.context_channels if context else embedded if aggregation else None
+        self.refined_head = CAMHead(channels + read, num_classes) if read and second_head else None
+        self.attention_classes = attention_classes
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
+        """Maps of images.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised as the backbone expects.
+            tags: `(B, L)`; which classes may be read with `attention_classes="tags"`. Where they are
+                unknown (`None`) the classes with an image probability above one half stand in.
+        """
+        stages = self.backbone.last_stages(images.contiguous(memory_format=self.memory_format), self.embedding_stages)
+        features = stages[-1]
+        embeddings = self._embed(stages)
+        if self.aggregation is not None and self.refined_head is not None:
+            return self._complete(self.refined_head, self.aggregation, features, embeddings, tags)
+        coarse = self.coarse_head(features)
+        if self.context is not None and self.refined_head is not None:
+            completed = torch.cat([self.context(features, coarse.detach(), tags), features], dim=1)
+            return ActivationMaps(embeddings, coarse, self.refined_head(completed))
+        if self.aggregation is None:
+            return ActivationMaps(embeddings, coarse)
+        attention = self.aggregation.class_attention(embeddings.detach(), self._readable(coarse, tags))
+        return ActivationMaps(embeddings, coarse, attention=attention[:, : coarse.shape[1]])
+
+    def _complete(
+        self,
+        head: CAMHead,
+        aggregation: SemanticAggregation,
+        features: Tensor,
+        embeddings: Tensor,
+        tags: Tensor | None,
+    ) -> ActivationMaps:
+        """With maps of the second head on `[F', F]`."""
+        # One half of its weights at a time: F' is as large as the embeddings, and what is made of it is small.
+        of_context, of_features = head.conv.weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
+        coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
+        length = pixel_lengths(embeddings)
+        read, attention = aggregation.project(
+            embeddings, of_context.flatten(1), self._readable(coarse, tags), length=length
+        )
+        # Prototypes are unit vectors: with the length of the pixel both halves of F^ have one scale.
+        return ActivationMaps(embeddings, coarse, unread + read * length.detach(), attention[:, : coarse.shape[1]])
+
+    def _readable(self, coarse: Tensor, tags: Tensor | None) -> Tensor | None:
+        """The classes `(B, L)` a pixel may read; `None`: all."""
+        if self.attention_classes != "tags":
+            return None
+        return tags if tags is not None else image_logits(coarse) > 0
+
+    def _embed(self, stages: list[Tensor]) -> Tensor:
+        size = stages[-1].shape[2], stages[-1].shape[3]
+        same = [stage if tuple(stage.shape[2:]) == size else F.adaptive_avg_pool2d(stage, size) for stage in stages]
+        if self.projection is not None:
+            same = [self.projection(joined(same))]
+        weights = self.stage_weights if len(same) > 1 else None
+        if self.standardization is not None:
+            # Stage by stage: joined before, they would be kept once more for the backward pass.
+            embeddings: Tensor = self.standardization(*same, scale=None if weights is None else weights.flatten())
+            return embeddings
+        return joined(same) if weights is None else joined(same) * weights.to(same[0].dtype)
+
+    def prototype_scores(self, prototypes: Tensor) -> Tensor:
+        """Probability of its own class that the first CAM head gives to a pixel in the direction of each prototype.
+
+        A unit vector has lost its length; that of a pixel with variance 1 in every channel stands in.
+
+        Args:
+            prototypes: `(L, K, D)`, unit length.
+
+        Returns:
+            `(L, K)` in `[0, 1]`.
+
+        Raises:
+            ArgumentError: where embeddings are projected, so that no head reads them.
+        """
+        if self.projection is not None:
+            raise ArgumentError("embedding_dim", self.projection.out_channels, "leave it out to score prototypes")
+        count, channels = self.embedding_stages, self.backbone.num_features
+        pixels = (prototypes * (count * channels) ** 0.5)[..., -channels:]  # the stage that the head reads is the last
+        pixels = pixels.flatten(0, 1)[:, :, None, None]  # (L, K, C) -> (LK, C, 1, 1)
+        if self.standardization is not None:
+            mean, variance = self.standardization.running_mean, self.standardization.running_var
+            pixels = pixels * variance[-channels:, None, None].sqrt() + mean[-channels:, None, None]
+        scores = self.coarse_head(pixels.to(self.coarse_head.conv.weight.dtype)).float().flatten(1)  # (LK, L)
+        scores = scores.softmax(dim=1).reshape(*prototypes.shape[:2], -1)  # (L, K, L)
+        own = torch.arange(len(prototypes), device=prototypes.device)
+        probabilities: Tensor = scores[own, :, own]
+        return probabilities
+
+
+Context = Literal["prototypes"] | ContextName
+
+
+def build_network(
+    num_classes: int,
+    *,
+    backbone: str,
+    weights: str,
+    weights_sha256: str | None,
+    output_stride: OutputStride,
+    stride_in: StrideIn,
+    frozen_batchnorm: bool,
+    frozen_stages: int,
+    channels_last: bool,
+    contrast: bool,
+    aggregation: bool,
+    context: Context,
+    beta: float,
+    embedding_dim: int | None,
+    embedding_stages: int | None,
+    standardize: bool,
+    attention_temperature: float,
+    normalize_attention: bool,
+    attention_classes: AttentionClasses,
+    num_prototypes: int,
+    background_prototypes: int,
+) -> RCANetwork:
+    """Build the network with only those parts that training or reading it needs.
+
+    Each argument is the one of `RCAModule` of its name, which says what it does.
+
+    Returns:
+        The network: with embeddings of their own only if there is something to contrast or prototypes to read.
+
+    Raises:
+        RCAError: for an argument that a part refuses; see `build_backbone`, `SemanticAggregation`, `build_context`.
+    """
+    extractor = build_backbone(
+        backbone,
+        output_stride=output_stride,
+        weights=weights,
+        weights_sha256=weights_sha256,
+        stride_in=stride_in,
+        frozen_batchnorm=frozen_batchnorm,
+        frozen_stages=frozen_stages,
+    )
+    # The last stage knows the class, the one before the parts.
+    stages = embedding_stages or min(2, extractor.num_stages)
+    # Made even if nothing reads it, since it refuses wrong arguments.
+    reader = SemanticAggregation(
+        embedding_dim or sum(extractor.stage_channels(stages)),
+        num_classes,
+        num_prototypes=num_prototypes,
+        background_prototypes=background_prototypes,
+        temperature=attention_temperature,
+        normalize=normalize_attention,
+    )
+    reads_prototypes = aggregation and context == "prototypes"
+    needs_embeddings = contrast or reads_prototypes
+    rival: ContextModule | None = None
+    if aggregation and context != "prototypes":
+        readable = attention_classes if context == "object_context" else "all"
+        rival = build_context(context, extractor.num_features, num_classes, attention_classes=readable)
+    return RCANetwork(
+        extractor,
+        num_classes,
+        embedding_dim=embedding_dim if needs_embeddings else None,
+        embedding_stages=stages if needs_embeddings else 1,
+        aggregation=reader if reads_prototypes else None,
+        context=rival,
+        second_head=beta > 0,
+        attention_classes=attention_classes,
+        standardize=standardize and needs_embeddings,
+        channels_last=channels_last,
+    )

@@ -1,0 +1,1 @@
+"""The segmentation network of the second stage."""

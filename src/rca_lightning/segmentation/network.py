@@ -1,0 +1,147 @@
+"""The segmentation network: a backbone, a head for pixels, and if wanted one for tags."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rca_lightning.backbones.base import Backbone
+from rca_lightning.constants import IGNORE_INDEX
+from rca_lightning.errors import ArgumentError
+from rca_lightning.rca.cam import CAMHead, image_logits
+from rca_lightning.segmentation.heads import DeepLabV2Head, DeepLabV3PlusHead, LinearHead
+
+
+def pixel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross-entropy of the pixels that have a label, in float32.
+
+    Args:
+        logits: `(B, L + 1, h, w)`, enlarged bilinearly to the size of the mask.
+        mask: `(B, H, W)` int64: 0 background, 1..L, 255 no label.
+
+    Returns:
+        The mean, a scalar; 0 with gradients of 0 where no pixel has a label.
+
+    Example:
+        >>> import torch
+        >>> pixel_cross_entropy(torch.zeros(1, 4, 2, 2), torch.tensor([[[0, 255], [3, 255]]]))
+        tensor(1.3863)
+    """
+    enlarged = F.interpolate(logits.float(), size=mask.shape[1:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(enlarged, mask, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (mask != IGNORE_INDEX).sum().clamp_min(1)
+
+
+HeadName = Literal["linear", "deeplabv2", "deeplabv3plus"]
+
+_LOW_LEVEL_STRIDE = 4  # pixels a cell of the early stage that the decoder of v3+ reads
+_PROBE_SIDE = 64
+
+
+class SegmentationNetwork(nn.Module):
+    """Logits of every label at every cell.
+
+    The dilations of a head are those of its paper in pixels: in cells they shrink with a larger output stride.
+
+    Args:
+        backbone: gives the features.
+        head: "linear" and "deeplabv2" give logits at the output stride of the backbone, "deeplabv3plus" at that of an
+            early stage, a quarter of the image's size.
+        num_labels: `L + 1`, the background among them.
+        tag_head: whether a CAM head on the same features reads off which classes the image shows. What a pixel is
+            then weighs its evidence against that of the whole image: fewer cows among the sheep.
+        channels_last: memory layout of the convolutions.
+
+    Raises:
+        ArgumentError: if the head is unknown, or "deeplabv3plus" meets a backbone whose stages are not known.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: HeadName,
+        num_labels: int,
+        *,
+        tag_head: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if head not in get_args(HeadName):
+            raise ArgumentError("head", head, f"give one of {', '.join(get_args(HeadName))}")
+        self.backbone = backbone
+        self.stages = 1  # how many of the last ones the head reads
+        self.head: nn.Module
+        stride = backbone.output_stride
+        if head == "linear":
+            self.head = LinearHead(backbone.num_features, num_labels)
+        elif head == "deeplabv2":
+            rates = [max(1, round(rate * 8 / stride)) for rate in (6, 12, 18, 24)]
+            self.head = DeepLabV2Head(backbone.num_features, num_labels, rates=rates)
+        else:
+            self.stages, low_channels = _early_stage(backbone)
+            rates = [max(1, round(rate * 16 / stride)) for rate in (6, 12, 18)]
+            self.head = DeepLabV3PlusHead(backbone.num_features, low_channels, num_labels, rates=rates)
+        self.tag_head = CAMHead(backbone.num_features, num_labels - 1) if tag_head else None
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images: those of the pixels, and where there is a tag head, weighed by the image.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised as the backbone expects.
+
+        Returns:
+            `(B, L + 1, h, w)`, label 0 the background.
+        """
+        logits, tag_maps = self.branches(images)
+        return logits if tag_maps is None else weigh_by_tags(logits, image_logits(tag_maps))
+
+    def branches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the heads give, each by itself, as they are trained.
+
+        Returns:
+            Logits of the pixels `(B, L + 1, h, w)`, and activation maps of the tags `(B, L, h, w)`, whose mean is the
+            logit of the image's tag; `None` without a tag head.
+        """
+        images = images.contiguous(memory_format=self.memory_format)
+        stages = self.backbone.last_stages(images, self.stages)
+        return self.head(stages), None if self.tag_head is None else self.tag_head(stages[-1])
+
+
+def weigh_by_tags(logits: Tensor, tag_logits: Tensor) -> Tensor:
+    """Weigh the probability of every class by that of its tag: adds its logarithm, and nothing to the background.
+
+    Args:
+        logits: `(B, L + 1, h, w)`, label 0 the background.
+        tag_logits: `(B, L)`.
+
+    Returns:
+        `(B, L + 1, h, w)`.
+
+    Example:
+        >>> import torch
+        >>> even, cat_no_dog = torch.zeros(1, 3, 1, 1), torch.tensor([[9.0, -9.0]])
+        >>> weigh_by_tags(even, cat_no_dog).softmax(1).flatten().round(decimals=2)
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    added = F.pad(F.logsigmoid(tag_logits), (1, 0))  # (B, L) -> (B, L + 1)
+    return logits + added[:, :, None, None]
+
+
+@torch.no_grad()
+def _early_stage(backbone: Backbone) -> tuple[int, int]:
+    """Position from the end and channels of the first stage whose cells are as coarse as the decoder wants them."""
+    if backbone.num_stages > 1:
+        training = backbone.training
+        backbone.eval()
+        maps = backbone.last_stages(torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE), backbone.num_stages)
+        backbone.train(training)
+        for index, stage in enumerate(maps[:-1]):
+            if stage.shape[3] * _LOW_LEVEL_STRIDE <= _PROBE_SIDE:
+                return len(maps) - index, stage.shape[1]
+    name = type(backbone).__name__
+    raise ArgumentError("head", "deeplabv3plus", f"{name} has no known early stages to refine with; give 'deeplabv2'")

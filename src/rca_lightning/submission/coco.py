@@ -1,0 +1,236 @@
+"""COCO results: one region an image and class, as compressed run lengths, and the check of such a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES
+from rca_lightning.data.coco_shapes import decode_rle
+from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, ResultsError
+from rca_lightning.io.atomic import write_atomically
+from rca_lightning.submission.faults import Findings, Passed
+
+_COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{1,12})")  # 000000000139, COCO_val2014_000000000042
+
+
+class CocoForm:
+    """How images and classes of one data set are called in a results file.
+
+    Where the classes are the 80 of COCO, a class has the category id of COCO, and an image named as COCO's are has
+    the number in its name. Everywhere else the category id is the label value, and an image has its own id.
+
+    Args:
+        class_names: the L foreground classes in the order of their label values.
+
+    Example:
+        >>> CocoForm(["cat", "dog"]).image_id("000000000139")
+        '000000000139'
+        >>> CocoForm(COCO_CLASSES).image_id("000000000139")
+        139
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._is_coco = tuple(class_names) == COCO_CLASSES
+        self._categories = tuple(COCO_CATEGORIES) if self._is_coco else tuple(range(1, len(class_names) + 1))
+
+    def image_id(self, name: str) -> int | str:
+        """The id of an image in the file.
+
+        Args:
+            name: name of the photograph without its ending.
+        """
+        match = _COCO_NAME.fullmatch(name) if self._is_coco else None
+        return name if match is None else int(match[1])
+
+    def entries(self, name: str, labels: npt.NDArray[np.uint8], score: float) -> list[dict[str, Any]]:
+        """The entries of one image, in the order of its label values.
+
+        Args:
+            name: name of the photograph without its ending.
+            labels: `(H, W)`, 0 background, 1..L classes.
+            score: confidence in `[0, 1]`, the same for all regions.
+
+        Returns:
+            For each class that occurs `{"image_id", "category_id", "segmentation": {"size": [H, W], "counts": str},
+            "score"}`.
+
+        Raises:
+            ArgumentError: a value above L, or a score out of its range.
+        """
+        if not (math.isfinite(score) and 0 <= score <= 1):
+            raise ArgumentError("score", score, f"give a confidence in [0, 1] for {name!r}")
+        values = [int(value) for value in np.unique(labels) if value > 0]
+        if values and values[-1] > len(self._categories):
+            raise ArgumentError("labels", values[-1], f"give values up to {len(self._categories)} for {name!r}")
+        return [
+            {
+                "image_id": self.image_id(name),
+                "category_id": self._categories[value - 1],
+                "segmentation": encode_rle(labels == value),
+                "score": score,
+            }
+            for value in values
+        ]
+
+
+def encode_rle(region: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Encode a region `(H, W)` as `{"size": [H, W], "counts": compressed run lengths}`.
+
+    Example:
+        >>> encode_rle(np.array([[False, True], [False, True]]))
+        {'size': [2, 2], 'counts': '22'}
+    """
+    from pycocotools import mask as coco_mask
+
+    code = coco_mask.encode(np.asfortranarray(region, dtype=np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
+
+
+def write_coco_results(path: Path, entries: Iterable[dict[str, Any]]) -> int:
+    """Write entries as they come, one a line; the file is whole or not there.
+
+    Args:
+        path: the JSON file.
+        entries: see `CocoForm.entries`; only one is held at a time.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    count = 0
+
+    def write(file: Any) -> None:
+        nonlocal count
+        file.write(b"[")
+        for entry in entries:
+            file.write(b",\n" if count else b"\n")
+            file.write(json.dumps(entry, allow_nan=False).encode())
+            count += 1
+        file.write(b"\n]\n")
+
+    write_atomically(path, write)
+    return count
+
+
+_FIELDS = ("image_id", "category_id", "segmentation", "score")
+_RLE_SIGNS = frozenset(map(chr, range(48, 112)))
+
+
+def check_coco(results: Path, annotations: Path) -> Passed:
+    """Check every entry of a results file against the images and categories of a data set.
+
+    An image may have no entry (nothing was found in it) and several of one category.
+
+    Args:
+        results: JSON list of `{"image_id", "category_id", "segmentation": {"size", "counts"}, "score"}`.
+        annotations: JSON of the data set; only its `images` and `categories` are read, so the `image_info` file of a
+            test set does as well.
+
+    Returns:
+        The number of images with entries and the category ids that occur.
+
+    Raises:
+        ResultsError: every kind of fault with its count and the first few entries: missing fields, unknown images or
+            categories, regions of another size or that cannot be decoded, scores that are no number in `[0, 1]`.
+        DatasetNotFoundError: no such file.
+        DataError: the annotations cannot be used.
+    """
+    known = _read_known(annotations)
+    where = f"results={str(results)!r}"
+    findings = Findings()
+    images, categories = set(), set()
+    for number, entry in enumerate(_read_entries(results, where)):
+        shown = f"entry {number}"
+        missing = [name for name in _FIELDS if name not in entry] if isinstance(entry, dict) else list(_FIELDS)
+        if missing:
+            findings.add("without all fields", f"{shown} ({', '.join(missing)})")
+            continue
+        _check_score(entry["score"], shown, findings)
+        if _is_known(entry["category_id"], known.categories):
+            categories.add(entry["category_id"])
+        else:
+            findings.add("of an unknown category_id", f"{shown} ({reprlib.repr(entry['category_id'])})")
+        if _is_known(entry["image_id"], known.sizes):
+            images.add(entry["image_id"])
+            _check_region(entry["segmentation"], known.sizes[entry["image_id"]], shown, findings)
+        else:
+            findings.add("of an unknown image_id", f"{shown} ({reprlib.repr(entry['image_id'])})")
+    findings.refuse(where)
+    return Passed(len(images), tuple(sorted(categories)))
+
+
+@dataclass(frozen=True)
+class _Known:
+    sizes: dict[int | str, tuple[int, int]]  # of an image id: height, width
+    categories: frozenset[int]
+
+
+def _read_known(path: Path) -> _Known:
+    content = _read_json(path, argument="annotations")
+    try:
+        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
+        return _Known(sizes, frozenset(category["id"] for category in content["categories"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"annotations={str(path)!r}: no COCO file of images and categories ({type(error).__name__}: {error}); "
+            "give the instances or image_info JSON of the split"
+        ) from error
+
+
+def _read_entries(path: Path, where: str) -> list[Any]:
+    entries = _read_json(path, argument="results")
+    if not isinstance(entries, list) or not entries:
+        raise ResultsError(f"{where}: no list of entries, or an empty one; write one entry an image and category")
+    return entries
+
+
+def _read_json(path: Path, *, argument: str) -> Any:
+    if not path.is_file():
+        raise DatasetNotFoundError(f"{argument}={str(path)!r}: no such file; give the path of the JSON file")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        kind = ResultsError if argument == "results" else DataError
+        raise kind(f"{argument}={str(path)!r}: not JSON ({error}); write or fetch it anew") from error
+
+
+def _is_known(value: Any, known: Any) -> bool:
+    # True == 1 and 1.0 == 1 in Python, not on a server.
+    return type(value) in (int, str) and value in known
+
+
+def _check_score(score: Any, shown: str, findings: Findings) -> None:
+    if isinstance(score, bool) or not isinstance(score, (int, float)):
+        findings.add("with a score that is no number", f"{shown} ({reprlib.repr(score)})")
+    elif isinstance(score, float) and not math.isfinite(score):
+        findings.add("with a score that is not finite", f"{shown} ({score})")
+    elif not 0 <= score <= 1:
+        findings.add("with a score out of [0, 1]", f"{shown} ({reprlib.repr(score)})")
+
+
+def _check_region(region: Any, size: tuple[int, int], shown: str, findings: Findings) -> None:
+    height, width = size
+    if not isinstance(region, dict) or not isinstance(region.get("counts"), str):
+        findings.add("whose segmentation is no compressed RLE", shown)
+        return
+    if region.get("size") != [height, width]:
+        findings.add("of another size", f"{shown} ({reprlib.repr(region.get('size'))} instead of {[height, width]})")
+        return
+    try:
+        if not _RLE_SIGNS.issuperset(region["counts"]):
+            raise DataError("a sign that no RLE has")
+        decode_rle(region, height=height, width=width, where=shown)
+    except DataError:
+        findings.add("whose RLE cannot be decoded", shown)

@@ -1,0 +1,230 @@
+"""Models of timm, through a stand-in for the package and, where it is installed, through timm itself."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from rca_lightning.backbones.build import build_backbone
+from rca_lightning.errors import ArgumentError, MissingExtraError, WeightsError
+
+
+class _Convolutional(nn.Module):
+    """A network of stride 32 or 16 with a layer that only its classifier uses."""
+
+    num_features = 6
+
+    def __init__(self, num_classes: int, output_stride: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, output_stride, stride=output_stride)
+        self.bn = nn.BatchNorm2d(6)
+        self.head = nn.Sequential(nn.LayerNorm(6))
+
+    def forward_features(self, images):
+        return self.bn(self.stem(images))
+
+
+class _Fixed(_Convolutional):
+    """A network that cannot be dilated."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+
+
+class _Vision(nn.Module):
+    """A transformer with no layer: a token is the mean colour of its patch and the patch's number."""
+
+    num_features = 4
+    num_prefix_tokens = 2
+    pretrained_cfg: dict = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # noqa: RUF012 - timm's form
+
+    def __init__(self, num_classes: int, dynamic_img_size: bool = False) -> None:
+        super().__init__()
+        assert dynamic_img_size
+        self.patch_embed = nn.Identity()
+        self.patch_embed.patch_size = (14, 14)
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward_features(self, images):
+        tokens = nn.functional.avg_pool2d(images, 14).flatten(2).transpose(1, 2)
+        number = torch.arange(tokens.shape[1]).float().view(1, -1, 1).expand(len(images), -1, 1)
+        tokens = torch.cat([tokens, number], dim=2) * self.gain
+        return torch.cat([torch.full((len(images), 2, 4), -1.0), tokens], dim=1)
+
+
+class _Activating(_Convolutional):
+    """Its normalisation holds the activation, as `BatchNormAct2d` of timm does."""
+
+    class Layer(nn.BatchNorm2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels)
+            self.act = nn.ReLU()
+
+        def forward(self, features):
+            return self.act(super().forward(features))
+
+    def __init__(self, num_classes: int, output_stride: int = 32) -> None:
+        super().__init__(num_classes, output_stride)
+        self.bn = self.Layer(6)
+
+
+class _Broken(_Convolutional):
+    def forward_features(self, images):
+        raise AssertionError("only 224 pixels")
+
+
+class _TokensAlone(_Convolutional):
+    def forward_features(self, images):
+        return super().forward_features(images).mean(dim=(2, 3))
+
+
+@pytest.fixture
+def fake_timm(monkeypatch):
+    models = {
+        "conv": _Convolutional,
+        "fixed": _Fixed,
+        "vision": _Vision,
+        "activating": _Activating,
+        "broken": _Broken,
+        "flat": _TokensAlone,
+    }
+    module = ModuleType("timm")
+    module.is_model = models.__contains__
+    module.asked = []
+
+    def create_model(name, *, pretrained, **options):
+        module.asked.append((name, pretrained, options))
+        return models[name](**options)
+
+    module.create_model = create_model
+    monkeypatch.setitem(sys.modules, "timm", module)
+    return module
+
+
+def test_convolutional_network_is_dilated_and_padded(fake_timm):
+    backbone = build_backbone("timm:conv", output_stride=16).eval()
+    images = torch.randn(2, 3, 33, 64)
+    found = backbone(images)
+    assert (backbone.num_features, backbone.output_stride, found.shape) == (6, 16, (2, 6, 3, 4))
+    padded = torch.zeros(2, 3, 48, 64)
+    padded[:, :, :33] = images
+    torch.testing.assert_close(found, backbone.model.forward_features(padded))
+    assert all(pretrained is False for _, pretrained, _ in fake_timm.asked)
+
+
+def test_layers_of_the_classifier_ask_for_no_gradient(fake_timm):
+    backbone = build_backbone("timm:conv", frozen_batchnorm=False)
+    assert not any(parameter.requires_grad for parameter in backbone.model.head.parameters())
+    backbone(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.requires_grad)
+    assert backbone.model.stem.weight.requires_grad
+    assert backbone.training
+
+
+def test_batchnorm_of_timm_is_frozen(fake_timm):
+    backbone = build_backbone("timm:conv").train()
+    assert not backbone.model.bn.training
+    assert torch.equal(backbone.model.bn.running_mean, torch.zeros(6))
+
+
+def test_sync_batchnorm_that_would_lose_activations_is_refused(fake_timm):
+    backbone = build_backbone("timm:activating", frozen_batchnorm=False).train()
+    assert backbone(torch.randn(2, 3, 32, 32)).min().item() == 0
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    with pytest.raises(ArgumentError, match=r"sync_batchnorm=True: leave it out"):
+        converted.train()
+    nn.SyncBatchNorm.convert_sync_batchnorm(build_backbone("timm:conv")).train()
+
+
+def test_network_of_one_stride_accepts_that_alone(fake_timm):
+    assert build_backbone("timm:fixed", output_stride=32).output_stride == 32
+    with pytest.raises(ArgumentError, match=r"output_stride=16.*output stride 32.*give 32"):
+        build_backbone("timm:fixed", output_stride=16)
+
+
+def test_transformer_gives_its_patches_in_place_and_no_other_token(fake_timm):
+    backbone = build_backbone("timm:vision", output_stride=16)
+    assert (backbone.num_features, backbone.output_stride) == (4, 14)
+    found = backbone(torch.zeros(2, 3, 28, 40))
+    assert found.shape == (2, 4, 2, 3)
+    assert found[1, 3].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_transformer_sees_images_in_its_own_normalisation(fake_timm):
+    backbone = build_backbone("timm:vision")
+    pixels = torch.tensor([0.1, 0.6, 0.9])
+    given = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    found = backbone(given.view(1, 3, 1, 1).expand(1, 3, 14, 14))
+    torch.testing.assert_close(found[0, :3, 0, 0], (pixels - 0.5) / 0.5)
+
+
+def test_weights_use_the_names_of_the_timm_model(fake_timm, tmp_path):
+    state = {**_Convolutional(0, 16).state_dict(), "head.fc.weight": torch.ones(2)}
+    torch.save(state, tmp_path / "conv.pth")
+    backbone = build_backbone("timm:conv", weights=str(tmp_path / "conv.pth"))
+    assert torch.equal(backbone.model.stem.weight, state["stem.weight"])
+    torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"does not fit _Convolutional: missing keys \(6\): stem.weight"):
+        build_backbone("timm:conv", weights=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("timm:nothing", {}, "backbone='timm:nothing'.*no model of this name"),
+        ("timm:broken", {}, "backbone='timm:broken'.*only 224 pixels"),
+        ("timm:flat", {}, "backbone='timm:flat'.*no map"),
+        ("timm:conv", {"frozen_stages": 1}, "frozen_stages=1.*accepts 0"),
+        ("timm:conv", {"stride_in": "1x1"}, "stride_in='1x1'"),
+    ],
+)
+def test_what_does_not_serve_is_named(fake_timm, name, options, named):
+    with pytest.raises(ArgumentError, match=named):
+        build_backbone(name, **options)
+
+
+def test_missing_timm_names_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"timm:resnet18.*rca-lightning\[timm\]"):
+        build_backbone("timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "width", "stride"),
+    [
+        ("resnet18", 8, 512, 8),
+        ("resnet18", 16, 512, 16),
+        ("convnext_atto", 16, 320, 16),
+        ("vit_tiny_patch16_224", 16, 192, 16),
+        ("vit_tiny_patch16_224", 8, 192, 16),
+    ],
+)
+def test_real_timm(name, asked, width, stride):
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    backbone = build_backbone(f"timm:{name}", output_stride=asked)
+    found = backbone(torch.randn(1, 3, 65, 97))
+    assert found.shape == (1, width, -(-65 // stride), -(-97 // stride))
+    found.sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.requires_grad)
+
+
+def test_real_timm_resnet_computes_what_the_resnet_of_this_library_does(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    torch.save(timm.create_model("resnet50", num_classes=3).state_dict(), tmp_path / "resnet50.pth")
+    images = torch.randn(1, 3, 64, 32)
+    options = {"output_stride": 8, "weights": str(tmp_path / "resnet50.pth")}
+    expected = build_backbone("resnet50", **options).eval()(images)
+    torch.testing.assert_close(
+        build_backbone("timm:resnet50", **options).eval()(images), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["conv", "vision"])
+def test_network_can_be_tried_without_memory(fake_timm, name):
+    with torch.device("meta"):
+        found = build_backbone(f"timm:{name}", output_stride=16)
+    assert {value.device.type for value in found.state_dict().values()} == {"meta"}

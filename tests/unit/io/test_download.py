@@ -1,0 +1,118 @@
+"""Weights from the network: checksums, the cache, and what a failed download leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from torch import nn
+
+from rca_lightning.backbones.build import build_backbone
+from rca_lightning.backbones.weights import load_weights
+from rca_lightning.errors import ArgumentError, WeightsError
+from rca_lightning.io import download
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, files: dict[str, bytes], asked: list[str], *args: object) -> None:
+        self.files, self.asked = files, asked
+        super().__init__(*args)
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        body = self.files.get(self.path)
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A server on this machine with one file of weights: address, state, checksum and the paths it was asked for."""
+    monkeypatch.setenv("RCA_CACHE", str(tmp_path / "cache"))
+    state, buffer, asked = network().state_dict(), io.BytesIO(), []
+    torch.save(state, buffer)
+    body = buffer.getvalue()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, {"/models/net.pth": body}, asked))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/models/net.pth", state, hashlib.sha256(body).hexdigest(), asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_download_is_kept_and_found_again(served, tmp_path):
+    url, state, digest, asked = served
+    for _ in range(2):
+        module = network()
+        load_weights(module, url, sha256=digest.upper())
+        assert torch.equal(module[0].weight, state["0.weight"])
+    assert asked == ["/models/net.pth"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{digest[:16]}-net.pth"]
+
+
+def test_damaged_copy_in_the_cache_is_replaced(served, tmp_path):
+    url, state, digest, asked = served
+    load_weights(network(), url, sha256=digest)
+    next((tmp_path / "cache").iterdir()).write_bytes(b"damaged")
+    module = network()
+    load_weights(module, url, sha256=digest)
+    assert torch.equal(module[0].weight, state["0.weight"])
+    assert len(asked) == 2
+
+
+def test_wrong_checksum_keeps_nothing(served, tmp_path):
+    url, _, digest, _ = served
+    with pytest.raises(WeightsError, match=f"{digest}.*{'1' * 64}"):
+        load_weights(network(), url, sha256="1" * 64)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_url_needs_a_checksum(served):
+    url, _, _, asked = served
+    with pytest.raises(ArgumentError, match=r"sha256=None.*weights_sha256.*sha256sum"):
+        load_weights(network(), url)
+    assert asked == []
+
+
+def test_failed_download_is_named_and_leaves_nothing(served, tmp_path):
+    url, _, digest, _ = served
+    with pytest.raises(WeightsError, match=r"absent.pth cannot be downloaded \(HTTP Error 404"):
+        load_weights(network(), url.replace("net", "absent"), sha256=digest)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_name_in_a_url_cannot_leave_the_cache(served, tmp_path):
+    url, _, digest, _ = served
+    with pytest.raises(WeightsError, match="cannot be downloaded"):
+        download.fetch(url.replace("models/net.pth", "..%2f..%2fup\\..\\x"), sha256=digest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("RCA_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert download.cache_folder() == tmp_path / "rca_lightning"
+    monkeypatch.setenv("RCA_CACHE", str(tmp_path / "chosen"))
+    assert download.cache_folder() == tmp_path / "chosen"
+
+
+def test_backbone_takes_a_url_and_its_checksum(served):
+    url, _, digest, asked = served
+    with pytest.raises(WeightsError, match="does not fit ResNet: missing keys"):
+        build_backbone("resnet18", weights=url, weights_sha256=digest)
+    assert len(asked) == 1

@@ -1,0 +1,111 @@
+"""What `RCAModule` accepts, and what of it a checkpoint keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from rca_lightning.errors import ArgumentError
+from rca_lightning.modules.hyperparameters import checked_arguments
+from rca_lightning.modules.rca_module import RCAModule
+
+GOOD = {
+    "self": object(),
+    "__class__": RCAModule,
+    "num_classes": 2,
+    "class_names": ["cat", "dog"],
+    "weights": "/somewhere/resnet.pth",
+    "weights_sha256": "0" * 64,
+    "backbone": "resnet18",
+    "region_threshold": 0.5,
+    "background_threshold": 0.05,
+    "confidence": 0.5,
+    "tag_threshold": 0.5,
+    "seed_threshold": None,
+    "alpha": 0.1,
+    "beta": 1.0,
+    "warmup_epochs": 1,
+    "embedding_stages": None,
+    "contrast": True,
+    "aggregation": True,
+    "context": "prototypes",
+    "final_map": "attention",
+    "positives": "all",
+    "scales": (1.0,),
+    "max_side": 1280,
+    "on_non_finite": "raise",
+}
+
+
+def test_keeps_all_but_where_weights_came_from():
+    kept = checked_arguments(GOOD)
+    assert kept == {k: v for k, v in GOOD.items() if k not in {"self", "__class__", "weights", "weights_sha256"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_classes", 1000),
+        ("class_names", None),
+        *((name, share) for name in ("region_threshold", "confidence", "seed_threshold") for share in (0.0, 1.0)),
+        ("alpha", 0.0),
+        ("beta", 0.0),
+        ("warmup_epochs", 0),
+        ("embedding_stages", 1),
+        ("scales", (0.5, 2.0)),
+    ],
+)
+def test_edges_are_accepted(name, value):
+    given = {**GOOD, "class_names": None, name: value}
+    assert checked_arguments(given)[name] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_classes", 0),
+        ("class_names", ["cat"]),
+        ("embedding_stages", 0),
+        ("class_names", []),
+        ("region_threshold", -0.1),
+        ("background_threshold", 1.1),
+        ("confidence", 2.0),
+        ("tag_threshold", float("nan")),
+        ("seed_threshold", 20.0),
+        ("seed_threshold", -0.01),
+        ("alpha", -1.0),
+        ("beta", -0.5),
+        ("warmup_epochs", -1),
+        ("scales", ()),
+        ("scales", (1.0, 0.0)),
+        ("max_side", 8),
+    ],
+)
+def test_value_out_of_range_names_the_argument(name, value):
+    with pytest.raises(ArgumentError) as caught:
+        checked_arguments({**GOOD, name: value})
+    assert str(caught.value).startswith(f"{name}={value!r}: ")
+
+
+def test_module_checks_before_it_builds_and_keeps_no_path():
+    with pytest.raises(ArgumentError, match=r"beta=-1\.0"):
+        RCAModule(num_classes=2, backbone="no such network", beta=-1.0)
+    module = RCAModule(num_classes=2, backbone="resnet18", alpha=0.3)
+    assert module.hparams["alpha"] == 0.3
+    assert not {"self", "__class__", "weights", "weights_sha256"} & set(module.hparams)
+
+
+@pytest.mark.parametrize("without", [{"aggregation": False}, {"context": "object_context"}])
+def test_positives_cannot_be_prototypes_where_there_are_none(without):
+    checked_arguments({**GOOD, "positives": "prototypes"})
+    with pytest.raises(ArgumentError, match="positives"):
+        checked_arguments({**GOOD, "positives": "prototypes", **without})
+    checked_arguments({**GOOD, "positives": "prototypes", **without, "contrast": False})
+
+
+@pytest.mark.parametrize("needs_it", [{"final_map": "refined"}, {"final_map": "mean"}, {"context": "co_attention"}])
+def test_a_second_head_without_weight_is_refused_where_it_is_needed(needs_it):
+    checked_arguments({**GOOD, "beta": 0.0})
+    with pytest.raises(ArgumentError, match=r"beta.*(second head|co_attention)"):
+        checked_arguments({**GOOD, "beta": 0.0, **needs_it})
+    checked_arguments({**GOOD, "beta": 0.0, **needs_it, "aggregation": False})
+    checked_arguments({**GOOD, "beta": 0.5, **needs_it})

@@ -1,0 +1,39 @@
+"""Standardisation in one process; on several it is compared in `tests/distributed`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rca_lightning import RCAModule
+from rca_lightning.backbones.base import Backbone
+from rca_lightning.rca.standardization import Standardization
+
+
+def test_is_a_batchnorm_without_scale_and_shift():
+    torch.manual_seed(0)
+    expected, found = nn.BatchNorm2d(5, affine=False), Standardization(5)
+    for _ in range(3):
+        features = 4 * torch.randn(2, 5, 3, 4) + 7
+        first, second = features.clone().requires_grad_(), features.clone().requires_grad_()
+        (expected(first) ** 3).sum().backward()
+        (found(second) ** 3).sum().backward()
+        torch.testing.assert_close(second.grad, first.grad)
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    torch.testing.assert_close(dict(found.state_dict()), dict(expected.state_dict()))
+    torch.testing.assert_close(found.eval()(features), expected.eval()(features))
+
+
+def test_frozen_layers_stay_frozen_as_sync_batchnorm():
+    """What `--trainer.sync_batchnorm true` makes of a module."""
+    module = RCAModule(3, backbone="resnet14").train()
+    names, images = set(module.state_dict()), torch.randn(2, 3, 64, 64)
+    expected = module.network.backbone(images)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(module).train()
+    layers = [layer for layer in converted.modules() if isinstance(layer, nn.SyncBatchNorm)]
+    assert layers
+    assert not any(layer.training or layer.weight.requires_grad for layer in layers)
+    assert set(converted.state_dict()) == names
+    assert isinstance(converted.network.backbone, Backbone)
+    assert isinstance(converted.network.standardization, Standardization)
+    torch.testing.assert_close(converted.network.backbone(images), expected)
