@@ -14,7 +14,7 @@ from training_step import make_module
 
 from rca_lightning import RCAModule
 from rca_lightning.rca.cam import max_normalise
-from rca_lightning.rca.inference import infer_seeds
+from rca_lightning.rca.inference import infer_class_maps
 
 _LIMIT = 2.0
 _APART = 1e-3
@@ -62,7 +62,7 @@ def _setup(size: Photographs) -> tuple[RCAModule, Tensor, Tensor]:
 
 
 def _in_batches(module: RCAModule, images: Tensor, tags: Tensor, size: Photographs) -> list[Tensor]:
-    seeds = infer_seeds(module.network, images, tags, final_map="attention", scales=size.scales, flip=True)
+    seeds = infer_class_maps(module.network, images, tags, final_map="attention", scales=size.scales, flip=True)
     return [one.maps for one in seeds]
 
 
@@ -74,7 +74,7 @@ def _one_by_one(module: RCAModule, images: Tensor, tags: Tensor, size: Photograp
             shape = (round(size.height * scale), round(size.width * scale))
             view = F.interpolate(image[None], shape, mode="bilinear", antialias=scale < 1)
             for mirrored in (False, True):
-                seen = module.network(view.flip(3) if mirrored else view, own[None]).read("attention")
+                seen = module.network(view.flip(3) if mirrored else view, own[None]).final_cam("attention")
                 seen = seen.flip(3) if mirrored else seen
                 if total is None:
                     total = torch.zeros_like(seen)

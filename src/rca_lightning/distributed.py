@@ -15,7 +15,7 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def place() -> tuple[int, int]:
+def world_size_and_rank() -> tuple[int, int]:
     """The number of processes, and the rank of this one."""
     return (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
 
@@ -114,7 +114,7 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return sum_over_ranks(gradients[0])[place()[1]]
+        return sum_over_ranks(gradients[0])[world_size_and_rank()[1]]
 
 
 def gather_objects(value: Any) -> list[Any]:

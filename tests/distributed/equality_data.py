@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rca_lightning.data.sample import collate
-from rca_lightning.distributed import place
+from rca_lightning.distributed import world_size_and_rank
 
 CLASSES = 3
 IGNORED = 255
@@ -56,7 +56,7 @@ class GivenBatches:
         self.batches = batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        processes, rank = place()
+        processes, rank = world_size_and_rank()
         return iter([batch[rank::processes] for batch in self.batches])
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAME = {
     "Apache-2.0": ("apache",),
     "MIT": ("mit license", "mit"),
-    "BSD-2-Clause": ("freebsd",),
+    "BSD-2-Clause": ("freebsd", "bsd 2-clause"),
     "BSD-3-Clause": ("bsd 3-clause", "bsd license"),
     "Python Software Foundation License": ("python software foundation",),
 }

@@ -1,4 +1,4 @@
-"""The parser of `rca`, asked before anything runs."""
+"""The parser of `rca`, num_requested before anything runs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from frozen.features import CachedSplit
 from rca_lightning import RCAModule
 from rca_lightning.evaluation.seed_iou import Evaluation
 from rca_lightning.rca.cam import max_normalise
-from rca_lightning.rca.inference import Seeds, infer_seeds
+from rca_lightning.rca.inference import ClassMaps, infer_class_maps
 
 
 @torch.no_grad()
@@ -27,9 +27,9 @@ def score(module: RCAModule, split: CachedSplit, name: str) -> dict[str, Any]:
     for stages, tags, mask in zip(split.stages, split.tags, split.masks, strict=True):
         view = stages[None].float().to(module.device)
         final_map = module.hparams["final_map"]
-        [seeds] = infer_seeds(module.network, view, tags[None].to(view.device), final_map=final_map, flip=False)
+        [seeds] = infer_class_maps(module.network, view, tags[None].to(view.device), final_map=final_map, flip=False)
         maps = F.interpolate(seeds.maps[None], size=mask.shape, mode="bilinear", align_corners=False)[0]
-        enlarged = Seeds(max_normalise(maps).cpu(), seeds.classes.cpu(), seeds.probabilities.cpu())
+        enlarged = ClassMaps(max_normalise(maps).cpu(), seeds.classes.cpu(), seeds.probabilities.cpu())
         evaluation.update([enlarged], tags[None], mask[None])
     result = evaluation.finish()
     assert result is not None  # every image has a mask

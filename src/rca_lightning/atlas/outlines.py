@@ -30,7 +30,7 @@ class ImageRegions:
         long_side: pixels to which the image is scaled for the network; `None`: as it is.
         region_threshold: see `pseudo_regions`.
         region_rule: see `pseudo_regions`.
-        region_map: see `ActivationMaps.located`.
+        region_map: see `ActivationMaps.region_cam`.
         background_threshold: see `background_regions`.
     """
 
@@ -54,7 +54,7 @@ class ImageRegions:
         self._region_rule: RegionRule = region_rule
         self._background_threshold = background_threshold
         maps = network(_scaled(image[None].to(weight), long_side), self._tags)
-        self._maps: Tensor = maps.located(region_map).float()  # (1, L, h, w)
+        self._maps: Tensor = maps.region_cam(region_map).float()  # (1, L, h, w)
         self._embeddings: Tensor = maps.embeddings.float()  # (1, D, h, w)
 
     def of_class(self, label: int) -> Mask | None:

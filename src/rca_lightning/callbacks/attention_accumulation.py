@@ -16,7 +16,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.attention_store import AttentionStore, grid_size, onto_photographs
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.rca.inference import ClassMaps
 
 logger = logging.getLogger(__name__)
 _log_once = rank_zero_only(logger.info)
@@ -148,7 +148,7 @@ class AttentionAccumulation(L.Callback):
             height, width = grid_size(size, store.cells)
             store.update(batch["image_id"][row], size, [label], one[None, :height, :width])
 
-    def seeds(self, image_id: str, classes: Sequence[int] | Tensor, size: Sequence[int]) -> Seeds | None:
+    def seeds(self, image_id: str, classes: Sequence[int] | Tensor, size: Sequence[int]) -> ClassMaps | None:
         """The accumulated maps of a photograph, in place of those of the network.
 
         Args:
@@ -172,7 +172,7 @@ class AttentionAccumulation(L.Callback):
             return None
         grids = (self.store.grid(image_id, label) for label in range(self.store.num_classes))
         peaks = [0.0 if grid is None else float(grid.max()) for grid in grids]
-        return Seeds(maps, labels, torch.tensor(peaks))
+        return ClassMaps(maps, labels, torch.tensor(peaks))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Exchange maps before a checkpoint within an epoch: one process writes it, with those of all."""

@@ -13,7 +13,7 @@ from datetime import timedelta
 import lightning as L
 import torch.distributed as dist
 
-from rca_lightning.distributed import is_distributed, place
+from rca_lightning.distributed import is_distributed, world_size_and_rank
 from rca_lightning.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class FailTogether(L.Callback):
         self._close()
         if board is None:
             return
-        processes, rank = place()
+        processes, rank = world_size_and_rank()
         notice = f"process {rank} of {processes} raised {type(exception).__name__}: {exception}"
         try:
             board.post(notice)

@@ -20,12 +20,12 @@ from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.files import write_label_files
-from rca_lightning.pseudo_labels.generator import LabelMaker
+from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import BackgroundRule, Levels, check_count, check_share
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.rca.inference import ClassMaps
 
 MapSource = Literal["network", "accumulated"]
 logger = logging.getLogger(__name__)
@@ -109,8 +109,8 @@ class PseudoLabelWriter(PredictionWriter):
         self.maker = self._maker(_ANY_LEVELS)
         self._queue = WorkQueue(workers, threads=not self.maker.is_slow)
 
-    def _maker(self, defaults: Levels) -> LabelMaker:
-        return LabelMaker(**defaults.replaced(*self._levels)._asdict(), **self._given)
+    def _maker(self, defaults: Levels) -> PseudoLabelGenerator:
+        return PseudoLabelGenerator(**defaults.replaced(*self._levels)._asdict(), **self._given)
 
     def describe(self, module: L.LightningModule) -> dict[str, Any]:
         """What labels depend on; only now is it known which map the module reads."""
@@ -141,8 +141,8 @@ class PseudoLabelWriter(PredictionWriter):
                 write_label_files, image_id, made, self.maker, *_arrays(seeds), self.folder.paths(image_id)
             )
 
-    def _seeds(self, prediction: dict[str, Any]) -> Seeds:
-        seeds: Seeds = prediction["seeds"]
+    def _seeds(self, prediction: dict[str, Any]) -> ClassMaps:
+        seeds: ClassMaps = prediction["seeds"]
         if self._accumulation is None:
             return seeds
         found = self._accumulation.seeds(prediction["image_id"], seeds.classes, seeds.maps.shape[1:])
@@ -192,6 +192,6 @@ def _one_of(image_ids: Sequence[str]) -> str:
     return image_ids[0] if len(image_ids) == 1 else f"one of {', '.join(image_ids)}"
 
 
-def _arrays(seeds: Seeds) -> tuple[Any, Any]:
+def _arrays(seeds: ClassMaps) -> tuple[Any, Any]:
     kept = seeds.probabilities[seeds.classes]
     return seeds.maps.cpu().numpy().astype(np.float16), kept.float().cpu().numpy()

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.checkpoints.compatibility import OnMismatch
 from rca_lightning.clustering.cluster import ClusteringBackend, ClusteringMethod
-from rca_lightning.distributed import broadcast_from_first, gather_uneven, place
+from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, WeightsError, require_extra
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.diagnostics import advise_on_empty, diagnose
@@ -181,7 +181,7 @@ class RegionMemoryCallback(L.Callback):
             return
         prototypes, factors = torch.zeros_like(reader.prototypes), torch.ones_like(reader.factors)
         valid = torch.zeros_like(reader.valid, dtype=torch.uint8)
-        if place()[1] == 0:
+        if world_size_and_rank()[1] == 0:
             parts = self._cluster(self.memory, module, epoch)
             prototypes.copy_(torch.cat([part.vectors.flatten(0, 1) for part in parts]))
             factors.copy_(torch.cat([part.factors.flatten() for part in parts]))
@@ -222,7 +222,7 @@ class RegionMemoryCallback(L.Callback):
         rows = slice(0, len(names))
         ages = memory.ages(module.global_step)[rows]
         points, valid = memory.embeddings[rows], memory.valid[rows]
-        found = diagnose(points, valid, classes.clusters, ages, asked=classes.asked)
+        found = diagnose(points, valid, classes.clusters, ages, num_requested=classes.num_requested)
         self.diagnostics = found.as_dict(names)
         for warning in found.warnings(names):
             logger.warning("%s", warning)
@@ -241,7 +241,7 @@ class RegionMemoryCallback(L.Callback):
             return
         regions: Regions = outputs["regions"]
         ids = encode_ids(outputs["image_id"]).to(regions.labels.device)[regions.images]
-        processes, rank = place()
+        processes, rank = world_size_and_rank()
         order = regions.images * processes + rank
         embeddings, labels, ids, order = gather_uneven(regions.embeddings.float(), regions.labels, ids, order)
         # Image i of a process is image i * processes + rank of the batch that a single process would have.

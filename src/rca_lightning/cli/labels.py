@@ -16,11 +16,11 @@ from torch import Tensor
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.images import read_image, read_saliency
 from rca_lightning.data.records import Record
-from rca_lightning.data.sample import Unread
+from rca_lightning.data.sample import SkippedImage
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.io.output_folder import Existing, PredictionFolder
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
-from rca_lightning.pseudo_labels.generator import LabelMaker
+from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import BackgroundRule, Levels, check_count
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
@@ -81,7 +81,7 @@ def label_stored_maps(
     source = Path(maps)
     if not source.is_dir():
         raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
-    maker = LabelMaker(
+    maker = PseudoLabelGenerator(
         rule=rule,
         **_levels(rule, background_threshold, low, high, source)._asdict(),
         power=power,
@@ -122,7 +122,7 @@ def label_stored_maps(
         write_summary(folder.root, kept, records, class_names=data.class_names, split=data.predict_split, tags=tags)
 
 
-def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[Unread]]:
+def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[SkippedImage]]:
     """Photographs with maps, and those that have none because they cannot be read."""
     records = list(data.predict_records)
     without = {record.image_id for record in records if not (source / f"{record.image_id}.npz").is_file()}
@@ -165,7 +165,12 @@ def _predicted(source: Path) -> dict[str, Any]:
 
 
 def _label(
-    record: Record, source: Path, maker: LabelMaker, queue: WorkQueue, folder: PredictionFolder, num_classes: int
+    record: Record,
+    source: Path,
+    maker: PseudoLabelGenerator,
+    queue: WorkQueue,
+    folder: PredictionFolder,
+    num_classes: int,
 ) -> None:
     picture = torch.from_numpy(read_image(record.image)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
     size = (picture.shape[1], picture.shape[2])
@@ -175,7 +180,7 @@ def _label(
     queue.submit(write_label_files, record.image_id, made, maker, None, probabilities, folder.paths(record.image_id))
 
 
-def _saliency(record: Record, maker: LabelMaker) -> Tensor | None:
+def _saliency(record: Record, maker: PseudoLabelGenerator) -> Tensor | None:
     if maker.rule != "saliency":
         return None
     if record.saliency is None:

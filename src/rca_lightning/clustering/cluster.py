@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rca_lightning.clustering.clusters import Clusters, as_batch, chosen, joined, settle
 from rca_lightning.clustering.farthest import cells, farthest, farthest_seeds
-from rca_lightning.clustering.kmeans import Draws, by_distance, fill_seeds, greedy_seeds, lloyd
+from rca_lightning.clustering.kmeans import PerClassGenerator, by_distance, fill_seeds, greedy_seeds, lloyd
 from rca_lightning.clustering.kmeans_faiss import lloyd_by_faiss
 from rca_lightning.clustering.mixture import mixture
 from rca_lightning.clustering.ordering import in_order_of
@@ -107,7 +107,7 @@ def cluster(
                 valid[rows],
                 allowed[rows],
                 None if start is None else (start[0][rows], start[1][rows]),
-                Draws(seed, total, first + rows.start, rows.stop - rows.start),
+                PerClassGenerator(seed, total, first + rows.start, rows.stop - rows.start),
             )
             for rows in _blocks(points)
         ]
@@ -196,7 +196,7 @@ def _restarted(
     valid: Tensor,
     allowed: Tensor,
     start: tuple[Tensor, Tensor] | None,
-    draws: Draws,
+    draws: PerClassGenerator,
     *,
     restarts: int,
     iterations: int,

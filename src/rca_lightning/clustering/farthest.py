@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rca_lightning.clustering.kmeans import Draws, means, nearest, spread_seeds
+from rca_lightning.clustering.kmeans import PerClassGenerator, means, nearest, spread_seeds
 
 
 def farthest(distances: Tensor) -> Tensor:
@@ -13,7 +13,7 @@ def farthest(distances: Tensor) -> Tensor:
     return distances.argmax(dim=1, keepdim=True)
 
 
-def farthest_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: Draws) -> tuple[Tensor, Tensor]:
+def farthest_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: PerClassGenerator) -> tuple[Tensor, Tensor]:
     """Greedy k-centre (Gonzalez, 1985): a random point, then always the one farthest from those so far.
 
     The largest distance of a point to its centre is at most twice the smallest possible. Arguments and result

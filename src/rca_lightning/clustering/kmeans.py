@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Draws:
+class PerClassGenerator:
     """Uniform numbers for some of the classes: those they get when all classes draw together.
 
     So a memory that is clustered a few classes at a time starts from the seeds of one that is clustered whole. Drawn on
@@ -56,7 +56,7 @@ def squared_lengths(points: Tensor) -> Tensor:
     return lengths.square()  # without a tensor of all squares
 
 
-def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: Draws) -> tuple[Tensor, Tensor]:
+def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: PerClassGenerator) -> tuple[Tensor, Tensor]:
     """Pick starting centroids far from each other (Arthur and Vassilvitskii, SODA 2007, greedy form).
 
     Each further centroid is the best of `2 + log K` candidates drawn with probability proportional to the
@@ -75,14 +75,14 @@ def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: Draws)
     return spread_seeds(points, valid, num_clusters, draws, by_distance(num_clusters, draws))
 
 
-def by_distance(num_clusters: int, draws: Draws) -> Candidates:
+def by_distance(num_clusters: int, draws: PerClassGenerator) -> Candidates:
     """Candidates of greedy k-means++."""
     trials = 2 + int(math.log(num_clusters))
     return lambda nearest: _draw(nearest.double(), trials, draws)
 
 
 def spread_seeds(
-    points: Tensor, valid: Tensor, num_clusters: int, draws: Draws, candidates: Candidates
+    points: Tensor, valid: Tensor, num_clusters: int, draws: PerClassGenerator, candidates: Candidates
 ) -> tuple[Tensor, Tensor]:
     """Like `greedy_seeds`: the first point at random, each further one the best of its `candidates`."""
     classes = torch.arange(len(points), device=points.device)
@@ -99,7 +99,7 @@ def spread_seeds(
 
 
 def fill_seeds(
-    points: Tensor, valid: Tensor, initial: Tensor, given: Tensor, draws: Draws, candidates: Candidates
+    points: Tensor, valid: Tensor, initial: Tensor, given: Tensor, draws: PerClassGenerator, candidates: Candidates
 ) -> tuple[Tensor, Tensor]:
     """Keep the prototypes that are there and seed the missing ones away from them.
 
@@ -159,7 +159,7 @@ def _without_copies(distances: Tensor, points: Tensor, centroid: Tensor) -> Tens
     return distances.index_put((label[copy], index[copy]), distances.new_zeros(()))
 
 
-def _draw(weights: Tensor, count: int, draws: Draws) -> Tensor:
+def _draw(weights: Tensor, count: int, draws: PerClassGenerator) -> Tensor:
     """Indices `(C, count)` drawn in proportion to weights `(C, N)`; index 0 where all weights are 0."""
     uniform = draws.uniform(count).to(weights.device)
     cumulative = weights.cumsum(dim=1)

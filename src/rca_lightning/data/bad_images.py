@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from rca_lightning.data.sample import Unread
+from rca_lightning.data.sample import SkippedImage
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.io.atomic import lock
 from rca_lightning.io.listing import first_few
@@ -37,9 +37,9 @@ class BadImages:
     Example:
         >>> bad = BadImages(0.5)
         >>> bad.begin({"val": 4}, folder=None, first=True)
-        >>> bad.note([Unread("val", "a", "cut off"), Unread("val", "a", "cut off")])
+        >>> bad.note([SkippedImage("val", "a", "cut off"), SkippedImage("val", "a", "cut off")])
         >>> bad.found
-        [Unread(split='val', image_id='a', reason='cut off')]
+        [SkippedImage(split='val', image_id='a', reason='cut off')]
     """
 
     def __init__(self, most: float) -> None:
@@ -48,10 +48,10 @@ class BadImages:
         self.most = most
         self.path: Path | None = None
         self._sizes: dict[str, int] = {}
-        self._seen: dict[tuple[str, str], Unread] = {}
+        self._seen: dict[tuple[str, str], SkippedImage] = {}
 
     @property
-    def found(self) -> list[Unread]:
+    def found(self) -> list[SkippedImage]:
         """Those that this process has met, in the order in which it did."""
         return list(self._seen.values())
 
@@ -71,7 +71,7 @@ class BadImages:
             with _locked(self.path) as lines:
                 lines[:] = [line for line in lines if line.split not in sizes]
 
-    def note(self, unread: Iterable[Unread]) -> None:
+    def note(self, unread: Iterable[SkippedImage]) -> None:
         """Add images that were passed over.
 
         Raises:
@@ -99,7 +99,7 @@ class BadImages:
                 where = self.path or "no file, for there is no Trainer"
                 _log.warning("split %r: %d of %d images could not be read; listed in %s", split, count, size, where)
 
-    def _added(self, path: Path, new: list[Unread]) -> list[Unread]:
+    def _added(self, path: Path, new: list[SkippedImage]) -> list[SkippedImage]:
         try:
             return _add(path, new)
         except OSError as error:
@@ -107,7 +107,7 @@ class BadImages:
             self.path = None
             return self.found
 
-    def _check(self, split: str, listed: list[Unread]) -> None:
+    def _check(self, split: str, listed: list[SkippedImage]) -> None:
         size = self._sizes.get(split, 0)
         allowed = max(1, int(self.most * size)) if self.most else 0
         if len(listed) > allowed:
@@ -119,7 +119,7 @@ class BadImages:
             )
 
 
-def _add(path: Path, new: list[Unread]) -> list[Unread]:
+def _add(path: Path, new: list[SkippedImage]) -> list[SkippedImage]:
     """Write down those that are not there yet; returns all of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as lines:
@@ -129,12 +129,12 @@ def _add(path: Path, new: list[Unread]) -> list[Unread]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[list[Unread]]:
+def _locked(path: Path) -> Iterator[list[SkippedImage]]:
     """The content of the file, to be changed while no other process can; it is written back afterwards."""
     with path.open("a+", encoding="utf-8", newline="", errors="surrogateescape") as file:
         lock(file.fileno())  # until the file is closed
         file.seek(0)
-        lines = [Unread(*row) for row in csv.reader(file) if len(row) == len(_HEADER) and row != _HEADER]
+        lines = [SkippedImage(*row) for row in csv.reader(file) if len(row) == len(_HEADER) and row != _HEADER]
         before = list(lines)
         yield lines
         if lines != before:

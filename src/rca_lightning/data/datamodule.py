@@ -16,7 +16,7 @@ from rca_lightning.data.bad_images import BadImages, OnBadImage
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
-from rca_lightning.data.sample import Sample, Unread
+from rca_lightning.data.sample import Sample, SkippedImage
 from rca_lightning.data.sources import DatasetName, SourceOptions, evaluation_records, training_records
 from rca_lightning.data.transforms import TrainAugmentation
 from rca_lightning.errors import ArgumentError
@@ -302,7 +302,7 @@ class WSSSDataModule(SkippingDataModule):
         """Leave images out of the next prediction, such as those whose results are there already."""
         self._predicted = frozenset(image_ids)
 
-    def unread_of_prediction(self, image_ids: Collection[str]) -> list[Unread]:
+    def unread_of_prediction(self, image_ids: Collection[str]) -> list[SkippedImage]:
         """Those of the named images that no prediction can read; see `TaggedImages.unread`."""
         return _set_up(self._predict, "predict").unread(image_ids)
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from rca_lightning.data.images import DecodedCache, check_same_size, image_size, read_image, read_mask, read_saliency
 from rca_lightning.data.records import Record, RecordTable
-from rca_lightning.data.sample import Batch, Sample, Unread, collate_read
+from rca_lightning.data.sample import Batch, Sample, SkippedImage, collate_read
 from rca_lightning.data.transforms import Decoder, Pixels, TrainAugmentation, normalise, reduction
 from rca_lightning.errors import DataError, DatasetNotFoundError
 
@@ -82,12 +82,12 @@ class Reader:
 _UNREADABLE = (DataError, DatasetNotFoundError)
 
 
-class TaggedImages(Dataset["Sample | Unread"]):
+class TaggedImages(Dataset["Sample | SkippedImage"]):
     """Images with tags, read when they are asked for.
 
     Of an image that cannot be read, `skip_of` lets the others go on. With an augmentation the next image that can be
     read, in the order of the records, is given in its place: which one depends on the files only, so batches stay as
-    many and as large, and the same in every process, epoch and resumed run. Without one `Unread` is given.
+    many and as large, and the same in every process, epoch and resumed run. Without one `SkippedImage` is given.
 
     Args:
         records: the images; kept as a `RecordTable`.
@@ -129,21 +129,21 @@ class TaggedImages(Dataset["Sample | Unread"]):
         fewer.records = self.records.take(rows)
         return fewer
 
-    def unread(self, image_ids: Collection[str]) -> list[Unread]:
+    def unread(self, image_ids: Collection[str]) -> list[SkippedImage]:
         """Those of the named images that cannot be read; empty without `skip_of`, for then they are an error."""
         if self.skip_of is None:
             return []
         rows = [row for row, image_id in enumerate(self.records.image_ids) if image_id in image_ids]
-        return [found for row in rows if isinstance(found := self[row], Unread)]
+        return [found for row in rows if isinstance(found := self[row], SkippedImage)]
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample | Unread:
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | SkippedImage:
         """Read one image, or what comes in its place.
 
         Args:
             key: as for `read`.
 
         Returns:
-            The sample. With `skip_of`, of an image that cannot be read: that of another, or `Unread`.
+            The sample. With `skip_of`, of an image that cannot be read: that of another, or `SkippedImage`.
 
         Raises:
             DatasetNotFoundError: a file is gone.
@@ -153,13 +153,13 @@ class TaggedImages(Dataset["Sample | Unread"]):
         if self.skip_of is None:
             return self.read(key)
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        unread: list[Unread] = []
+        unread: list[SkippedImage] = []
         for place in range(index, index + (1 if self.augmentation is None else len(self))):
             record = self.records[place % len(self)]
             try:
                 sample = self._read(record, (self.seed, epoch, index))
             except _UNREADABLE as error:
-                unread.append(Unread(self.skip_of, record.image_id, " ".join(str(error).split())))
+                unread.append(SkippedImage(self.skip_of, record.image_id, " ".join(str(error).split())))
                 continue
             if unread:
                 sample["unread"] = unread

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from rca_lightning.data.dataset import BatchedImages, TaggedImages
 from rca_lightning.data.sample import collate, collate_read
-from rca_lightning.distributed import place
+from rca_lightning.distributed import world_size_and_rank
 from rca_lightning.errors import ArgumentError
 
 
@@ -39,7 +39,7 @@ class EpochSampler(DistributedSampler[Any]):
     def __init__(
         self, dataset: Sized, *, seed: int, shuffle: bool = True, seen: Callable[[], int] | None = None
     ) -> None:
-        world_size, rank = place()
+        world_size, rank = world_size_and_rank()
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self._seen = seen
 
@@ -65,7 +65,7 @@ class ShardSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, dataset: Sized) -> None:
-        world_size, rank = place()
+        world_size, rank = world_size_and_rank()
         if len(dataset) < world_size:
             raise ArgumentError(
                 "devices", world_size, f"more processes than the {len(dataset)} images to evaluate; use fewer"
@@ -80,7 +80,7 @@ class ShardSampler(DistributedSampler[Any]):
         return len(self._indices)
 
 
-class LikeBatchSampler(DistributedSampler[Any]):
+class GroupedBatchSampler(DistributedSampler[Any]):
     """Gives every image to exactly one process, in batches of images that are alike; yields lists of indices.
 
     A process has the images that `ShardSampler` gives it and puts those with one key together, in the order of the
@@ -94,7 +94,7 @@ class LikeBatchSampler(DistributedSampler[Any]):
         ArgumentError: fewer images than processes.
 
     Example:
-        >>> list(LikeBatchSampler(["wide", "tall", "wide", "wide"], batch_size=2))
+        >>> list(GroupedBatchSampler(["wide", "tall", "wide", "wide"], batch_size=2))
         [[0, 2], [1], [3]]
     """
 
@@ -122,7 +122,7 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
-class LateLoader(DataLoader[Any]):
+class LazyDataLoader(DataLoader[Any]):
     """A DataLoader that begins to load when the first batch is asked for, not when its iterator is made.
 
     Lightning makes the iterator before it restores a checkpoint, and only then tells the sampler the epoch: loading
@@ -161,7 +161,7 @@ def training_loader(
         return seen_batches() * batch_size
 
     sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle, seen=seen)
-    return LateLoader(
+    return LazyDataLoader(
         dataset=dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -192,7 +192,7 @@ def evaluation_loader(
         images: Dataset[Any] = dataset
     else:
         images = BatchedImages(dataset)
-        batching = {"batch_size": None, "sampler": LikeBatchSampler(images.keys(), batch_size=batch_size)}
+        batching = {"batch_size": None, "sampler": GroupedBatchSampler(images.keys(), batch_size=batch_size)}
     return DataLoader(
         dataset=images,
         num_workers=num_workers,

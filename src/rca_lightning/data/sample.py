@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Unread(NamedTuple):
+class SkippedImage(NamedTuple):
     """An image that was passed over, since it, its mask or its saliency map could not be read.
 
     Attributes:
@@ -51,7 +51,7 @@ class Sample(_SampleAlways, total=False):
     mask: Tensor
     saliency: Tensor
     window: Tensor
-    unread: list[Unread]
+    unread: list[SkippedImage]
 
 
 class _BatchAlways(TypedDict):
@@ -79,7 +79,7 @@ class Batch(_BatchAlways, total=False):
     mask: Tensor
     saliency: Tensor
     window: Tensor
-    unread: list[Unread]
+    unread: list[SkippedImage]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -116,15 +116,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return batch
 
 
-def collate_read(samples: Sequence[Sample | Unread], *, num_classes: int) -> Batch:
+def collate_read(samples: Sequence[Sample | SkippedImage], *, num_classes: int) -> Batch:
     """The same where samples may be missing.
 
     Args:
         samples: at least one; those that were read are of one height and width.
         num_classes: L, for a batch in which nothing was read: its tensors have no rows.
     """
-    read = [sample for sample in samples if not isinstance(sample, Unread)]
-    unread = [sample for sample in samples if isinstance(sample, Unread)]
+    read = [sample for sample in samples if not isinstance(sample, SkippedImage)]
+    unread = [sample for sample in samples if isinstance(sample, SkippedImage)]
     batch = collate(read) if read else _empty(num_classes)
     if unread:
         batch["unread"] = [*batch.get("unread", ()), *unread]

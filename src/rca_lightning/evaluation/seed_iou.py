@@ -15,7 +15,7 @@ from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation.report import score_content
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.rca.inference import ClassMaps
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
@@ -208,7 +208,7 @@ class Evaluation(nn.Module):
         self.tags: list[Tensor] = []
         self.last_result: EvaluationResult | None = None
 
-    def update(self, seeds: list[Seeds], tags: Tensor, masks: Tensor | None) -> None:
+    def update(self, seeds: list[ClassMaps], tags: Tensor, masks: Tensor | None) -> None:
         """Add a batch; one without masks is passed over.
 
         Args:

@@ -16,17 +16,17 @@ from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import checked_arguments
 from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
-from rca_lightning.modules.training_guards import FiniteSteps, OnNonFinite, ScoredSteps, SeededSteps
+from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
 from rca_lightning.rca.cam import image_logits
 from rca_lightning.rca.contrast import Positives
-from rca_lightning.rca.inference import MAX_SIDE, Seeds, infer_seeds
+from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps
 from rca_lightning.rca.loss import Objective, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.rca.network import ActivationMaps, AttentionClasses, Context, FinalMap, RegionMap, build_network
 from rca_lightning.rca.regions import RegionRule
 
 
-class RCAModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
+class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
@@ -91,7 +91,7 @@ class RCAModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
         momentum: of SGD.
         poly_power: exponent of the poly decay over all training steps.
         on_non_finite: what happens to a training batch with a number that is not finite: "raise" names it and stops,
-            "skip" leaves the batch out and counts it; see `FiniteSteps`.
+            "skip" leaves the batch out and counts it; see `NonFiniteGuard`.
 
     Example:
         >>> import torch
@@ -233,13 +233,13 @@ class RCAModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
             prototypes=self.network.aggregation,
         )
         pooled = {} if objective.regions is None else {"regions": objective.regions.embeddings}
-        if self.leave_out(batch, {**pooled, "loss": objective.total}, self._evidence(maps, objective)):
+        if self.should_skip(batch, {**pooled, "loss": objective.total}, self._evidence(maps, objective)):
             nothing = None if objective.regions is None else objective.regions.none()
             return {"loss": self.no_loss(), "regions": nothing, "image_id": batch["image_id"], "skipped": True}
         self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=len(tags))
         self.log("train/loss", objective.value, prog_bar=True, batch_size=len(tags))
         # Detached, for embeddings and graph would live on until the next step has been computed.
-        read, chances = maps.read(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
+        read, chances = maps.final_cam(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
         kept = {"image_id": batch["image_id"], "maps": read, "probabilities": chances}
         return {"loss": objective.total, "regions": objective.regions, **kept}
 
@@ -249,9 +249,9 @@ class RCAModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
         refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
         return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in objective.parts.items()}}
 
-    def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[Seeds]:
-        """Class maps of photographs at their own size, with this module's scales and flip; see `infer_seeds`."""
-        return infer_seeds(
+    def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
+        """Class maps of photographs at their own size, with this module's scales and flip; see `infer_class_maps`."""
+        return infer_class_maps(
             self.network,
             images,
             tags,
@@ -284,7 +284,7 @@ class RCAModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
         """For each image `image_id` and `seeds`, on the device that computed them."""
         tags = batch["tags"]
         known = (tags > 0).any(dim=1) & (self.hparams["predict_tags"] == "image")
-        found: dict[int, Seeds] = {}
+        found: dict[int, ClassMaps] = {}
         for group, given in ((known, tags[known]), (~known, None)):
             if group.any():
                 places = torch.nonzero(group)[:, 0].tolist()

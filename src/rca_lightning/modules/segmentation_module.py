@@ -20,7 +20,7 @@ from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import shared_arguments
 from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
-from rca_lightning.modules.training_guards import FiniteSteps, OnNonFinite, ScoredSteps, SeededSteps
+from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
 from rca_lightning.rca.inference import MAX_SIDE
 from rca_lightning.rca.loss import classification_loss, means_over_ranks
 from rca_lightning.segmentation.inference import LabelImage, label_images
@@ -31,7 +31,7 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
+class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
@@ -71,7 +71,7 @@ class SegmentationModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
         weight_decay: weight decay.
         momentum: of SGD.
         poly_power: exponent of the poly decay over all training steps.
-        on_non_finite: "raise", or "skip" training batches with a number that is not finite; see `FiniteSteps`.
+        on_non_finite: "raise", or "skip" training batches with a number that is not finite; see `NonFiniteGuard`.
 
     Raises:
         RCAError: for an argument out of its range.
@@ -167,7 +167,7 @@ class SegmentationModule(FiniteSteps, SeededSteps, ScoredSteps, CheckedLoading):
             losses["tag_loss"] = classification_loss(tag_maps, batch["tags"])
             counts["tag_loss"] = torch.tensor(size)
         # The logits too: the loss does not see those of pixels without a label, their gradients would not be finite.
-        if self.leave_out(batch, {"logits": logits, **losses}, {}):
+        if self.should_skip(batch, {"logits": logits, **losses}, {}):
             return self.no_loss()
         minimised, values = means_over_ranks(losses, counts)
         loss, value = minimised["loss"], values["loss"]

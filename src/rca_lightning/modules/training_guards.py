@@ -129,7 +129,7 @@ def _listed(ids: tuple[str, ...]) -> str:
     return ", ".join(repr(image_id) for image_id in ids[:_SHOWN]) + more
 
 
-class SeededSteps(L.LightningModule):
+class StepSeedMixin(L.LightningModule):
     """A LightningModule whose dropout is the same in a run that was resumed, also within an epoch.
 
     Checkpoints of Lightning hold no state of random generators. Here torch's is set before every training batch, from
@@ -149,7 +149,7 @@ class Resettable(Protocol):
         """Forget what was collected."""
 
 
-class ScoredSteps(L.LightningModule):
+class MetricResetMixin(L.LightningModule):
     """A LightningModule that scores a split in its attribute `evaluation`.
 
     An evaluation that was cut short, by an error or by hand, leaves half a score: the next one does not go on with it.
@@ -171,7 +171,7 @@ _warn = rank_zero_only(logger.warning)
 _NAMED = 10  # skipped batches that are told one by one
 
 
-class FiniteSteps(L.LightningModule):
+class NonFiniteGuard(L.LightningModule):
     """A LightningModule whose training steps are checked before anything is learned from them.
 
     One number a step is read by the host, once the loss has been computed, and in a distributed run it is the maximum
@@ -198,7 +198,7 @@ class FiniteSteps(L.LightningModule):
         if self.hparams["on_non_finite"] == "skip":
             self._statistics = RunningStatistics(self)
 
-    def leave_out(self, batch: Batch, watched: Mapping[str, Tensor], evidence: Mapping[str, Tensor]) -> bool:
+    def should_skip(self, batch: Batch, watched: Mapping[str, Tensor], evidence: Mapping[str, Tensor]) -> bool:
         """Whether the batch must be left out; to be called with what the step has computed, on every rank.
 
         Args:

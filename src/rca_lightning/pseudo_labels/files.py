@@ -18,18 +18,18 @@ from rca_lightning.data.visualization import overlay_mask
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.io.atomic import write_atomically
 from rca_lightning.io.npz import read_npz
-from rca_lightning.pseudo_labels.generator import HalfMade, LabelMaker
+from rca_lightning.pseudo_labels.generator import IntermediateLabel, PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import check_maps
 from rca_lightning.pseudo_labels.quality import LabelQuality, label_quality
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.rca.inference import ClassMaps
 
 _REMEDY = "delete it and predict again"
 
 
 def write_label_files(
     image_id: str,
-    made: HalfMade,
-    maker: LabelMaker,
+    made: IntermediateLabel,
+    maker: PseudoLabelGenerator,
     maps: npt.NDArray[np.float16] | None,
     probabilities: npt.NDArray[np.float32],
     paths: Mapping[str, Path],
@@ -131,7 +131,7 @@ _MAPS_REMEDY = "let rca predict make them anew"
 _SMALL = 1 << 22  # numbers; maps of so few are read, and their size is named if it is wrong
 
 
-def read_maps(path: Path, *, size: tuple[int, int], num_classes: int) -> Seeds:
+def read_maps(path: Path, *, size: tuple[int, int], num_classes: int) -> ClassMaps:
     """Maps that `PseudoLabelWriter` has written; the probabilities are those of their classes.
 
     Args:
@@ -160,7 +160,7 @@ def read_maps(path: Path, *, size: tuple[int, int], num_classes: int) -> Seeds:
         check_maps(found)
     except ArgumentError as error:
         raise DataError(f"{path}: {error}; {_MAPS_REMEDY}") from error
-    return Seeds(found, torch.from_numpy(classes), torch.from_numpy(chances))
+    return ClassMaps(found, torch.from_numpy(classes), torch.from_numpy(chances))
 
 
 def _ascending(classes: npt.NDArray[Any], num_classes: int) -> bool:

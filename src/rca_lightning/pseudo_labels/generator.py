@@ -30,11 +30,11 @@ from rca_lightning.pseudo_labels.refinement import (
     refinement_steps,
     run_steps,
 )
-from rca_lightning.rca.inference import MAX_SIDE, Seeds, view_sizes
+from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, view_sizes
 
 
 @dataclass(frozen=True)
-class HalfMade:
+class IntermediateLabel:
     """What the second half works on; arrays, so that it can go to another process.
 
     Attributes:
@@ -60,7 +60,7 @@ class HalfMade:
 
 
 @dataclass(frozen=True)
-class LabelMaker:
+class PseudoLabelGenerator:
     """How pseudo labels are made of maps; see `label_map` for the rules and `refine` for the steps.
 
     Args:
@@ -124,7 +124,7 @@ class LabelMaker:
         if "dense_crf" in self.refine:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="refine=dense_crf")
 
-    def begin(self, seeds: Seeds, picture: Tensor, saliency: Tensor | None = None) -> HalfMade:
+    def begin(self, seeds: ClassMaps, picture: Tensor, saliency: Tensor | None = None) -> IntermediateLabel:
         """The steps before the first `dense_crf`, where the maps are.
 
         Args:
@@ -146,7 +146,7 @@ class LabelMaker:
         for background, threshold in self._backgrounds():
             scores = add_background(maps, rule=background, threshold=threshold, power=self.power)
             stacks.append(_array(_run_bounded(scores, picture, steps)))
-        return HalfMade(
+        return IntermediateLabel(
             scores=stacks,
             picture=_array(picture),
             classes=seeds.classes.cpu().numpy(),
@@ -155,7 +155,7 @@ class LabelMaker:
             features=_array(seeds.features) if seeds.features is not None and "random_walk" in later else None,
         )
 
-    def finish(self, made: HalfMade) -> Tensor:
+    def finish(self, made: IntermediateLabel) -> Tensor:
         """The other steps, on the CPU.
 
         Returns:

@@ -32,7 +32,7 @@ class Contrasted:
     gradient: Tensor
 
 
-class WithGradient(torch.autograd.Function):
+class PrecomputedGradient(torch.autograd.Function):
     """Numbers `(R,)` of queries `(R, D)` whose gradient `(R, D)` is known already; there is no second derivative."""
 
     @staticmethod
@@ -49,9 +49,9 @@ class WithGradient(torch.autograd.Function):
         return outer[:, None] * gradient, None, None
 
 
-def in_graph(queries: Tensor, numbers: Tensor, gradient: Tensor) -> Tensor:
+def with_precomputed_gradient(queries: Tensor, numbers: Tensor, gradient: Tensor) -> Tensor:
     """`numbers` `(R,)` as a function of `queries` `(R, D)` with that gradient `(R, D)`."""
-    found: Tensor = WithGradient.apply(queries, numbers, gradient)  # type: ignore[no-untyped-call]
+    found: Tensor = PrecomputedGradient.apply(queries, numbers, gradient)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -286,8 +286,8 @@ def _attract_by_blocks(
     usable = found.exists & (near[1] if near is not None else valid[labels]).any(dim=1)
     if positives == "all":
         loss = attracted_by_all(queries, labels, found, memory, valid, temperature)
-        return in_graph(queries, *loss), usable
-    negatives = in_graph(queries, found.logits, found.gradient)
+        return with_precomputed_gradient(queries, *loss), usable
+    negatives = with_precomputed_gradient(queries, found.logits, found.gradient)
     if near is not None:
         return _mean_gap(negatives, near[0] / temperature, near[1]), usable
     hardest = (queries * hardest_slots(queries, labels, memory, valid)).sum(dim=1, keepdim=True) / temperature

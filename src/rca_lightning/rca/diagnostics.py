@@ -181,7 +181,7 @@ def advise_on_empty(regions: Tensor, with_prototype: Tensor, class_names: Sequen
 
 def _faults(found: Diagnostics) -> list[tuple[Tensor, str, tuple[str, ...], str]]:
     """Where each fault is, what it is, the measures that show it, the remedy."""
-    enough = found.regions >= REGIONS_PER_PROTOTYPE * found.asked
+    enough = found.regions >= REGIONS_PER_PROTOTYPE * found.num_requested
     few_directions = found.effective_rank < FEW_DIRECTIONS * (found.prototypes - 1)
     return [
         (
@@ -205,7 +205,7 @@ def _faults(found: Diagnostics) -> list[tuple[Tensor, str, tuple[str, ...], str]
         (
             (found.fill < HALF_FULL) & (found.regions > 0) & ~enough,
             "too few regions for this many prototypes in a memory with room",
-            ("regions", "asked", "fill"),
+            ("regions", "num_requested", "fill"),
             "lower --model.confidence, so that more regions enter the memory, or lower --model.num_prototypes",
         ),
     ]
@@ -223,7 +223,7 @@ def _means(found: Diagnostics, measures: tuple[str, ...], where: Tensor) -> str:
 
 
 # Class by class only: their means say nothing that a setting does not.
-_NOT_LOGGED = ("regions", "prototypes", "asked", "between_class_cosine")
+_NOT_LOGGED = ("regions", "prototypes", "num_requested", "between_class_cosine")
 _CLASSES_AT_ONCE = 16
 
 
@@ -237,16 +237,16 @@ class Diagnostics:
     Attributes:
         regions: int64, regions in memory.
         prototypes: int64, valid prototypes.
-        asked: int64, prototypes the class was to get.
+        num_requested: int64, prototypes the class was to get.
         mean_cosine: between different prototypes of the class.
         max_cosine: of the two prototypes most alike.
         effective_rank: directions in which the prototypes differ from their mean, see `effective_rank`.
         coverage: mean cosine of the regions to their nearest prototype.
         gain: share of the cosine distance of the regions to one prototype, their mean direction, that all the
             prototypes together take away: 0 if they do no better than that one, 1 if they meet every region.
-        assignment_entropy: of the cluster sizes over the logarithm of `asked`: 1 if all prototypes have equally many
-            regions (also if there is but one), 0 if one prototype has all.
-        dead: int64, how many of the prototypes `asked` for have no region or are not there.
+        assignment_entropy: of the cluster sizes over the logarithm of `num_requested`: 1 if all prototypes have
+            equally many regions (also if there is but one), 0 if one prototype has all.
+        dead: int64, how many of `num_requested` prototypes have no region or are not there.
         fill: share of the slots in use.
         mean_age: training steps since the regions were written.
         between_class_cosine: scalar, between prototypes of different classes.
@@ -254,7 +254,7 @@ class Diagnostics:
 
     regions: Tensor
     prototypes: Tensor
-    asked: Tensor
+    num_requested: Tensor
     mean_cosine: Tensor
     max_cosine: Tensor
     effective_rank: Tensor
@@ -302,7 +302,7 @@ class Diagnostics:
 
 @torch.no_grad()
 def diagnose(
-    points: Tensor, valid: Tensor, clusters: Clusters, ages: Tensor, *, asked: Tensor | None = None
+    points: Tensor, valid: Tensor, clusters: Clusters, ages: Tensor, *, num_requested: Tensor | None = None
 ) -> Diagnostics:
     """Measure memory and prototypes of every class.
 
@@ -312,7 +312,7 @@ def diagnose(
         valid: `(C, N)` boolean, slots in use. The others may hold anything.
         clusters: what clustering made of them, `K` prototypes a class.
         ages: `(C, N)`, training steps since a slot was written, -1 where empty.
-        asked: `(C,)`, prototypes a class was to get; `None`: `K`. Give `clusters.valid.sum(1)` where fewer are
+        num_requested: `(C,)`, prototypes a class was to get; `None`: `K`. Give `clusters.valid.sum(1)` where fewer are
             meant, as after merging, or they count as dead.
 
     Returns:
@@ -329,26 +329,26 @@ def diagnose(
         (1.0, 3.0, 0)
     """
     number = clusters.valid.shape[1]
-    _check_shapes(points, valid, clusters, ages, asked)
+    _check_shapes(points, valid, clusters, ages, num_requested)
     valid, ages = valid.to(clusters.valid.device), ages.to(clusters.valid.device)
     regions = valid.sum(dim=1)
-    asked = torch.full_like(regions, number) if asked is None else asked.to(regions.device)
+    num_requested = torch.full_like(regions, number) if num_requested is None else num_requested.to(regions.device)
     coverage, gain = _coverage(points, valid, clusters)
     alive = ((clusters.sizes > 0) & clusters.valid).sum(dim=1)
-    spread = effective_prototypes(clusters.assignment, number).log() / asked.clamp_min(2).log()
+    spread = effective_prototypes(clusters.assignment, number).log() / num_requested.clamp_min(2).log()
     known = valid & (ages >= 0)
     age = torch.where(known, ages, 0).sum(dim=1).float() / known.sum(dim=1)
     measures = {
         "regions": regions,
         "prototypes": clusters.valid.sum(dim=1),
-        "asked": asked,
+        "num_requested": num_requested,
         "mean_cosine": within_class_cosine(clusters.centroids, clusters.valid),
         "max_cosine": max_cosine(clusters.centroids, clusters.valid),
         "effective_rank": effective_rank(clusters.centroids, clusters.valid),
         "coverage": coverage,
         "gain": gain,
-        "assignment_entropy": spread.masked_fill(asked < 2, 1.0).masked_fill(alive == 0, torch.nan),
-        "dead": (asked - alive).clamp_min(0),
+        "assignment_entropy": spread.masked_fill(num_requested < 2, 1.0).masked_fill(alive == 0, torch.nan),
+        "dead": (num_requested - alive).clamp_min(0),
         "fill": valid.float().mean(dim=1),
         "mean_age": age,
         "between_class_cosine": between_class_cosine(clusters.centroids, clusters.valid),
@@ -376,17 +376,26 @@ def _coverage(points: Tensor, valid: Tensor, clusters: Clusters) -> tuple[Tensor
     return coverage, 1 - (1 - coverage) / distance.masked_fill(distance < 1e-6, torch.nan)
 
 
-def _check_shapes(points: Tensor, valid: Tensor, clusters: Clusters, ages: Tensor, asked: Tensor | None) -> None:
+def _check_shapes(
+    points: Tensor, valid: Tensor, clusters: Clusters, ages: Tensor, num_requested: Tensor | None
+) -> None:
     fits = (
         points.ndim == 3
         and valid.shape == ages.shape == clusters.assignment.shape == points.shape[:2]
         and clusters.centroids.shape == (len(points), clusters.valid.shape[1], points.shape[2])
-        and (asked is None or asked.shape == (len(points),))
+        and (num_requested is None or num_requested.shape == (len(points),))
     )
     if not fits:
-        given = (points, valid, clusters.centroids, clusters.assignment, ages, *(() if asked is None else (asked,)))
+        given = (
+            points,
+            valid,
+            clusters.centroids,
+            clusters.assignment,
+            ages,
+            *(() if num_requested is None else (num_requested,)),
+        )
         raise ArgumentError(
-            "points, valid, clusters, ages, asked",
+            "points, valid, clusters, ages, num_requested",
             [tuple(tensor.shape) for tensor in given],
             "give (C, N, D), (C, N), the clusters of these points, (C, N) and (C,)",
         )

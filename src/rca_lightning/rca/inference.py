@@ -35,7 +35,7 @@ def check_views(scales: Sequence[float], max_side: int) -> None:
         raise ArgumentError("max_side", max_side, f"give {_LEAST_SIDE} pixels or more")
 
 
-def views(
+def multi_scale_flip(
     images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = True, max_side: int = MAX_SIDE
 ) -> Iterator[tuple[Tensor, bool]]:
     """Scaled images, each as it is and mirrored, one view at a time.
@@ -57,7 +57,8 @@ def views(
 
     Example:
         >>> import torch
-        >>> [tuple(view.shape[2:]) for view, _ in views(torch.zeros(1, 3, 40, 60), scales=(0.5, 1.0), flip=False)]
+        >>> views = multi_scale_flip(torch.zeros(1, 3, 40, 60), scales=(0.5, 1.0), flip=False)
+        >>> [tuple(view.shape[2:]) for view, _ in views]
         [(20, 30), (40, 60)]
     """
     check_views(scales, max_side)
@@ -89,7 +90,7 @@ def view_sizes(size: tuple[int, int], *, scales: Sequence[float], max_side: int 
 
 
 @dataclass
-class Seeds:
+class ClassMaps:
     """Class maps of one photograph, of the classes that may occur in it.
 
     Attributes:
@@ -106,7 +107,7 @@ class Seeds:
 
 
 @torch.no_grad()
-def infer_seeds(
+def infer_class_maps(
     network: RCANetwork,
     images: Tensor,
     tags: Tensor | None = None,
@@ -117,7 +118,7 @@ def infer_seeds(
     tag_threshold: float = 0.5,
     max_side: int = MAX_SIDE,
     keep_features: bool = False,
-) -> list[Seeds]:
+) -> list[ClassMaps]:
     """Class maps of whole images.
 
     The maps of all scales and flips are averaged before they are normalised, so a view in which a class
@@ -128,15 +129,15 @@ def infer_seeds(
         images: `(B, 3, H, W)`, normalised.
         tags: `(B, L)`, 0 or 1: the classes to keep. `None` where unknown: those with an image probability
             above `tag_threshold`, or the most probable one.
-        final_map: which map is read; see `ActivationMaps.read`.
+        final_map: which map is read; see `ActivationMaps.final_cam`.
         scales: factors on the image size.
         flip: whether to add the mirrored image at every scale.
         tag_threshold: in `[0, 1]`.
-        max_side: longest side of a view in pixels; see `views`.
+        max_side: longest side of a view in pixels; see `multi_scale_flip`.
         keep_features: whether to give the embeddings of the largest view as well, averaged with its mirror image.
 
     Returns:
-        One `Seeds` for each image.
+        One `ClassMaps` for each image.
 
     Raises:
         ArgumentError: for scales or a side of which no view can be made.
@@ -145,9 +146,9 @@ def infer_seeds(
     logits: list[Tensor] = []
     features: list[Tensor] = []
     # The largest view first: its cells are those on which all are averaged.
-    for view, mirrored in views(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side):
+    for view, mirrored in multi_scale_flip(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side):
         seen = network(view, tags)
-        read = _unmirrored(seen.read(final_map), mirrored)
+        read = _unmirrored(seen.final_cam(final_map), mirrored)
         logits.append(image_logits(seen.coarse))
         if keep_features and len(features) < 1 + flip:
             features.append(_unmirrored(seen.embeddings.float(), mirrored))
@@ -162,7 +163,7 @@ def infer_seeds(
         mean = summed[index : index + 1, keep] / len(logits)
         enlarged = _resize(mean, size)[0] if len(keep) else mean.new_zeros(0, *size)
         walked = torch.stack([of_view[index] for of_view in features]).mean(0) if features else None
-        seeds.append(Seeds(max_normalise(enlarged), keep, probabilities[index], walked))
+        seeds.append(ClassMaps(max_normalise(enlarged), keep, probabilities[index], walked))
     return seeds
 
 

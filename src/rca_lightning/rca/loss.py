@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rca_lightning.distributed import place, sum_over_ranks
+from rca_lightning.distributed import sum_over_ranks, world_size_and_rank
 from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.cam import image_logits
 from rca_lightning.rca.contrast import Positives, RegionContrastLoss
-from rca_lightning.rca.memorable import memorable_regions
+from rca_lightning.rca.memorable import select_for_memory
 from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.rca.network import ActivationMaps, RegionMap
 from rca_lightning.rca.regions import RegionRule, Regions, pool_regions, pseudo_regions
@@ -53,7 +53,7 @@ def means_over_ranks(
         >>> float(minimised["pixels"]), float(value["pixels"])
         (2.0, 2.0)
     """
-    processes, _ = place()
+    processes, _ = world_size_and_rank()
     if processes == 1:
         return dict(means), {name: mean.detach() for name, mean in means.items()}
     own = torch.stack([mean.detach().float() for mean in means.values()])  # (P,)
@@ -92,7 +92,7 @@ class RCALoss(nn.Module):
         positives: what a region is drawn to; see `region_contrast_loss`.
         region_threshold: see `pseudo_regions`.
         region_rule: see `pseudo_regions`.
-        region_map: see `ActivationMaps.located`.
+        region_map: see `ActivationMaps.region_cam`.
         confidence: image probability a tag must reach before its region may be remembered.
         background_threshold: see `background_regions`; `None`: no background in the memory.
     """
@@ -143,14 +143,14 @@ class RCALoss(nn.Module):
             parts["refined"], counts["refined"] = classification_loss(maps.refined, tags), len(tags)
         if not remember:
             return self._weighted(parts, counts)
-        located = maps.located(self.region_map)
+        located = maps.region_cam(self.region_map)
         masks = pseudo_regions(located, tags, self.region_threshold, self.region_rule)
         regions = pool_regions(maps.embeddings, masks)
         per_region, usable = self._contrast(regions, tags, memory, prototypes)
         number = usable.sum()
         contrast = per_region.sum() / number.clamp_min(1)
         objective = self._weighted({**parts, "contrast": contrast}, {**counts, "contrast": number})
-        objective.regions = memorable_regions(
+        objective.regions = select_for_memory(
             regions, maps, located, tags, confidence=self.confidence, background_threshold=self.background_threshold
         )
         return objective

@@ -11,7 +11,7 @@ from rca_lightning.rca.regions import Regions, background_regions, pool_regions
 
 
 @torch.no_grad()
-def memorable_regions(
+def select_for_memory(
     regions: Regions,
     maps: ActivationMaps,
     located: Tensor,

@@ -81,33 +81,33 @@ _SHORTEST_BLEND = 1e-6  # a shorter sum of two unit vectors is their rounding er
 
 
 @dataclass
-class Arrivals:
+class EnqueueBatch:
     """Regions that arrive together, class after class.
 
     Attributes:
         values: `(R, D)` unit vectors.
         labels: `(R,)` int64, ascending.
         ids: `(R, ID_BYTES)` encoded images.
-        place: `(R,)` int64, of each among the arrivals of its class, from 0.
+        rank_in_class: `(R,)` int64, of each among the arrivals of its class, from 0.
     """
 
     values: Tensor
     labels: Tensor
     ids: Tensor
-    place: Tensor
+    rank_in_class: Tensor
 
     @classmethod
-    def grouped(cls, values: Tensor, labels: Tensor, ids: Tensor) -> Arrivals:
+    def grouped(cls, values: Tensor, labels: Tensor, ids: Tensor) -> EnqueueBatch:
         """Group regions by class; those of one class stay in order."""
         order = torch.argsort(labels, stable=True)
         labels = labels[order]
         starts = torch.searchsorted(labels, labels, right=False)
-        place = torch.arange(len(labels), device=labels.device) - starts
-        return cls(values[order], labels, ids[order], place)
+        rank = torch.arange(len(labels), device=labels.device) - starts
+        return cls(values[order], labels, ids[order], rank)
 
-    def turns(self, together: int) -> list[Tensor]:
+    def chunks(self, together: int) -> list[Tensor]:
         """Indices split into turns with at most `together` arrivals of a class each, the earlier ones first."""
-        turn = self.place // together
+        turn = self.rank_in_class // together
         sizes: list[int] = torch.bincount(turn).tolist()
         return list(torch.split(torch.argsort(turn, stable=True), sizes))
 
@@ -120,7 +120,7 @@ class NearestSlots:
         arrivals: the `R` regions.
     """
 
-    def __init__(self, embeddings: Tensor, arrivals: Arrivals) -> None:
+    def __init__(self, embeddings: Tensor, arrivals: EnqueueBatch) -> None:
         self._embeddings, self._values, self._labels = embeddings, arrivals.values, arrivals.labels
         self._cosine = arrivals.values.new_zeros(len(arrivals.labels), embeddings.shape[1])  # (R, N)
         self._latest = torch.zeros(len(embeddings), dtype=torch.long, device=embeddings.device)  # (C,)
@@ -299,16 +299,16 @@ class RegionMemory:
         values, labels, encoded = embeddings.to(device, torch.float32), labels.to(device), encoded.to(device)
         norms = values.norm(dim=1)
         usable = torch.isfinite(norms) & (norms > _SHORTEST)
-        arrivals = Arrivals.grouped(F.normalize(values[usable], dim=1), labels[usable], encoded[usable])
+        arrivals = EnqueueBatch.grouped(F.normalize(values[usable], dim=1), labels[usable], encoded[usable])
         accepted = self._replace(arrivals, step) if self.rule == "fifo" else self._blend(arrivals, step)
         self.refused += len(values) - accepted
         return accepted
 
-    def _replace(self, arrivals: Arrivals, step: int) -> int:
+    def _replace(self, arrivals: EnqueueBatch, step: int) -> int:
         arriving = self._arriving(arrivals)
         labels, column = arrivals.labels, self._ring(arrivals)
         # Of more than N arrivals of one class only the last N stay; the others would be overwritten anyway.
-        keep = arrivals.place >= arriving[labels] - self.slots
+        keep = arrivals.rank_in_class >= arriving[labels] - self.slots
         row, column = labels[keep], column[keep]
         self.embeddings[row, column] = arrivals.values[keep].to(self.embeddings.dtype)
         self.steps[row, column] = step
@@ -316,15 +316,15 @@ class RegionMemory:
         self._advance(arriving, arriving)
         return len(labels)
 
-    def _blend(self, arrivals: Arrivals, step: int) -> int:
+    def _blend(self, arrivals: EnqueueBatch, step: int) -> int:
         """Fill, then blend, as if one after the other; returns how many were accepted."""
         column, arriving = self._ring(arrivals), self._arriving(arrivals)
         empty = self.slots - self.counts
-        blended = arrivals.place >= empty[arrivals.labels]
+        blended = arrivals.rank_in_class >= empty[arrivals.labels]
         nearest = NearestSlots(self.embeddings, arrivals) if self.rule == "ema_nearest" else None
         accepted = torch.zeros((), dtype=torch.long, device=column.device)
         # Around the ring the next N arrivals of a class meet N slots; nearest slots depend on the arrival before.
-        for turn in arrivals.turns(together=1 if nearest else self.slots):
+        for turn in arrivals.chunks(together=1 if nearest else self.slots):
             row, slot, value, blends = arrivals.labels[turn], column[turn], arrivals.values[turn], blended[turn]
             if nearest:
                 slot = torch.where(blends, nearest.find(turn), slot)
@@ -339,11 +339,11 @@ class RegionMemory:
         self._advance(arriving, torch.minimum(arriving, empty) if nearest else arriving)
         return int(accepted)
 
-    def _ring(self, arrivals: Arrivals) -> Tensor:
+    def _ring(self, arrivals: EnqueueBatch) -> Tensor:
         """The slot of each arrival `(R,)` when all slots are visited in turn."""
-        return (self.cursors[arrivals.labels] + arrivals.place) % self.slots
+        return (self.cursors[arrivals.labels] + arrivals.rank_in_class) % self.slots
 
-    def _arriving(self, arrivals: Arrivals) -> Tensor:
+    def _arriving(self, arrivals: EnqueueBatch) -> Tensor:
         return torch.bincount(arrivals.labels, minlength=self.num_classes)  # (C,)
 
     def _advance(self, arriving: Tensor, visited: Tensor) -> None:

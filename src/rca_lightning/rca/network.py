@@ -39,7 +39,7 @@ class ActivationMaps:
     refined: Tensor | None = None
     attention: Tensor | None = None
 
-    def read(self, final_map: FinalMap) -> Tensor:
+    def final_cam(self, final_map: FinalMap) -> Tensor:
         """Non-negative maps `(B, L, H, W)` to draw masks from; the refined or coarse ones where others are missing."""
         if final_map == "attention" and self.attention is not None:
             return self.attention.float()
@@ -51,7 +51,7 @@ class ActivationMaps:
             return refined
         return (max_normalise(coarse) + max_normalise(refined)) / 2
 
-    def located(self, region_map: RegionMap) -> Tensor:
+    def region_cam(self, region_map: RegionMap) -> Tensor:
         """Maps `(B, L, H, W)` that regions are cut from, detached.
 
         The attention where it is asked for; of a class that has no prototype yet, the coarse map.

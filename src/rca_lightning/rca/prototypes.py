@@ -106,14 +106,14 @@ class Prototypes:
         valid: `(C, K)` boolean.
         factors: `(C, K)`, what the attention temperature of each is multiplied by.
         clusters: what they come from.
-        asked: `(C,)` int64, how many a class was to get, or got where copies were merged or some dropped.
+        num_requested: `(C,)` int64, how many a class was to get, or got where copies were merged or some dropped.
     """
 
     vectors: Tensor
     valid: Tensor
     factors: Tensor
     clusters: Clusters
-    asked: Tensor
+    num_requested: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ class PrototypeMaker:
         if self.concentration:
             factors = relative_spread(found, torch.cat([distance_sums(part, found.of(r)) for r, part, _ in blocks()]))
         fewer = self.merge_above is not None or self.drop_below is not None
-        return _prototypes(found, asked=found.valid.sum(dim=1) if fewer else most, factors=factors)
+        return _prototypes(found, num_requested=found.valid.sum(dim=1) if fewer else most, factors=factors)
 
     def _clusters(
         self,
@@ -243,12 +243,16 @@ class PrototypeMaker:
                 for rows, part, used in class_blocks(points, valid, device)
             ]
         )
-        return _prototypes(found, asked=torch.full_like(found.valid[:, 0], number, dtype=torch.long))
+        return _prototypes(found, num_requested=torch.full_like(found.valid[:, 0], number, dtype=torch.long))
 
 
-def _prototypes(clusters: Clusters, *, asked: Tensor, factors: Tensor | None = None) -> Prototypes:
+def _prototypes(clusters: Clusters, *, num_requested: Tensor, factors: Tensor | None = None) -> Prototypes:
     # A mean of unit vectors is shorter than they are; attention compares directions.
     vectors = F.normalize(clusters.centroids, dim=2)
     return Prototypes(
-        vectors, clusters.valid, torch.ones_like(vectors[:, :, 0]) if factors is None else factors, clusters, asked
+        vectors,
+        clusters.valid,
+        torch.ones_like(vectors[:, :, 0]) if factors is None else factors,
+        clusters,
+        num_requested,
     )

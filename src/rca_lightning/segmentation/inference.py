@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rca_lightning.data.visualization import colours
 from rca_lightning.pseudo_labels.dense_crf import dense_crf
-from rca_lightning.rca.inference import MAX_SIDE, view_sizes, views
+from rca_lightning.rca.inference import MAX_SIDE, multi_scale_flip, view_sizes
 
 _LEAST_OF_CRF = 0.05  # labels that are less probable everywhere take no part: the CRF's cost grows with their number
 
@@ -45,7 +45,7 @@ def label_probabilities(
         images: `(B, 3, H, W)`, normalised.
         scales: factors on the image size.
         flip: whether to add the mirrored image at every scale.
-        max_side: longest side of a view and of the result in pixels; see `views`.
+        max_side: longest side of a view and of the result in pixels; see `multi_scale_flip`.
 
     Returns:
         `(B, L + 1, H, W)` float32, summing to 1 at each pixel; smaller, with `max_side`, for a larger photograph.
@@ -53,14 +53,14 @@ def label_probabilities(
     (size,) = view_sizes((images.shape[2], images.shape[3]), scales=(1.0,), max_side=max_side)
     total: Tensor | None = None
     count = 0
-    for view, mirrored in views(images, scales=scales, flip=flip, max_side=max_side):
+    for view, mirrored in multi_scale_flip(images, scales=scales, flip=flip, max_side=max_side):
         logits = network(view).float()
         # Enlarged as logits, as the loss sees them.
         enlarged = F.interpolate(logits.flip(3) if mirrored else logits, size, mode="bilinear", align_corners=False)
         probabilities = enlarged.softmax(1)
         total = probabilities if total is None else total.add_(probabilities)
         count += 1
-    assert total is not None  # `views` refuses to give none
+    assert total is not None  # `multi_scale_flip` refuses to give none
     return total.div_(count)
 
 

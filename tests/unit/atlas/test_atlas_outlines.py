@@ -30,7 +30,7 @@ def test_outline_is_cut_from_the_attention_where_regions_are():
     for region_map in ("coarse", "attention"):
         found = ImageRegions(network, image, torch.ones(2), region_map=region_map)
         for label in (0, 1):
-            expected = pseudo_regions(network(image[None]).located(region_map), torch.ones(1, 2))[0, label]
+            expected = pseudo_regions(network(image[None]).region_cam(region_map), torch.ones(1, 2))[0, label]
             assert np.array_equal(found.of_class(label), expected.numpy())
     assert not np.array_equal(found.of_class(0), ImageRegions(network, image, torch.ones(2)).of_class(0))
 

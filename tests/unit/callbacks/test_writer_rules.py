@@ -14,7 +14,7 @@ from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.data.sample import collate
 from rca_lightning.errors import ArgumentError, DataError, OutputError
 from rca_lightning.modules.rca_module import RCAModule
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.rca.inference import ClassMaps
 
 H, W = 32, 40
 
@@ -30,7 +30,7 @@ def cam_module() -> RCAModule:
     return RCAModule(num_classes=2, backbone="resnet14", flip=False, contrast=False, aggregation=False)
 
 
-def written(writer: PseudoLabelWriter, seeds: Seeds, saliency: torch.Tensor | None = None) -> np.ndarray:
+def written(writer: PseudoLabelWriter, seeds: ClassMaps, saliency: torch.Tensor | None = None) -> np.ndarray:
     """The label image of one photograph."""
     batch = collate(Photographs("photo").samples)
     if saliency is not None:
@@ -40,9 +40,9 @@ def written(writer: PseudoLabelWriter, seeds: Seeds, saliency: torch.Tensor | No
     return np.asarray(Image.open(writer.output_dir / "pseudo_labels" / "photo.png"))
 
 
-def random_seeds() -> Seeds:
+def random_seeds() -> ClassMaps:
     maps = torch.rand(2, H, W, generator=torch.Generator().manual_seed(0))
-    return Seeds(maps, torch.tensor([1, 5]), torch.rand(20))
+    return ClassMaps(maps, torch.tensor([1, 5]), torch.rand(20))
 
 
 def strongest() -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +79,7 @@ def test_saliency_belongs_to_the_image_of_its_row(tmp_path):
     batch = collate(Photographs("dull", "bright").samples)
     batch["saliency"] = torch.stack([torch.zeros(H, W), torch.ones(H, W)])
     writer = PseudoLabelWriter(str(tmp_path), rule="saliency", low=0.0, high=0.8)
-    seeds = Seeds(torch.full((1, H, W), 0.5), torch.tensor([1]), torch.rand(20))
+    seeds = ClassMaps(torch.full((1, H, W), 0.5), torch.tensor([1]), torch.rand(20))
     prediction = [{"image_id": name, "seeds": seeds} for name in batch["image_id"]]
     writer.write_on_batch_end(None, None, prediction, None, batch, 0, 0)
     writer._queue.join()

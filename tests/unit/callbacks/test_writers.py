@@ -14,17 +14,17 @@ from rca_lightning.data.sample import Batch, collate
 from rca_lightning.data.visualization import denormalise, overlay_mask
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.pseudo_labels import files as label_files
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.rca.inference import ClassMaps
 
 H, W = 32, 40
 
 
-def random_seeds(*classes: int, seed: int = 0) -> Seeds:
+def random_seeds(*classes: int, seed: int = 0) -> ClassMaps:
     maps = torch.rand(len(classes), H, W, generator=torch.Generator().manual_seed(seed)) ** 2
-    return Seeds(maps, torch.tensor(classes, dtype=torch.long), torch.rand(20))
+    return ClassMaps(maps, torch.tensor(classes, dtype=torch.long), torch.rand(20))
 
 
-def write(writer: PseudoLabelWriter, *results: tuple[str, Seeds]) -> None:
+def write(writer: PseudoLabelWriter, *results: tuple[str, ClassMaps]) -> None:
     batch: Batch = collate(tagged_images(*(name for name, _ in results), height=H, width=W))
     prediction = [{"image_id": name, "seeds": seeds} for name, seeds in results]
     writer.write_on_batch_end(None, None, prediction, None, batch, 0, 0)
@@ -93,7 +93,7 @@ def test_overlay_is_the_labels_over_the_photograph(tmp_path):
     maps[0, :16], maps[1, 16:, :24] = 1, 1
     batch = collate(tagged_images("photo", height=H, width=W))
     batch["image"] = torch.linspace(-1, 1, W).expand(1, 3, H, W)
-    prediction = [{"image_id": "photo", "seeds": Seeds(maps, torch.tensor([3, 17]), torch.rand(20))}]
+    prediction = [{"image_id": "photo", "seeds": ClassMaps(maps, torch.tensor([3, 17]), torch.rand(20))}]
     writer = PseudoLabelWriter(str(tmp_path), overlays=True)
     writer.write_on_batch_end(None, None, prediction, None, batch, 0, 0)
     writer._queue.join()

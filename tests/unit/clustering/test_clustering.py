@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score
 from rca_lightning.clustering import cluster as clustering
 from rca_lightning.clustering import kmeans_faiss as lloyd_faiss
 from rca_lightning.clustering.cluster import kmeans
-from rca_lightning.clustering.kmeans import Draws, greedy_seeds, squared_distances
+from rca_lightning.clustering.kmeans import PerClassGenerator, greedy_seeds, squared_distances
 from rca_lightning.errors import ArgumentError, MissingExtraError
 
 needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
@@ -250,7 +250,7 @@ def test_seeds_are_valid_points_spread_over_the_clusters():
     for seed in range(20):
         points, truth = blobs(6, 15, seed=seed)
         valid = torch.rand(1, 90, generator=torch.Generator().manual_seed(seed)) < 0.8
-        seeds, distinct = greedy_seeds(points[None], valid, 6, Draws(seed, 1))
+        seeds, distinct = greedy_seeds(points[None], valid, 6, PerClassGenerator(seed, 1))
         assert distinct.all()
         picked = [int(torch.nonzero((points == one).all(dim=1))[0, 0]) for one in seeds[0]]
         assert all(valid[0, index] for index in picked)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from rca_lightning.clustering.kmeans import Draws, _draw
+from rca_lightning.clustering.kmeans import PerClassGenerator, _draw
 
 
-class Fixed(Draws):
+class Fixed(PerClassGenerator):
     def __init__(self, numbers: torch.Tensor) -> None:
         self.numbers = numbers
 

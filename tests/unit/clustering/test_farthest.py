@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rca_lightning.clustering.cluster import cluster
 from rca_lightning.clustering.farthest import cells, farthest_seeds
-from rca_lightning.clustering.kmeans import Draws
+from rca_lightning.clustering.kmeans import PerClassGenerator
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -18,7 +18,7 @@ def test_each_centre_is_the_point_farthest_from_those_before(seed):
     points = torch.randn(1, 25, 3, generator=torch.Generator().manual_seed(seed))
     valid = torch.ones(1, 25, dtype=torch.bool)
     valid[0, :5] = False
-    centres, distinct = farthest_seeds(points, valid, 6, Draws(seed, 1))
+    centres, distinct = farthest_seeds(points, valid, 6, PerClassGenerator(seed, 1))
     assert distinct.all()
     assert (points[0, 5:] == centres[0, 0]).all(dim=1).any()
     for place in range(1, 6):
@@ -33,7 +33,7 @@ def test_radius_is_at_most_twice_the_best():
         for chosen in itertools.combinations(range(12), 3)
     ]
     for seed in range(5):
-        centres, _ = farthest_seeds(points, torch.ones(1, 12, dtype=torch.bool), 3, Draws(seed, 1))
+        centres, _ = farthest_seeds(points, torch.ones(1, 12, dtype=torch.bool), 3, PerClassGenerator(seed, 1))
         assert float(torch.cdist(points[0], centres[0]).amin(dim=1).max()) <= 2 * min(radius) + 1e-6
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rca_lightning.clustering.kmeans import Draws, by_distance, fill_seeds, greedy_seeds
+from rca_lightning.clustering.kmeans import PerClassGenerator, by_distance, fill_seeds, greedy_seeds
 
 C, N, K, D = 3, 24, 5, 4
 Rows = list[list[float]]
@@ -16,7 +16,7 @@ Rows = list[list[float]]
 class Loops:
     """One point after another, one class after another; points are lists of numbers."""
 
-    def __init__(self, points: torch.Tensor, valid: torch.Tensor, draws: Draws) -> None:
+    def __init__(self, points: torch.Tensor, valid: torch.Tensor, draws: PerClassGenerator) -> None:
         self.points, self.valid, self.draws = points.double().tolist(), valid.tolist(), draws
 
     def distances(self, c: int, centroid: list[float]) -> list[float]:
@@ -64,8 +64,8 @@ def problem(seed: int, *, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("seed", range(4))
 def test_greedy_seeds_by_loops(seed, scale):
     points, valid = problem(seed, scale=scale)
-    found, distinct = greedy_seeds(points, valid, K, Draws(seed, C))
-    loops = Loops(points, valid, Draws(seed, C))
+    found, distinct = greedy_seeds(points, valid, K, PerClassGenerator(seed, C))
+    loops = Loops(points, valid, PerClassGenerator(seed, C))
     chosen = [loops.first()]
     nearest = [loops.distances(c, loops.points[c][n]) for c, n in enumerate(chosen[0])]
     expected = [[True] * C]
@@ -90,8 +90,10 @@ def test_missing_prototypes_are_filled_as_by_loops(seed, scale):
     given = torch.rand(C, K, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
     given[seed % 2], given[1 - seed % 2, -1] = False, True
     given[-1] = torch.arange(K) < 2
-    found, usable = fill_seeds(points, valid, initial, given, (draws := Draws(seed, C)), by_distance(K, draws))
-    expected, wanted = _filled_by_loops(Loops(points, valid, Draws(seed, C)), initial, given)
+    found, usable = fill_seeds(
+        points, valid, initial, given, (draws := PerClassGenerator(seed, C)), by_distance(K, draws)
+    )
+    expected, wanted = _filled_by_loops(Loops(points, valid, PerClassGenerator(seed, C)), initial, given)
     assert usable.tolist() == wanted
     torch.testing.assert_close(found[usable].double(), expected[usable])
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rca_lightning.clustering.cluster import cluster
 from rca_lightning.clustering.clusters import Clusters
-from rca_lightning.clustering.kmeans import Draws, by_distance, fill_seeds
+from rca_lightning.clustering.kmeans import PerClassGenerator, by_distance, fill_seeds
 from rca_lightning.clustering.ordering import in_order_of
 
 METHODS = ("kmeans", "spherical", "sinkhorn", "gmm", "farthest")
@@ -121,7 +121,7 @@ def test_fill_seeds_keeps_what_is_there_and_adds_distinct_points():
     valid[2] = False
     initial, given = points[:, :4] + 0.01, torch.zeros(3, 4, dtype=torch.bool)
     given[0, 1], given[0, 3] = True, True
-    draws = Draws(0, 3)
+    draws = PerClassGenerator(0, 3)
     centroids, usable = fill_seeds(points, valid, initial, given, draws, by_distance(4, draws))
     assert usable.tolist() == [[True] * 4, [True] * 4, [False] * 4]
     assert torch.equal(centroids[0, [1, 3]], initial[0, [1, 3]])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rca_lightning.data.bad_images import FILE_NAME, BadImages
 from rca_lightning.data.datamodule import WSSSDataModule
-from rca_lightning.data.sample import Unread
+from rca_lightning.data.sample import SkippedImage
 from rca_lightning.errors import ArgumentError, DataError
 
 
@@ -24,8 +24,8 @@ def begun(folder: Path | None, *, most: float = 1.0, size: int = 100) -> BadImag
     return bad
 
 
-def unread(*names: str, split: str = "train", reason: str = 'cut off, "twice"\u2028é') -> list[Unread]:
-    return [Unread(split, name, reason) for name in names]
+def unread(*names: str, split: str = "train", reason: str = 'cut off, "twice"\u2028é') -> list[SkippedImage]:
+    return [SkippedImage(split, name, reason) for name in names]
 
 
 def rows(folder: Path) -> list[list[str]]:

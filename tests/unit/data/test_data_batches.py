@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rca_lightning.data import WSSSDataModule
-from rca_lightning.data.loaders import LikeBatchSampler, ShardSampler
+from rca_lightning.data.loaders import GroupedBatchSampler, ShardSampler
 from rca_lightning.errors import ArgumentError
 
 
@@ -23,8 +23,8 @@ def test_each_image_once_and_only_like_ones_together(keys, batch_size, world_siz
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         for rank in range(world_size):
-            monkeypatch.setattr("rca_lightning.data.loaders.place", lambda rank=rank: (world_size, rank))
-            sampler = LikeBatchSampler(keys, batch_size=batch_size)
+            monkeypatch.setattr("rca_lightning.data.loaders.world_size_and_rank", lambda rank=rank: (world_size, rank))
+            sampler = GroupedBatchSampler(keys, batch_size=batch_size)
             batches = list(sampler)
             assert len(batches) == len(sampler)
             own = [index for batch in batches for index in batch]

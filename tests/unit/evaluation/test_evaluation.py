@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from rca_lightning.evaluation.seed_iou import Evaluation, EvaluationResult, SeedIoU, SeedScores, mean_average_precision
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.rca.inference import ClassMaps
 
 KEYS = [
     "split",
@@ -27,7 +27,7 @@ KEYS = [
 ]
 
 
-def random_batch(size: int, seed: int, classes: int = 3) -> tuple[list[Seeds], torch.Tensor, torch.Tensor]:
+def random_batch(size: int, seed: int, classes: int = 3) -> tuple[list[ClassMaps], torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tags = (torch.rand(size, classes, generator=generator) < 0.5).float()
     tags[:, 0] = 1
@@ -35,7 +35,7 @@ def random_batch(size: int, seed: int, classes: int = 3) -> tuple[list[Seeds], t
     for row in tags:
         kept = torch.nonzero(row)[:, 0]
         maps = torch.rand(len(kept), 4, 5, generator=generator)
-        seeds.append(Seeds(maps, kept, torch.rand(classes, generator=generator)))
+        seeds.append(ClassMaps(maps, kept, torch.rand(classes, generator=generator)))
     return seeds, tags, torch.randint(0, classes + 1, (size, 4, 5), generator=generator)
 
 

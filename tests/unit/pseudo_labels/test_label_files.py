@@ -15,22 +15,22 @@ from rca_lightning.errors import DataError
 from rca_lightning.io.output_folder import PredictionFolder
 from rca_lightning.pseudo_labels import files as label_files
 from rca_lightning.pseudo_labels.files import read_qualities, write_label_files, write_mask_file
-from rca_lightning.pseudo_labels.generator import HalfMade, LabelMaker
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.pseudo_labels.generator import IntermediateLabel, PseudoLabelGenerator
+from rca_lightning.rca.inference import ClassMaps
 
 H, W = 8, 12
-MAKER = LabelMaker(rule="two_thresholds", low=0.4, high=0.7)
+MAKER = PseudoLabelGenerator(rule="two_thresholds", low=0.4, high=0.7)
 KINDS = {"pseudo_labels": ".png", "cams": ".npz", "overlays": ".jpg"}
 
 
-def half_made(*classes: int) -> HalfMade:
+def half_made(*classes: int) -> IntermediateLabel:
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(len(classes), H, W, generator=generator)
-    seeds = Seeds(maps, torch.tensor(classes, dtype=torch.int64), torch.rand(20, generator=generator))
+    seeds = ClassMaps(maps, torch.tensor(classes, dtype=torch.int64), torch.rand(20, generator=generator))
     return MAKER.begin(seeds, torch.rand(3, H, W, generator=generator))
 
 
-def write(folder: PredictionFolder, image_id: str, *classes: int, keep_maps: bool = True) -> HalfMade:
+def write(folder: PredictionFolder, image_id: str, *classes: int, keep_maps: bool = True) -> IntermediateLabel:
     made = half_made(*classes)
     maps = made.scores[0][1:].astype(np.float16) if keep_maps else None
     probabilities = np.linspace(0.25, 0.75, len(classes), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""LabelMaker: its two halves make together what `label_map` and `refine` make at once."""
+"""PseudoLabelGenerator: its two halves make together what `label_map` and `refine` make at once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 from rca_lightning.errors import ArgumentError, MissingExtraError
 from rca_lightning.pseudo_labels import refinement
-from rca_lightning.pseudo_labels.generator import HalfMade, LabelMaker
+from rca_lightning.pseudo_labels.generator import IntermediateLabel, PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import label_map, label_scores
 from rca_lightning.pseudo_labels.propagation import pamr
 from rca_lightning.pseudo_labels.refinement import FeatureWalk, refine
-from rca_lightning.rca.inference import Seeds
+from rca_lightning.rca.inference import ClassMaps
 
 CLASSES = torch.tensor([3, 11])
 RULES = ("fixed", "power", "saliency", "two_thresholds")
@@ -23,10 +23,10 @@ SETTINGS = {"threshold": 0.45, "power": 3.0, "low": 0.3, "high": 0.6, "saliency_
 H, W = 8, 12
 
 
-def random_seeds() -> Seeds:
+def random_seeds() -> ClassMaps:
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(2, H, W, generator=generator)
-    return Seeds(maps, CLASSES, torch.rand(20, generator=generator), torch.randn(5, 2, 3, generator=generator))
+    return ClassMaps(maps, CLASSES, torch.rand(20, generator=generator), torch.randn(5, 2, 3, generator=generator))
 
 
 def random_picture() -> torch.Tensor:
@@ -37,7 +37,7 @@ def random_saliency() -> torch.Tensor:
     return torch.rand(H, W, generator=torch.Generator().manual_seed(2))
 
 
-def whole(maker: LabelMaker, seeds: Seeds | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def whole(maker: PseudoLabelGenerator, seeds: ClassMaps | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The label, and the evidence of the first half."""
     made = maker.begin(seeds or random_seeds(), random_picture(), random_saliency())
     return maker.finish(made), made.evidence
@@ -50,7 +50,7 @@ def lighten(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_without_steps_it_is_the_label_map(rule):
-    label, evidence = whole(LabelMaker(rule=rule, **SETTINGS))
+    label, evidence = whole(PseudoLabelGenerator(rule=rule, **SETTINGS))
     seeds = random_seeds()
     expected = label_map(seeds.maps, CLASSES, rule=rule, saliency=random_saliency(), **SETTINGS)
     assert label.dtype == torch.uint8
@@ -62,19 +62,19 @@ def test_without_steps_it_is_the_label_map(rule):
 
 @pytest.mark.parametrize("rule", ["fixed", "power"])
 def test_with_steps_it_is_refine(rule):
-    label, evidence = whole(LabelMaker(rule=rule, refine=("random_walk", "pamr"), **SETTINGS))
+    label, evidence = whole(PseudoLabelGenerator(rule=rule, refine=("random_walk", "pamr"), **SETTINGS))
     seeds = random_seeds()
     steps = [FeatureWalk(seeds.features[None]), pamr]
     expected = refine(seeds.maps, random_picture(), steps=steps, background=rule, threshold=0.45, power=3)
     assert torch.equal(evidence, expected)
     assert torch.equal(label, label_scores(expected, CLASSES))
-    assert not torch.equal(label, whole(LabelMaker(rule=rule, **SETTINGS))[0])
+    assert not torch.equal(label, whole(PseudoLabelGenerator(rule=rule, **SETTINGS))[0])
 
 
 @pytest.mark.parametrize("rule", ["saliency", "two_thresholds"])
 def test_rules_of_two_backgrounds_refine_each_of_them(rule, monkeypatch):
     monkeypatch.setattr(refinement, "dense_crf", lighten)  # unlike PAMR it moves a fixed background
-    label, evidence = whole(LabelMaker(rule=rule, refine=("pamr", "dense_crf"), **SETTINGS))
+    label, evidence = whole(PseudoLabelGenerator(rule=rule, refine=("pamr", "dense_crf"), **SETTINGS))
     refined = {
         level: refine(random_seeds().maps, random_picture(), steps=[pamr, lighten], threshold=level)
         for level in (0.3, 0.6)
@@ -97,7 +97,7 @@ def test_rules_of_two_backgrounds_refine_each_of_them(rule, monkeypatch):
 
 def test_the_crf_and_what_follows_wait_for_the_second_half(monkeypatch):
     monkeypatch.setattr(refinement, "dense_crf", lighten)
-    maker = LabelMaker(threshold=0.4, refine=("pamr", "dense_crf", "pamr"))
+    maker = PseudoLabelGenerator(threshold=0.4, refine=("pamr", "dense_crf", "pamr"))
     seeds = random_seeds()
     made = maker.begin(seeds, random_picture())
     assert maker.is_slow
@@ -115,7 +115,7 @@ def test_the_crf_and_what_follows_wait_for_the_second_half(monkeypatch):
 def test_a_walk_behind_the_crf_has_its_features(monkeypatch):
     monkeypatch.setattr(refinement, "dense_crf", lighten)
     seeds = random_seeds()
-    label, evidence = whole(LabelMaker(threshold=0.4, refine=("dense_crf", "random_walk")))
+    label, evidence = whole(PseudoLabelGenerator(threshold=0.4, refine=("dense_crf", "random_walk")))
     steps = [lighten, FeatureWalk(seeds.features[None])]
     scores = refine(seeds.maps, random_picture(), steps=steps, threshold=0.4)
     assert torch.equal(label, label_scores(scores, CLASSES))
@@ -125,7 +125,7 @@ def test_a_walk_behind_the_crf_has_its_features(monkeypatch):
 
 @pytest.mark.parametrize("steps", [(), ("pamr",), ("random_walk", "pamr")])
 def test_nothing_waits_without_the_crf(steps):
-    maker = LabelMaker(refine=steps)
+    maker = PseudoLabelGenerator(refine=steps)
     made = maker.begin(random_seeds(), random_picture(), random_saliency())
     assert not maker.is_slow
     assert made.steps == ()
@@ -137,9 +137,9 @@ def test_nothing_waits_without_the_crf(steps):
 @pytest.mark.parametrize("rule", RULES)
 def test_the_first_half_travels_as_arrays(rule, monkeypatch):
     monkeypatch.setattr(refinement, "dense_crf", lighten)
-    maker = LabelMaker(rule=rule, refine=("dense_crf", "random_walk"), **SETTINGS)
+    maker = PseudoLabelGenerator(rule=rule, refine=("dense_crf", "random_walk"), **SETTINGS)
     made = maker.begin(random_seeds(), random_picture(), random_saliency())
-    values = [getattr(made, field.name) for field in dataclasses.fields(HalfMade)]
+    values = [getattr(made, field.name) for field in dataclasses.fields(IntermediateLabel)]
     assert not any(isinstance(value, torch.Tensor) for value in [*values, *made.scores])
     arrived, there = pickle.loads(pickle.dumps((made, maker)))
     assert torch.equal(there.finish(arrived), maker.finish(made))
@@ -150,7 +150,7 @@ def test_the_first_half_travels_as_arrays(rule, monkeypatch):
 @pytest.mark.parametrize("steps", [(), ("random_walk", "pamr")])
 def test_a_photograph_without_classes(rule, steps):
     empty = dataclasses.replace(random_seeds(), maps=torch.zeros(0, H, W), classes=torch.zeros(0, dtype=torch.int64))
-    label, evidence = whole(LabelMaker(rule=rule, refine=steps, **SETTINGS), empty)
+    label, evidence = whole(PseudoLabelGenerator(rule=rule, refine=steps, **SETTINGS), empty)
     assert evidence.shape == (1, H, W)
     salient = (random_saliency() > 0.4) & (rule == "saliency")
     assert torch.equal(label, torch.where(salient, 255, 0).to(torch.uint8))
@@ -166,16 +166,16 @@ def test_a_photograph_without_classes(rule, steps):
     ],
 )
 def test_description_names_what_the_rule_reads(rule, expected):
-    found = LabelMaker(rule=rule, refine=("pamr",), **SETTINGS).describe()
+    found = PseudoLabelGenerator(rule=rule, refine=("pamr",), **SETTINGS).describe()
     assert found == {"rule": rule, **expected, "refine": ["pamr"]}
 
 
 def test_missing_crf_is_told_before_it_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
-    LabelMaker(refine=("random_walk", "pamr")).check_packages()
+    PseudoLabelGenerator(refine=("random_walk", "pamr")).check_packages()
     with pytest.raises(MissingExtraError, match=r"needed for refine=dense_crf .*rca-lightning\[crf\]"):
-        LabelMaker(refine=("pamr", "dense_crf")).check_packages()
+        PseudoLabelGenerator(refine=("pamr", "dense_crf")).check_packages()
 
 
 @pytest.mark.parametrize(
@@ -195,11 +195,11 @@ def test_missing_crf_is_told_before_it_is_needed(monkeypatch):
 )
 def test_refused_settings(options, message):
     with pytest.raises(ArgumentError, match=message):
-        LabelMaker(**options)
+        PseudoLabelGenerator(**options)
 
 
 def test_thresholds_that_a_rule_does_not_read_may_be_any():
-    assert LabelMaker(rule="power", low=0.5, high=0.4).describe()["rule"] == "power"
+    assert PseudoLabelGenerator(rule="power", low=0.5, high=0.4).describe()["rule"] == "power"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_thresholds_that_a_rule_does_not_read_may_be_any():
 )
 def test_refused_photographs(seeds, given, message):
     """All in the first half: an error of a worker comes several photographs later."""
-    maker = LabelMaker(rule="saliency", refine=("dense_crf", "random_walk"))
+    maker = PseudoLabelGenerator(rule="saliency", refine=("dense_crf", "random_walk"))
     arguments = {"picture": random_picture(), "saliency": random_saliency()} | given
     with pytest.raises(ArgumentError, match=message):
         maker.begin(dataclasses.replace(random_seeds(), **seeds), **arguments)
@@ -234,8 +234,8 @@ def test_large_photographs_are_refined_at_a_bounded_size(monkeypatch):
 
     monkeypatch.setattr("rca_lightning.pseudo_labels.refinement.pamr", step)
     rows = torch.linspace(0, 1, 40)[:, None].expand(40, 20)
-    seeds = Seeds(rows[None].contiguous(), torch.tensor([3]), torch.ones(20))
-    maker = LabelMaker(threshold=0.5, refine=("pamr",))
+    seeds = ClassMaps(rows[None].contiguous(), torch.tensor([3]), torch.ones(20))
+    maker = PseudoLabelGenerator(threshold=0.5, refine=("pamr",))
     made = maker.begin(seeds, torch.rand(3, 40, 20))
     label = maker.finish(made)
     assert seen == [((16, 8), (16, 8))]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rca_lightning.rca.inference import Seeds, infer_seeds
+from rca_lightning.rca.inference import ClassMaps, infer_class_maps
 from rca_lightning.rca.network import ActivationMaps
 
 L = 4
@@ -49,7 +49,7 @@ def by_peak(plane: torch.Tensor) -> torch.Tensor:
 def test_average_of_all_views(final_map, scales, flip):
     network, photos = Brightness(), images()
     tags = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1]])
-    found = infer_seeds(network, photos, tags, final_map=final_map, scales=scales, flip=flip)
+    found = infer_class_maps(network, photos, tags, final_map=final_map, scales=scales, flip=flip)
     views, logits = [], []
     for scale in scales:
         size = (round(12 * scale), round(16 * scale))
@@ -75,7 +75,7 @@ def test_average_of_all_views(final_map, scales, flip):
 
 def test_each_scale_and_mirror_image_is_looked_at_once_with_the_tags():
     network, tags = Brightness(), torch.ones(2, L)
-    infer_seeds(network, images(), tags, scales=(0.5, 1.0), flip=True)
+    infer_class_maps(network, images(), tags, scales=(0.5, 1.0), flip=True)
     assert [shape for shape, _ in network.calls] == [(2, 3, 12, 16)] * 2 + [(2, 3, 6, 8)] * 2
     assert all(given is tags for _, given in network.calls)
 
@@ -85,19 +85,19 @@ def test_shrunk_photographs_lose_no_detail_to_aliasing():
     seen = []
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     stripes = torch.arange(32).remainder(4).eq(0).float().expand(1, 3, 32, 32)  # every fourth column
-    infer_seeds(network, stripes, torch.ones(1, L), scales=(0.25,), flip=False)
+    infer_class_maps(network, stripes, torch.ones(1, L), scales=(0.25,), flip=False)
     assert (seen[0][:, :, :, 2:-2] - 0.25).abs().max() < 0.1  # without averaging: 0 everywhere
 
 
 def test_seeds_of_a_mirrored_photograph_are_mirrored_with_flip():
-    seeds = infer_seeds(Brightness(), images(), torch.ones(2, L), flip=True)
-    mirrored = infer_seeds(Brightness(), images().flip(3), torch.ones(2, L), flip=True)
+    seeds = infer_class_maps(Brightness(), images(), torch.ones(2, L), flip=True)
+    mirrored = infer_class_maps(Brightness(), images().flip(3), torch.ones(2, L), flip=True)
     for first, second in zip(seeds, mirrored, strict=True):
         torch.testing.assert_close(first.maps, second.maps.flip(2))
 
 
 def test_maps_are_in_range_at_the_size_of_the_photograph():
-    for seeds in infer_seeds(Brightness(), images(height=13, width=9), torch.ones(2, L), scales=(1.0, 0.7)):
+    for seeds in infer_class_maps(Brightness(), images(height=13, width=9), torch.ones(2, L), scales=(1.0, 0.7)):
         assert seeds.maps.shape == (L, 13, 9)
         assert seeds.maps.dtype == torch.float32
         assert seeds.maps.min() >= 0
@@ -107,9 +107,9 @@ def test_maps_are_in_range_at_the_size_of_the_photograph():
 
 def test_unknown_tags_are_the_probable_ones_or_the_most_probable():
     photos = images()
-    probabilities = infer_seeds(Brightness(), photos, flip=False)[0].probabilities
+    probabilities = infer_class_maps(Brightness(), photos, flip=False)[0].probabilities
     for threshold in (0.0, float(probabilities.median()), 0.999):
-        for seeds in infer_seeds(Brightness(), photos, flip=False, tag_threshold=threshold):
+        for seeds in infer_class_maps(Brightness(), photos, flip=False, tag_threshold=threshold):
             values = seeds.probabilities.tolist()
             above = [label for label, value in enumerate(values) if value > threshold]
             assert seeds.classes.tolist() == (above or [values.index(max(values))])
@@ -117,7 +117,7 @@ def test_unknown_tags_are_the_probable_ones_or_the_most_probable():
 
 
 def test_image_without_a_tag_keeps_no_map():
-    seeds: Seeds = infer_seeds(Brightness(), images(), torch.tensor([[0] * L, [0, 0, 0, 1]]))[0]
+    seeds: ClassMaps = infer_class_maps(Brightness(), images(), torch.tensor([[0] * L, [0, 0, 0, 1]]))[0]
     assert seeds.maps.shape == (0, 12, 16)
     assert seeds.classes.tolist() == []
     assert seeds.classes.dtype == torch.int64
@@ -127,6 +127,6 @@ def test_image_without_a_tag_keeps_no_map():
 def test_no_graph_is_built():
     network = Brightness()
     network.weight.requires_grad_()
-    seeds = infer_seeds(network, images(), torch.ones(2, L))[0]
+    seeds = infer_class_maps(network, images(), torch.ones(2, L))[0]
     assert not seeds.maps.requires_grad
     assert not seeds.probabilities.requires_grad

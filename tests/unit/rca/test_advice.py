@@ -101,7 +101,7 @@ def test_prototypes_missing_on_purpose_are_no_collapse():
     )
     ages = torch.zeros(1, 60)
     assert "sinkhorn" in " ".join(diagnose(points, valid, padded, ages).warnings(["cat"]))
-    assert diagnose(points, valid, padded, ages, asked=most).warnings(["cat"]) == []
+    assert diagnose(points, valid, padded, ages, num_requested=most).warnings(["cat"]) == []
 
 
 def test_few_regions_warn_if_the_memory_has_room():

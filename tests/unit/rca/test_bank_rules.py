@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.rca.memory_bank import Arrivals, RegionMemory
+from rca_lightning.rca.memory_bank import EnqueueBatch, RegionMemory
 
 C, D = 3, 2
 RULES = ["fifo", "ema_ring", "ema_nearest"]
@@ -135,10 +135,10 @@ def test_the_same_regions_give_the_same_bits(rule):
 def test_turns_keep_the_order_of_each_class():
     labels = torch.tensor([2, 0, 2, 2, 1, 0])
     index = torch.arange(6)
-    arrivals = Arrivals.grouped(index[:, None].float(), labels, index[:, None])
+    arrivals = EnqueueBatch.grouped(index[:, None].float(), labels, index[:, None])
     assert arrivals.ids.flatten().tolist() == arrivals.values.flatten().tolist() == [1, 5, 4, 0, 2, 3]
-    assert [arrivals.ids[turn, 0].tolist() for turn in arrivals.turns(1)] == [[1, 4, 0], [5, 2], [3]]
-    assert [arrivals.ids[turn, 0].tolist() for turn in arrivals.turns(2)] == [[1, 5, 4, 0, 2], [3]]
+    assert [arrivals.ids[turn, 0].tolist() for turn in arrivals.chunks(1)] == [[1, 4, 0], [5, 2], [3]]
+    assert [arrivals.ids[turn, 0].tolist() for turn in arrivals.chunks(2)] == [[1, 5, 4, 0, 2], [3]]
 
 
 def test_ring_without_memory_of_the_old_is_the_fifo():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.clustering.cluster import kmeans
-from rca_lightning.clustering.kmeans import Draws
+from rca_lightning.clustering.kmeans import PerClassGenerator
 from rca_lightning.rca import prototypes as blocks
 from rca_lightning.rca.diagnostics import diagnose
 from rca_lightning.rca.prototypes import PrototypeMaker, Prototypes, class_blocks
@@ -34,7 +34,7 @@ def maker(**options) -> PrototypeMaker:
 def same(found: Prototypes, expected: Prototypes, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(found.vectors, expected.vectors, atol=tolerance, rtol=0)
     torch.testing.assert_close(found.factors, expected.factors, atol=10 * tolerance, rtol=0)
-    for name in ("valid", "asked"):
+    for name in ("valid", "num_requested"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert torch.equal(found.clusters.assignment, expected.clusters.assignment)
     torch.testing.assert_close(found.clusters.objective, expected.clusters.objective, atol=10 * tolerance, rtol=0)
@@ -108,6 +108,6 @@ def test_blocks_go_to_the_device():
 
 
 def test_draws_of_some_classes_are_those_of_all():
-    whole, part = Draws(3, 5), Draws(3, 5, first=1, wanted=2)
+    whole, part = PerClassGenerator(3, 5), PerClassGenerator(3, 5, first=1, wanted=2)
     for count in (1, 4, 2):
         assert torch.equal(part.uniform(count), whole.uniform(count)[1:3])

@@ -87,8 +87,8 @@ def test_every_measure_by_loops():
 
 def test_a_class_without_regions_has_counts_and_nothing_else():
     found = diagnose(*example()).as_dict(NAMES)["bus"]
-    counts = {name: found.pop(name) for name in ("regions", "prototypes", "asked", "dead", "fill")}
-    assert counts == {"regions": 0, "prototypes": 0, "asked": K, "dead": K, "fill": 0.0}
+    counts = {name: found.pop(name) for name in ("regions", "prototypes", "num_requested", "dead", "fill")}
+    assert counts == {"regions": 0, "prototypes": 0, "num_requested": K, "dead": K, "fill": 0.0}
     assert set(found.values()) == {None}
 
 
@@ -112,7 +112,7 @@ def test_one_prototype_a_class_is_evenly_used():
 
 def test_prototypes_that_were_not_asked_for_are_not_dead():
     points, valid, given, ages = example()
-    found = diagnose(points, valid, given, ages, asked=given.valid.sum(dim=1))
+    found = diagnose(points, valid, given, ages, num_requested=given.valid.sum(dim=1))
     assert found.dead.tolist() == [0, 1, 0, 0, 0]
     expected = by_loops(points, valid, given, ages, 2)["assignment_entropy"] * math.log(K) / math.log(2)
     assert float(found.assignment_entropy[2]) == pytest.approx(expected, abs=1e-5)
@@ -206,7 +206,7 @@ def test_from_a_memory_and_its_clusters():
     ages = torch.where(memory.steps >= 0, 9 - memory.steps, -1)
     measured = diagnose(memory.embeddings, memory.valid, found, ages)
     assert measured.as_dict(["cat", "dog"])["cat"] == {
-        "regions": 3, "prototypes": 2, "asked": 3, "mean_cosine": 0.0, "max_cosine": 0.0,
+        "regions": 3, "prototypes": 2, "num_requested": 3, "mean_cosine": 0.0, "max_cosine": 0.0,
         "effective_rank": 1.0, "coverage": 1.0, "gain": 1.0, "dead": 1, "fill": 0.375, "mean_age": 4.0,
         "assignment_entropy": pytest.approx((math.log(3) - 2 / 3 * math.log(2)) / math.log(3)),
     }  # fmt: skip
@@ -228,7 +228,7 @@ def test_shapes_must_fit():
         (points[:, :, 1:], valid, given, ages),
         (points, valid, given, ages[:, 1:]),
     ):
-        with pytest.raises(ArgumentError, match="points, valid, clusters, ages, asked="):
+        with pytest.raises(ArgumentError, match="points, valid, clusters, ages, num_requested="):
             diagnose(*wrong)
-    with pytest.raises(ArgumentError, match="asked"):
-        diagnose(points, valid, given, ages, asked=torch.ones(3))
+    with pytest.raises(ArgumentError, match="num_requested"):
+        diagnose(points, valid, given, ages, num_requested=torch.ones(3))

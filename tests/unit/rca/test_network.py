@@ -95,7 +95,7 @@ def test_without_aggregation_it_is_a_plain_cam():
     maps = network(images())
     assert (maps.refined, maps.attention) == (None, None)
     for name in ("coarse", "refined", "attention", "mean"):
-        assert torch.equal(maps.read(name), maps.coarse.clamp_min(0))
+        assert torch.equal(maps.final_cam(name), maps.coarse.clamp_min(0))
     assert {name.split(".")[0] for name, _ in network.named_parameters()} == {"backbone", "coarse_head"}
 
 
@@ -110,8 +110,8 @@ def test_without_second_head_the_attention_stays_as_it_is():
     maps, expected = lean(images(), tags), whole(images(), tags)
     torch.testing.assert_close(maps.attention, expected.attention)
     assert maps.refined is None
-    torch.testing.assert_close(maps.read("attention"), expected.attention)
-    assert torch.equal(maps.read("coarse"), maps.coarse.clamp_min(0))
+    torch.testing.assert_close(maps.final_cam("attention"), expected.attention)
+    assert torch.equal(maps.final_cam("coarse"), maps.coarse.clamp_min(0))
     maps = lean.train()(images(), tags)
     (maps.coarse.mean() + maps.embeddings.sum() * 0).backward()
     assert all(parameter.grad is not None for parameter in lean.parameters())
@@ -156,16 +156,16 @@ def example_maps() -> ActivationMaps:
 
 def test_read_gives_the_named_map_without_negative_values():
     maps = example_maps()
-    assert torch.equal(maps.read("coarse"), maps.coarse.clamp_min(0))
-    assert torch.equal(maps.read("refined"), maps.refined.float().clamp_min(0))
-    assert torch.equal(maps.read("attention"), maps.attention)
-    assert {maps.read(name).dtype for name in ("coarse", "refined", "mean", "attention")} == {torch.float32}
+    assert torch.equal(maps.final_cam("coarse"), maps.coarse.clamp_min(0))
+    assert torch.equal(maps.final_cam("refined"), maps.refined.float().clamp_min(0))
+    assert torch.equal(maps.final_cam("attention"), maps.attention)
+    assert {maps.final_cam(name).dtype for name in ("coarse", "refined", "mean", "attention")} == {torch.float32}
 
 
 def test_mean_gives_both_maps_one_vote():
     maps = example_maps()
     maps.refined *= 100
-    found = maps.read("mean")
+    found = maps.final_cam("mean")
     for label in range(L):
         first, second = maps.coarse[0, label].clamp_min(0), maps.refined[0, label].float().clamp_min(0)
         expected = (first / first.max() + second / second.max()) / 2

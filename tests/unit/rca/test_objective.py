@@ -71,11 +71,11 @@ def test_total_is_the_weighted_sum(region_map):
 def test_class_without_attention_is_located_by_its_coarse_map():
     maps, _ = batch()
     maps.attention[:, 1] = 0
-    located = maps.located("attention")
+    located = maps.region_cam("attention")
     torch.testing.assert_close(located[:, [0, 2]], maps.attention[:, [0, 2]])
     torch.testing.assert_close(located[:, 1], maps.coarse.detach()[:, 1])
     assert not located.requires_grad
-    torch.testing.assert_close(maps.located("coarse"), maps.coarse.detach())
+    torch.testing.assert_close(maps.region_cam("coarse"), maps.coarse.detach())
 
 
 def test_background_comes_from_where_the_attention_is_low():

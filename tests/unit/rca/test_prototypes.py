@@ -58,7 +58,7 @@ def test_plain_prototypes_are_k_means_whatever_else_is_asked_for():
     torch.testing.assert_close(found.vectors, F.normalize(expected.centroids, dim=2))
     assert torch.equal(found.valid, expected.valid)
     assert (found.factors == 1).all()
-    assert found.asked.tolist() == [6, 6, 6, 6]
+    assert found.num_requested.tolist() == [6, 6, 6, 6]
 
 
 def test_no_argument_has_a_second_default():
@@ -78,7 +78,7 @@ def test_merging_leaves_only_what_differs():
     points, valid = bank()
     found = maker(merge_above=0.9)(points, valid, 6)
     assert found.valid.sum(dim=1).tolist() == [6, 2, 3, 0]
-    assert found.asked.tolist() == [6, 2, 3, 0]
+    assert found.num_requested.tolist() == [6, 2, 3, 0]
 
 
 @pytest.mark.parametrize("reseed", [True, False])
@@ -100,13 +100,13 @@ def test_one_slot_a_class_is_enough():
     points, valid = bank()
     found = maker()(points[:, :1], valid[:, :1], 6)
     assert found.valid.sum(dim=1).tolist() == [1, 1, 1, 0]
-    assert found.asked.tolist() == [6, 6, 6, 6]
+    assert found.num_requested.tolist() == [6, 6, 6, 6]
 
 
 def test_classes_of_few_regions_get_fewer():
     points, valid = bank()
     found = maker(regions_per_prototype=8)(points, valid, 6)
-    assert found.valid.sum(dim=1).tolist() == found.asked.tolist() == [6, 2, 1, 0]
+    assert found.valid.sum(dim=1).tolist() == found.num_requested.tolist() == [6, 2, 1, 0]
 
 
 def test_low_scores_are_dropped_but_never_all():

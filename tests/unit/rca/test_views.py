@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.rca.inference import view_sizes, views
+from rca_lightning.rca.inference import multi_scale_flip, view_sizes
 
 
 def photographs(height: int = 24, width: int = 36) -> torch.Tensor:
@@ -18,7 +18,7 @@ def photographs(height: int = 24, width: int = 36) -> torch.Tensor:
 
 def test_each_scale_as_it_is_and_mirrored():
     images = photographs()
-    found = list(views(images, scales=(0.5, 1.0, 2.0), flip=True))
+    found = list(multi_scale_flip(images, scales=(0.5, 1.0, 2.0), flip=True))
     assert [mirrored for _, mirrored in found] == [False, True] * 3
     assert [tuple(view.shape[2:]) for view, _ in found[::2]] == [(12, 18), (24, 36), (48, 72)]
     for (plain, _), (mirrored, _) in zip(found[::2], found[1::2], strict=True):
@@ -29,7 +29,7 @@ def test_each_scale_as_it_is_and_mirrored():
 
 
 def test_without_mirror_images():
-    assert [mirrored for _, mirrored in views(photographs(), flip=False)] == [False]
+    assert [mirrored for _, mirrored in multi_scale_flip(photographs(), flip=False)] == [False]
 
 
 @pytest.mark.parametrize(("height", "width"), [(4000, 3000), (300, 4000), (4000, 4000)])
@@ -59,9 +59,9 @@ def test_a_strip_keeps_a_pixel():
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (float("inf"),), (float("nan"),)])
 def test_scales_of_no_view_are_refused(scales):
     with pytest.raises(ArgumentError, match=r"^scales="):
-        list(views(photographs(), scales=scales))
+        list(multi_scale_flip(photographs(), scales=scales))
 
 
 def test_a_side_too_short_is_refused():
     with pytest.raises(ArgumentError, match=r"^max_side=15"):
-        list(views(photographs(), max_side=15))
+        list(multi_scale_flip(photographs(), max_side=15))
