@@ -7,9 +7,16 @@ All of them derive from `RCAError` and from the built-in a caller would expect, 
 
 from __future__ import annotations
 
+import functools
 import importlib
+import re
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_removed: dict[str, str] = {}
 
 
 class RCAError(Exception):
@@ -90,3 +97,39 @@ def require_extra(package: str, *, extra: str, needed_for: str) -> ModuleType:
             f"the package {package!r} is needed for {needed_for} and cannot be imported ({error}). "
             f"Install it with: pip install 'rca-lightning[{extra}]'"
         ) from error
+
+
+def refuse_removed(**removed: str) -> Callable[[F], F]:
+    """Decorates a function that once had more arguments: giving one of them is one clear error.
+
+    Args:
+        **removed: name of each removed argument, and since when it is gone and what to use instead.
+
+    Example:
+        >>> @refuse_removed(restarts="gone since 0.2; k-means++ seeds make one run enough")
+        ... def cluster(points): ...
+        >>> cluster([], restarts=3)
+        Traceback (most recent call last):
+        rca_lightning.errors.ArgumentError: restarts=3: gone since 0.2; k-means++ seeds make one run enough
+    """
+    _removed.update(removed)
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            for name in removed.keys() & kwargs.keys():
+                raise ArgumentError(name, kwargs[name], removed[name])
+            return function(*args, **kwargs)
+
+        return checked  # type: ignore[return-value]
+
+    return decorate
+
+
+def explain_removed(message: str) -> str:
+    """Message of a parser that knows nothing of an argument, with what became of it where it was removed."""
+    for words in re.findall(r"[\w.]+", message):
+        name = words.rpartition(".")[2]
+        if name in _removed:
+            return f"{words}: {_removed[name]}"
+    return message

@@ -70,3 +70,22 @@ def test_require_extra_reports_a_broken_package_like_a_missing_one(tmp_path, mon
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingExtraError, match="libsomething"):
         require_extra("rca_broken_package", extra="cpu", needed_for="a test")
+
+
+@errors.refuse_removed(bins="gone since 0.2; give edges")
+def histogram(edges: list[int], *, density: bool = False) -> tuple[list[int], bool]:
+    """Answers with what it was given."""
+    return edges, density
+
+
+def test_removed_argument_is_refused_with_what_to_use():
+    assert histogram([1], density=True) == ([1], True)
+    with pytest.raises(errors.ArgumentError, match=r"^bins=3: gone since 0\.2; give edges$"):
+        histogram([1], bins=3)
+    assert list(inspect.signature(histogram).parameters) == ["edges", "density"]
+
+
+def test_parser_says_what_became_of_a_removed_argument():
+    said = errors.explain_removed("Option 'model.bins' is not accepted")
+    assert said == "model.bins: gone since 0.2; give edges"
+    assert errors.explain_removed("Option 'model.bind' is not accepted") == "Option 'model.bind' is not accepted"

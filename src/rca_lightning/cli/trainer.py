@@ -20,7 +20,7 @@ from rca_lightning.callbacks.signals import SaveOnSignal
 from rca_lightning.checkpoints.reading import check_checkpoint
 from rca_lightning.checkpoints.resuming import find_last
 from rca_lightning.checkpoints.writing import write_checkpoints_whole
-from rca_lightning.errors import ArgumentError, OtherProcessError
+from rca_lightning.errors import ArgumentError, OtherProcessError, explain_removed
 from rca_lightning.evaluation.report import print_report, write_report
 from rca_lightning.io.atomic import check_writable, output_errors
 
@@ -98,7 +98,7 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with status 2, as argparse does."""
         parser = getattr(ex, "subcommand_parser", None) or self
-        reason = " ".join(message.split())
+        reason = explain_removed(" ".join(message.split()))
         self.exit(2, f"rca: {reason}\nSee: {parser.prog.replace(' [options]', '')} --help\n")
 
 
