@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import re
 from collections.abc import Callable
 from types import ModuleType
@@ -121,6 +122,8 @@ def refuse_removed(**removed: str) -> Callable[[F], F]:
                 raise ArgumentError(name, kwargs[name], removed[name])
             return function(*args, **kwargs)
 
+        # Lightning filters the arguments of a checkpoint by a function that does not follow `__wrapped__`.
+        checked.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
         return checked  # type: ignore[return-value]
 
     return decorate

@@ -179,16 +179,15 @@ class RegionMemoryCallback(L.Callback):
         reader = module.network.aggregation
         if self.memory is None or reader is None:
             return
-        prototypes, factors = torch.zeros_like(reader.prototypes), torch.ones_like(reader.factors)
+        prototypes = torch.zeros_like(reader.prototypes)
         valid = torch.zeros_like(reader.valid, dtype=torch.uint8)
         if world_size_and_rank()[1] == 0:
             parts = self._cluster(self.memory, module, epoch)
             prototypes.copy_(torch.cat([part.vectors.flatten(0, 1) for part in parts]))
-            factors.copy_(torch.cat([part.factors.flatten() for part in parts]))
             valid.copy_(torch.cat([part.valid.flatten() for part in parts]))
             self._report(self.memory, module, parts[0])
-        broadcast_from_first(prototypes, valid, factors)
-        reader.write(prototypes, valid.bool(), factors)
+        broadcast_from_first(prototypes, valid)
+        reader.write(prototypes, valid.bool())
 
     def _cluster(self, memory: RegionMemory, module: RCAModule, epoch: int) -> list[Prototypes]:
         """Prototypes of the classes and, where it has some, of the background."""

@@ -15,16 +15,16 @@ from rca_lightning.version import __version__
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 KEY = "rca_lightning_format"
 
 
 def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None:
     """Bring the content of a checkpoint to the layout of today, in place.
 
-    - Format 0: checkpoints without a number. Those of a time when prototypes had no attention temperature of their own
-      lack `network.aggregation.factors`; they get ones, which is what they were trained with.
-    - Format 1: today's.
+    - Format 0: without a number, else as format 1.
+    - Format 1 (0.1): each prototype may have an attention temperature, and pixels may read another context.
+    - Format 2 (0.2): today's, without either.
 
     Args:
         checkpoint: as Lightning wrote it; one of today is left as it is.
@@ -46,21 +46,30 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
     checkpoint[KEY] = FORMAT
 
 
-def _to_1(checkpoint: dict[str, Any]) -> None:
-    state, prefix = checkpoint["state_dict"], "network.aggregation."
-    if f"{prefix}valid" in state:
-        valid = state[f"{prefix}valid"]  # (Q,)
-        state.setdefault(f"{prefix}factors", torch.ones(valid.shape, device=valid.device))
+def _to_2(checkpoint: dict[str, Any]) -> None:
+    """Drops the temperatures of single prototypes and the choice of a context, where they say what is true today."""
+    scale = checkpoint["state_dict"].pop("network.aggregation.factors", None)
+    if scale is not None and not scale.is_meta and bool((scale != 1).any()):
+        raise WeightsError(
+            "the checkpoint was trained with concentration=True, gone since 0.2; read it with rca_lightning 0.1"
+        )
+    context = checkpoint.get("hyper_parameters", {}).pop("context", "prototypes")
+    if context != "prototypes":
+        raise WeightsError(
+            f"the checkpoint was trained with context={context!r}, gone from the library since 0.2; "
+            "read it with rca_lightning 0.1, or train anew with experiments/ablation"
+        )
 
 
-_STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (_to_1,)  # step i leads from format i to i + 1
+# Step i leads from format i to i + 1.
+_STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (lambda checkpoint: None, _to_2)
 
 
 _tell = rank_zero_only(logger.warning)
 
 OnMismatch = Literal["refuse", "rebuild"]
 _PROTOTYPES = "network.aggregation."
-_EMPTY = tuple(f"{_PROTOTYPES}{name}" for name in ("prototypes", "valid", "factors"))
+_EMPTY = tuple(f"{_PROTOTYPES}{name}" for name in ("prototypes", "valid"))
 _STATISTICS = "network.standardization."  # of embeddings, a number a channel
 _SIZES = ("num_prototypes", "background_prototypes")
 
@@ -105,7 +114,7 @@ def forget(checkpoint: dict[str, Any], module: nn.Module, others: Sequence[str])
     weights: dict[str, Tensor] = checkpoint["state_dict"]
     for name, own in module.state_dict().items():
         if name in _EMPTY:
-            weights[name] = torch.ones_like(own) if name.endswith("factors") else torch.zeros_like(own)
+            weights[name] = torch.zeros_like(own)
         elif name.startswith(_STATISTICS) and name in weights and weights[name].shape != own.shape:
             weights[name] = own.clone()
 

@@ -58,13 +58,9 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("alpha", "beta", "warmup_epochs"):
         if kept[name] < 0:
             raise ArgumentError(name, kept[name], "give 0 or more")
-    reads_prototypes = kept["aggregation"] and kept["context"] == "prototypes"
-    if kept["contrast"] and kept["positives"] == "prototypes" and not reads_prototypes:
-        raise ArgumentError("positives", "prototypes", "there are none without aggregation=True, context='prototypes'")
-    if kept["aggregation"] and kept["beta"] == 0:
-        if not reads_prototypes:
-            raise ArgumentError("beta", 0, f"give a weight above 0: only the second head reads {kept['context']}")
-        if kept["final_map"] in {"refined", "mean"}:
-            remedy = f"give a weight above 0, or final_map='attention': {kept['final_map']!r} needs the second head"
-            raise ArgumentError("beta", 0, remedy)
+    if kept["contrast"] and kept["positives"] == "prototypes" and not kept["aggregation"]:
+        raise ArgumentError("positives", "prototypes", "there are none without aggregation=True")
+    if kept["aggregation"] and kept["beta"] == 0 and kept["final_map"] in {"refined", "mean"}:
+        remedy = f"give a weight above 0, or final_map='attention': {kept['final_map']!r} needs the second head"
+        raise ArgumentError("beta", 0, remedy)
     return kept

@@ -11,7 +11,7 @@ from torch import Tensor
 from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.data.sample import Batch
-from rca_lightning.errors import ArgumentError
+from rca_lightning.errors import ArgumentError, refuse_removed
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import checked_arguments
@@ -20,10 +20,10 @@ from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGua
 from rca_lightning.rca.cam import image_logits
 from rca_lightning.rca.contrast import Positives
 from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps
-from rca_lightning.rca.loss import Objective, RCALoss
+from rca_lightning.rca.loss import Losses, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
-from rca_lightning.rca.network import ActivationMaps, AttentionClasses, Context, FinalMap, RegionMap, build_network
-from rca_lightning.rca.regions import RegionRule
+from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap, RegionMap, build_network
+from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, select_for_memory
 
 
 class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
@@ -47,9 +47,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         frozen_stages: how many of the first stages to freeze, 0 to 5.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
         contrast: whether to contrast regions with the memory.
-        aggregation: whether pixels read a context and a second CAM head completes the map.
-        context: what they read: "prototypes" of the dataset, or for comparison pixels of another image
-            ("co_attention") or the image itself ("double_attention", "object_context"); see `build_context`.
+        aggregation: whether pixels read the prototypes of the dataset and a second CAM head completes the map.
         embedding_dim: channels of a learned 1x1 projection for memory and prototypes; none: the features
             themselves, which need no warm-up to mean something.
         embedding_stages: how many of the last stages of the backbone embeddings are made of; none: 2, which adds
@@ -102,6 +100,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
 
     task = "localize"
 
+    @refuse_removed(context="gone since 0.2; rival contexts are in experiments/ablation/contexts.py")
     def __init__(
         self,
         num_classes: int,
@@ -117,7 +116,6 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         channels_last: bool = False,
         contrast: bool = True,
         aggregation: bool = True,
-        context: Context = "prototypes",
         embedding_dim: int | None = None,
         embedding_stages: int | None = None,
         standardize: bool = True,
@@ -167,7 +165,6 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
             channels_last=channels_last,
             contrast=contrast,
             aggregation=aggregation,
-            context=context,
             beta=beta,
             embedding_dim=embedding_dim,
             embedding_stages=embedding_stages,
@@ -178,17 +175,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
             num_prototypes=num_prototypes,
             background_prototypes=background_prototypes,
         )
-        self.loss = RCALoss(
-            alpha=alpha,
-            beta=beta,
-            temperature=contrast_temperature,
-            positives=positives,
-            region_threshold=region_threshold,
-            region_rule=region_rule,
-            region_map=region_map,
-            confidence=confidence,
-            background_threshold=background_threshold if background_prototypes else None,
-        )
+        self.loss = RCALoss(alpha=alpha, beta=beta, temperature=contrast_temperature, positives=positives)
         self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)
         self.memory: RegionMemory | None = None
         self.keeps_features = False  # a writer that walks over them asks for them
@@ -223,31 +210,47 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         """Loss of a batch, `regions` for the memory, `maps` `(B, L, h, w)` and `probabilities` to accumulate."""
         tags = batch["tags"]
         self.before_step()
-        maps = self(batch["image"], tags)
-        contrasting = self.hparams["contrast"] and self.current_epoch >= self.hparams["warmup_epochs"]
-        objective: Objective = self.loss(
-            maps,
-            tags,
-            remember=self.needs_memory,
-            memory=self.memory if contrasting else None,
-            prototypes=self.network.aggregation,
-        )
-        pooled = {} if objective.regions is None else {"regions": objective.regions.embeddings}
-        if self.should_skip(batch, {**pooled, "loss": objective.total}, self._evidence(maps, objective)):
-            nothing = None if objective.regions is None else objective.regions.none()
+        maps = self.network(batch["image"], tags)
+        cam = maps.region_cam(self.hparams["region_map"])
+        regions = self._extract_regions(maps, cam, tags) if self.needs_memory else None
+        contrasts = self.hparams["contrast"] and self.current_epoch >= self.hparams["warmup_epochs"]
+        losses = self.loss(maps, tags, regions, self.memory if contrasts else None, self.network.aggregation)
+        probabilities = image_logits(maps.coarse.detach()).sigmoid()
+        remembered = None if regions is None else self._select_for_memory(regions, maps, cam, tags, probabilities)
+        pooled = {} if remembered is None else {"regions": remembered.embeddings}
+        if self.should_skip(batch, {**pooled, "loss": losses.total}, self._evidence(maps, losses)):
+            nothing = None if remembered is None else remembered.none()
             return {"loss": self.no_loss(), "regions": nothing, "image_id": batch["image_id"], "skipped": True}
-        self.log_dict({f"train/loss_{name}": value for name, value in objective.parts.items()}, batch_size=len(tags))
-        self.log("train/loss", objective.value, prog_bar=True, batch_size=len(tags))
+        self.log_dict({f"train/loss_{name}": value for name, value in losses.parts.items()}, batch_size=len(tags))
+        self.log("train/loss", losses.value, prog_bar=True, batch_size=len(tags))
         # Detached, for embeddings and graph would live on until the next step has been computed.
-        read, chances = maps.final_cam(self.hparams["final_map"]).detach(), image_logits(maps.coarse.detach()).sigmoid()
-        kept = {"image_id": batch["image_id"], "maps": read, "probabilities": chances}
-        return {"loss": objective.total, "regions": objective.regions, **kept}
+        final = maps.final_cam(self.hparams["final_map"]).detach()
+        kept = {"image_id": batch["image_id"], "maps": final, "probabilities": probabilities}
+        return {"loss": losses.total, "regions": remembered, **kept}
 
-    def _evidence(self, maps: ActivationMaps, objective: Objective) -> dict[str, Tensor]:
+    def _extract_regions(self, maps: ActivationMaps, cam: Tensor, tags: Tensor) -> Regions:
+        threshold, rule = self.hparams["region_threshold"], self.hparams["region_rule"]
+        return extract_regions(maps.embeddings, cam, tags, threshold=threshold, rule=rule)
+
+    def _select_for_memory(
+        self, regions: Regions, maps: ActivationMaps, cam: Tensor, tags: Tensor, probabilities: Tensor
+    ) -> Regions:
+        background = self.hparams["background_threshold"] if self.hparams["background_prototypes"] else None
+        return select_for_memory(
+            regions,
+            maps.embeddings,
+            cam,
+            tags,
+            probabilities,
+            confidence=self.hparams["confidence"],
+            background_threshold=background,
+        )
+
+    def _evidence(self, maps: ActivationMaps, losses: Losses) -> dict[str, Tensor]:
         memory = {} if self.memory is None else {"memory": self.memory.embeddings}
         computed = {"features (maps of the first head)": maps.coarse, "embeddings": maps.embeddings}
         refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
-        return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in objective.parts.items()}}
+        return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in losses.parts.items()}}
 
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
         """Class maps of photographs at their own size, with this module's scales and flip; see `infer_class_maps`."""

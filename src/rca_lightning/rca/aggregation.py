@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError
 
+_SHORTEST = 1e-12  # length of a pixel below which it has no direction
+
 
 @dataclass
 class Aggregated:
@@ -17,9 +19,8 @@ class Aggregated:
 
     Attributes:
         context: `F' = S Q`, `(B, D, H, W)`; zero while there is no prototype.
-        class_attention: attention summed over the prototypes of a class, `(B, C, H, W)`, where
-            `C` counts the background, if it has prototypes, as last class. Sums to 1 over `C`, or is 0
-            while there is no prototype.
+        class_attention: attention summed over the prototypes of a class, `(B, C, H, W)`; `C` counts the background,
+            if it has prototypes, as last class. Sums to 1 over `C`, or is 0 while there is no prototype.
     """
 
     context: Tensor
@@ -29,18 +30,17 @@ class Aggregated:
 class SemanticAggregation(nn.Module):
     """Softmax attention of pixels over prototypes: `S = softmax(F Q^T / temperature)`, `F' = S Q`.
 
-    The prototypes are persistent buffers of fixed shape, so a checkpoint alone predicts. Slots
-    without a prototype are masked out of the softmax.
+    Equation (7) of docs/method.md (RCA, section 3.4). The prototypes are persistent buffers of fixed shape, so a
+    checkpoint alone predicts. Slots without a prototype are masked out of the softmax.
 
     Args:
         dim: channels `D` of the embedding.
         num_classes: foreground classes `L`.
         num_prototypes: prototypes `K` a class.
-        temperature: of the softmax. Against unit vectors the similarity lies in `[-1, 1]`, so 1 would be
-            all but uniform over hundreds of prototypes; 0.05 to 0.1 lets a pixel choose.
+        temperature: of the softmax. Cosines lie in `[-1, 1]`, so at 1 the attention over hundreds of prototypes is
+            all but uniform; at 0.05 to 0.1 a pixel can choose.
         background_prototypes: prototypes of the background; 0 leaves the background out.
-        normalize: compare directions (cosine) instead of raw products. Raw products let the
-            norm of a pixel act as its temperature.
+        normalize: compare directions (cosine). Raw products let the norm of a pixel act as its temperature.
 
     Example:
         >>> aggregation = SemanticAggregation(dim=8, num_classes=2, num_prototypes=3, temperature=0.05)
@@ -51,7 +51,6 @@ class SemanticAggregation(nn.Module):
 
     prototypes: Tensor
     valid: Tensor
-    factors: Tensor
     labels: Tensor
 
     def __init__(
@@ -76,23 +75,23 @@ class SemanticAggregation(nn.Module):
         self.background_prototypes = background_prototypes
         self.temperature = temperature
         self.normalize = normalize
-        per_class = [num_prototypes] * num_classes + [background_prototypes] * bool(background_prototypes)
-        self.prototypes_per_class = per_class
-        total = sum(per_class)
-        self.register_buffer("prototypes", torch.zeros(total, dim))
+        self.prototypes_per_class = [num_prototypes] * num_classes
+        if background_prototypes:
+            self.prototypes_per_class.append(background_prototypes)
+        total = sum(self.prototypes_per_class)
+        self.register_buffer("prototypes", torch.zeros(total, dim))  # Q
         self.register_buffer("valid", torch.zeros(total, dtype=torch.bool))
-        self.register_buffer("factors", torch.ones(total))
-        labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class), output_size=total)
+        counts = torch.tensor(self.prototypes_per_class)
+        labels = torch.repeat_interleave(torch.arange(len(counts)), counts, output_size=total)
         self.register_buffer("labels", labels, persistent=False)
 
     @torch.no_grad()
-    def write(self, prototypes: Tensor, valid: Tensor, factors: Tensor | None = None) -> None:
+    def write(self, prototypes: Tensor, valid: Tensor) -> None:
         """Replace the prototypes.
 
         Args:
             prototypes: `(Q, D)`, class after class, `num_prototypes` rows a class, the background last.
             valid: `(Q,)` boolean, false where a class has fewer prototypes.
-            factors: `(Q,)` above 0, what the temperature of each is multiplied by; `None`: 1.
 
         Raises:
             ArgumentError: if a shape differs or a valid prototype is not finite.
@@ -105,7 +104,6 @@ class SemanticAggregation(nn.Module):
             raise ArgumentError("prototypes", "non-finite", "valid prototypes must be finite numbers")
         self.prototypes.copy_(torch.where(valid[:, None], prototypes, torch.zeros_like(prototypes)))
         self.valid.copy_(valid)
-        self.factors.copy_(torch.ones_like(self.factors) if factors is None else factors)
 
     def by_class(self) -> tuple[Tensor, Tensor]:
         """Prototypes `(L, K, D)` of the foreground classes and which are valid `(L, K)`."""
@@ -116,90 +114,71 @@ class SemanticAggregation(nn.Module):
         """Let each pixel read the prototypes.
 
         Args:
-            embeddings: `(B, D, H, W)`.
+            embeddings: `F`, `(B, D, H, W)`.
             classes: `(B, L)`, above 0 where a class may be read in that image; the background always may.
                 `None`: all classes.
         """
-        readable = self._readable(classes)
-        attention = self._attention(embeddings, readable)
-        prototypes = readable.prototypes.to(embeddings.dtype)
-        context = prototypes.transpose(1, 2) @ attention.to(prototypes.dtype)  # (B, D, M) x (B, M, HW)
-        return Aggregated(context.reshape(embeddings.shape), self._by_class(attention, readable, embeddings))
+        prototypes = self.prototypes[None].to(embeddings.dtype)  # Q, (1, Q, D)
+        attention = self.attention(embeddings, prototypes, self.readable(classes))  # S, (B, Q, HW)
+        context = prototypes.transpose(1, 2) @ attention.to(prototypes.dtype)  # F', (B, D, HW)
+        class_attention = self.sum_by_class(attention, self.labels[None], embeddings)
+        return Aggregated(context.reshape(embeddings.shape), class_attention)
 
-    def project(
-        self, embeddings: Tensor, weight: Tensor, classes: Tensor | None = None, *, length: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What a 1x1 convolution makes of the context, without making the context.
+    def readable(self, classes: Tensor | None) -> Tensor:
+        """Which prototypes each image may read, `(B or 1, Q)` boolean."""
+        if classes is None:
+            return self.valid[None]
+        allowed = F.pad(classes > 0, (0, bool(self.background_prototypes)), value=True)  # (B, L) -> (B, C)
+        return self.valid[None] & allowed[:, self.labels]
 
-        `W F' = W (S Q)^T = (W Q^T) S^T`: the prototypes are convolved, which are few, in place of the pixels.
-
-        Args:
-            embeddings: `(B, D, H, W)`.
-            weight: `W`, `(O, D)`.
-            classes: as for `forward`.
-            length: `(B, 1, H, W)`, of the embedding of each pixel, where it is known already.
+    def attention(self, embeddings: Tensor, prototypes: Tensor, readable: Tensor) -> Tensor:
+        """`S`: softmax over the prototypes `(B or 1, M, D)` that are readable `(B or 1, M)`.
 
         Returns:
-            `(B, O, H, W)`, and the `class_attention` of `Aggregated`.
+            `(B, M, HW)`; all 0 where nothing is readable.
         """
-        readable = self._readable(classes)
-        attention = self._attention(embeddings, readable, length)
-        convolved = F.linear(readable.prototypes.to(embeddings.dtype), weight).transpose(1, 2)  # (B, O, M)
-        maps = convolved @ attention.to(convolved.dtype)  # (B, O, HW)
-        shape = (len(embeddings), len(weight), *embeddings.shape[2:])
-        return maps.reshape(shape), self._by_class(attention, readable, embeddings)
-
-    def class_attention(self, embeddings: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Only the attention summed over the prototypes of a class, see `Aggregated`."""
-        readable = self._readable(classes)
-        return self._by_class(self._attention(embeddings, readable), readable, embeddings)
-
-    def _attention(self, embeddings: Tensor, readable: _Readable, length: Tensor | None = None) -> Tensor:
-        """Softmax over the prototypes, `(B, M, HW)`; all 0 where none is readable."""
         pixels = embeddings.flatten(2)  # (B, D, H, W) -> (B, D, HW)
-        logits = (readable.prototypes.to(pixels.dtype) @ pixels).float()
+        logits = (prototypes @ pixels).float()
         if self.normalize:
             # Divided by the length afterwards: unit vectors would be one more copy of the pixels.
-            if length is None:
-                length = pixel_lengths(embeddings)
-            logits = logits / length.flatten(2).clamp_min(_SHORTEST)  # (B, 1, H, W) -> (B, 1, HW)
-        logits = logits / (self.temperature * readable.factors)[:, :, None]
-        exists = readable.exists[:, :, None]
-        logits = logits.masked_fill(~exists, torch.finfo(logits.dtype).min)
+            logits = logits / pixel_lengths(embeddings).flatten(2).clamp_min(_SHORTEST)
+        masked = (logits / self.temperature).masked_fill(~readable[:, :, None], torch.finfo(logits.dtype).min)
         # With nothing readable the softmax is uniform over masked slots; the product makes it zero.
-        return logits.softmax(dim=1) * exists
+        return masked.softmax(dim=1) * readable[:, :, None]
 
-    def _by_class(self, attention: Tensor, readable: _Readable, embeddings: Tensor) -> Tensor:
-        membership = F.one_hot(readable.labels, len(self.prototypes_per_class)).to(attention.dtype)  # (B or 1, M, C)
+    def sum_by_class(self, attention: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        """Attention `(B, M, HW)` summed over the prototypes of each class: `(B, C, H, W)`; `labels` `(B or 1, M)`."""
+        membership = F.one_hot(labels, len(self.prototypes_per_class)).to(attention.dtype)  # (B or 1, M, C)
         summed = membership.transpose(1, 2) @ attention  # (B, C, HW)
         return summed.reshape(len(embeddings), -1, *embeddings.shape[2:])
 
-    def _readable(self, classes: Tensor | None) -> _Readable:
-        if classes is None:
-            return _Readable(self.prototypes[None], self.factors[None], self.labels[None], self.valid[None])
-        allowed = classes > 0
-        if self.background_prototypes:
-            allowed = torch.cat([allowed, allowed.new_ones(len(allowed), 1)], dim=1)
-        exists = self.valid[None] & allowed[:, self.labels]  # (B, Q)
-        rows = first_true(exists)  # an image reads some classes of perhaps a thousand
-        return _Readable(self.prototypes[rows], self.factors[rows], self.labels[rows], exists.gather(1, rows))
 
+def fused_aggregation(
+    aggregation: SemanticAggregation, embeddings: Tensor, classes: Tensor | None, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Maps of a 1x1 convolution of the context, and the class attention, without making the context.
 
-@dataclass
-class _Readable:
-    """The prototypes that may be read: of each image its own `M`, or the same for all of them.
+    `W F' = (W Q^T) S^T`: the prototypes are convolved, which are few, in place of the pixels. Each image computes with
+    the prototypes of its own classes alone, so that the cost does not grow with the number of classes. The result is
+    that of `SemanticAggregation.forward` up to rounding.
 
-    Attributes:
-        prototypes: `(B or 1, M, D)`.
-        factors: `(B or 1, M)`.
-        labels: `(B or 1, M)`.
-        exists: `(B or 1, M)` boolean, false where an image has fewer than the others.
+    Args:
+        aggregation: holds the prototypes.
+        embeddings: `(B, D, H, W)`.
+        classes: as for `SemanticAggregation.forward`.
+        weight: `W`, `(O, D)`; with `O = 0` the attention alone is computed.
+
+    Returns:
+        `(B, O, H, W)`, and the `class_attention` of `Aggregated`.
     """
-
-    prototypes: Tensor
-    factors: Tensor
-    labels: Tensor
-    exists: Tensor
+    readable = aggregation.readable(classes)
+    rows = first_true(readable)  # (B or 1, M)
+    prototypes = aggregation.prototypes[rows].to(embeddings.dtype)  # (B or 1, M, D)
+    attention = aggregation.attention(embeddings, prototypes, readable.gather(1, rows))  # (B, M, HW)
+    convolved = F.linear(prototypes, weight).transpose(1, 2)  # (B or 1, O, M)
+    maps = convolved @ attention.to(convolved.dtype)  # (B, O, HW)
+    class_attention = aggregation.sum_by_class(attention, aggregation.labels[rows], embeddings)
+    return maps.reshape(len(embeddings), len(weight), *embeddings.shape[2:]), class_attention
 
 
 def pixel_lengths(embeddings: Tensor) -> Tensor:
@@ -221,6 +200,3 @@ def first_true(chosen: Tensor) -> Tensor:
     """
     most = int(chosen.sum(dim=1).max()) if len(chosen) else 0
     return chosen.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
-
-
-_SHORTEST = 1e-12  # length of a pixel below which it has no direction

@@ -1,4 +1,4 @@
-"""What RCA minimises, and which regions of a batch the memory takes in on the way."""
+"""The loss of RCA: `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, section 3)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,92 @@ from rca_lightning.distributed import sum_over_ranks, world_size_and_rank
 from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.cam import image_logits
 from rca_lightning.rca.contrast import Positives, RegionContrastLoss
-from rca_lightning.rca.memorable import select_for_memory
 from rca_lightning.rca.memory_bank import RegionMemory
-from rca_lightning.rca.network import ActivationMaps, RegionMap
-from rca_lightning.rca.regions import RegionRule, Regions, pool_regions, pseudo_regions
+from rca_lightning.rca.network import ActivationMaps
+from rca_lightning.rca.regions import Regions
+
+
+@dataclass
+class Losses:
+    """Losses of one batch.
+
+    Attributes:
+        total: what is minimised. In a distributed run its average over processes is the loss of all their images.
+        value: the loss of the images of all processes, detached.
+        parts: the losses it is made of, not weighted, of the images of all processes, detached.
+    """
+
+    total: Tensor
+    value: Tensor
+    parts: dict[str, Tensor]
+
+
+class RCALoss(nn.Module):
+    """`CE(P) + beta * CE(P^) + alpha * InfoNCE`, equation (9) of docs/method.md (RCA, section 3).
+
+    Args:
+        alpha: weight of the contrast.
+        beta: weight of the classification loss of the second head.
+        temperature: of the contrast.
+        positives: what a region is drawn to; see `region_contrast_loss`.
+    """
+
+    def __init__(
+        self, *, alpha: float = 0.01, beta: float = 1.0, temperature: float = 0.1, positives: Positives = "all"
+    ) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.beta = beta
+        self.contrast = RegionContrastLoss(temperature, positives)
+
+    def forward(
+        self,
+        maps: ActivationMaps,
+        tags: Tensor,
+        regions: Regions | None = None,
+        memory: RegionMemory | None = None,
+        prototypes: SemanticAggregation | None = None,
+    ) -> Losses:
+        """Losses of a batch. In a distributed run every process must call it.
+
+        Args:
+            maps: what the network computed of it.
+            tags: `(B, L)`, 0 or 1.
+            regions: of the batch; `None` for a plain CAM.
+            memory: what the regions are contrasted with; `None`: no contrast yet.
+            prototypes: positives of the contrast where these are prototypes.
+        """
+        means = {"coarse": classification_loss(maps.coarse, tags)}
+        counts: dict[str, Tensor | int] = {"coarse": len(tags)}
+        if maps.refined is not None:
+            means["refined"], counts["refined"] = classification_loss(maps.refined, tags), len(tags)
+        if regions is not None:
+            per_region, usable = self._contrast(regions, tags, memory, prototypes)
+            counts["contrast"] = usable.sum()
+            means["contrast"] = per_region.sum() / usable.sum().clamp_min(1)
+        weights = {"coarse": 1.0, "refined": self.beta, "contrast": self.alpha}
+        minimised, values = means_over_ranks(means, counts)
+        total = torch.stack([weights[name] * part for name, part in minimised.items()]).sum()
+        value = torch.stack([weights[name] * part for name, part in values.items()]).sum()
+        return Losses(total, value, values)
+
+    def _contrast(
+        self, regions: Regions, tags: Tensor, memory: RegionMemory | None, prototypes: SemanticAggregation | None
+    ) -> tuple[Tensor, Tensor]:
+        """InfoNCE of each region, and whether it counts."""
+        if memory is None:
+            # Tied to the embeddings also while idle: DDP wants every parameter in every step.
+            return regions.embeddings.sum(dim=1) * 0, torch.zeros_like(regions.labels, dtype=torch.bool)
+        # The background is nobody's negative: as one it cost seeds wherever it was measured.
+        absent = F.pad(tags[regions.images] <= 0, (0, memory.num_classes - tags.shape[1]), value=False)  # (R, C)
+        own = (None, None) if prototypes is None else prototypes.by_class()
+        return self.contrast.by_region(
+            regions.embeddings, regions.labels, absent, memory.embeddings, memory.valid, *own
+        )
 
 
 def classification_loss(maps: Tensor, tags: Tensor) -> Tensor:
-    """Multi-label soft margin loss of the image logits of activation maps: `CE(P)` (RCA, equation 1).
+    """Binary cross-entropy of the image logits of activation maps: `CE(P)` in equation (9) of docs/method.md.
 
     Args:
         maps: activation maps `(B, L, H, W)`; their spatial mean gives the logits.
@@ -63,116 +141,3 @@ def means_over_ranks(
     share = number * processes / total
     values = dict(zip(means, summed / total, strict=True))
     return {name: mean * share[index] for index, (name, mean) in enumerate(means.items())}, values
-
-
-@dataclass
-class Objective:
-    """Losses of one batch.
-
-    Attributes:
-        total: what is minimised. In a distributed run its average over processes is the loss of all their images.
-        value: the loss of the images of all processes, detached.
-        parts: the losses it is made of, not weighted, of the images of all processes, detached.
-        regions: what the memory takes in, detached; `None` where no memory is wanted.
-    """
-
-    total: Tensor
-    value: Tensor
-    parts: dict[str, Tensor]
-    regions: Regions | None = None
-
-
-class RCALoss(nn.Module):
-    """`CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3).
-
-    Args:
-        alpha: weight of the contrast.
-        beta: weight of the classification loss of the second head.
-        temperature: of the contrast.
-        positives: what a region is drawn to; see `region_contrast_loss`.
-        region_threshold: see `pseudo_regions`.
-        region_rule: see `pseudo_regions`.
-        region_map: see `ActivationMaps.region_cam`.
-        confidence: image probability a tag must reach before its region may be remembered.
-        background_threshold: see `background_regions`; `None`: no background in the memory.
-    """
-
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.01,
-        beta: float = 1.0,
-        temperature: float = 0.1,
-        positives: Positives = "all",
-        region_threshold: float = 0.5,
-        region_rule: RegionRule = "fixed",
-        region_map: RegionMap = "attention",
-        confidence: float = 0.5,
-        background_threshold: float | None = 0.05,
-    ) -> None:
-        super().__init__()
-        self.alpha = alpha
-        self.beta = beta
-        self.contrast = RegionContrastLoss(temperature, positives)
-        self.region_threshold = region_threshold
-        self.region_rule: RegionRule = region_rule
-        self.region_map: RegionMap = region_map
-        self.confidence = confidence
-        self.background_threshold = background_threshold
-
-    def forward(
-        self,
-        maps: ActivationMaps,
-        tags: Tensor,
-        *,
-        remember: bool = True,
-        memory: RegionMemory | None = None,
-        prototypes: SemanticAggregation | None = None,
-    ) -> Objective:
-        """Losses of a batch. In a distributed run every process must call it.
-
-        Args:
-            maps: what the network computed of it.
-            tags: `(B, L)`, 0 or 1.
-            remember: whether regions are pooled at all; a plain CAM needs none.
-            memory: what regions are contrasted with; `None`: no contrast yet.
-            prototypes: positives of the contrast where these are prototypes.
-        """
-        parts, counts = {"coarse": classification_loss(maps.coarse, tags)}, {"coarse": len(tags)}
-        if maps.refined is not None:
-            parts["refined"], counts["refined"] = classification_loss(maps.refined, tags), len(tags)
-        if not remember:
-            return self._weighted(parts, counts)
-        located = maps.region_cam(self.region_map)
-        masks = pseudo_regions(located, tags, self.region_threshold, self.region_rule)
-        regions = pool_regions(maps.embeddings, masks)
-        per_region, usable = self._contrast(regions, tags, memory, prototypes)
-        number = usable.sum()
-        contrast = per_region.sum() / number.clamp_min(1)
-        objective = self._weighted({**parts, "contrast": contrast}, {**counts, "contrast": number})
-        objective.regions = select_for_memory(
-            regions, maps, located, tags, confidence=self.confidence, background_threshold=self.background_threshold
-        )
-        return objective
-
-    def _weighted(self, parts: Mapping[str, Tensor], counts: Mapping[str, Tensor | int]) -> Objective:
-        weights = {"coarse": 1.0, "refined": self.beta, "contrast": self.alpha}
-        minimised, values = means_over_ranks(parts, counts)
-        total = torch.stack([weights[name] * part for name, part in minimised.items()]).sum()
-        value = torch.stack([weights[name] * part for name, part in values.items()]).sum()
-        return Objective(total, value, values)
-
-    def _contrast(
-        self, regions: Regions, tags: Tensor, memory: RegionMemory | None, prototypes: SemanticAggregation | None
-    ) -> tuple[Tensor, Tensor]:
-        """Of each region its contrast, and whether it counts."""
-        if memory is None:
-            # Tied to the embeddings also while idle: DDP wants every parameter in every step.
-            return regions.embeddings.sum(dim=1) * 0, torch.zeros_like(regions.labels, dtype=torch.bool)
-        # The background is nobody's negative: as one it cost seeds wherever it was measured.
-        absent = F.pad(tags[regions.images] <= 0, (0, memory.num_classes - tags.shape[1]), value=False)  # (R, C)
-        found = prototypes.by_class() if prototypes is not None else (None, None)
-        per_region, usable = self.contrast.by_region(
-            regions.embeddings, regions.labels, absent, memory.embeddings, memory.valid, *found
-        )
-        return per_region, usable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,8 @@ from rca_lightning.backbones.base import Backbone
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.errors import ArgumentError
-from rca_lightning.rca.aggregation import SemanticAggregation, pixel_lengths
+from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
 from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise
-from rca_lightning.rca.context import ContextModule, ContextName, build_context
 from rca_lightning.rca.standardization import Standardization, joined
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
@@ -74,7 +73,8 @@ class RCANetwork(nn.Module):
         embedding_stages: how many of the last stages of the backbone embeddings are made of, each with the same
             weight. The last one knows the class, the one before the parts.
         aggregation: reads the prototypes; `None`: plain CAM.
-        context: another source of context in place of the prototypes; see `build_context`.
+        context: another source of what pixels read, for comparison: a module with `context_channels` and
+            `forward(features, coarse, tags)` that gives `(B, context_channels, H, W)`.
         second_head: whether a second CAM head reads the context. Without, prototypes serve the attention alone.
         attention_classes: whether a pixel may read all classes or the tags of its image.
         standardize: whether embeddings have mean 0 and variance 1 in every channel, see `Standardization`. Features
@@ -82,6 +82,8 @@ class RCANetwork(nn.Module):
             apart.
         channels_last: whether convolutions run with the channels as innermost dimension, which is what tensor
             cores and bf16 units of CPUs want.
+        fused: whether the second head reads the prototypes by `fused_aggregation`, which gives the same maps
+            without making `F'`.
     """
 
     stage_weights: Tensor
@@ -94,11 +96,12 @@ class RCANetwork(nn.Module):
         embedding_dim: int | None = None,
         embedding_stages: int = 1,
         aggregation: SemanticAggregation | None = None,
-        context: ContextModule | None = None,
+        context: nn.Module | None = None,
         second_head: bool = True,
         attention_classes: AttentionClasses = "tags",
         standardize: bool = True,
         channels_last: bool = False,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         channels = backbone.num_features
@@ -115,14 +118,15 @@ class RCANetwork(nn.Module):
         self.coarse_head = CAMHead(channels, num_classes)
         self.aggregation = aggregation
         self.context = context
-        read = context.context_channels if context else embedded if aggregation else None
+        read = cast(int, context.context_channels) if context else embedded if aggregation else None
         self.refined_head = CAMHead(channels + read, num_classes) if read and second_head else None
         self.attention_classes = attention_classes
+        self.fused = fused
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
-        """Maps of images.
+        """Maps of images: equations (1), (7) and (8) of docs/method.md.
 
         Args:
             images: `(B, 3, H, W)`, normalised as the backbone expects.
@@ -130,37 +134,42 @@ class RCANetwork(nn.Module):
                 unknown (`None`) the classes with an image probability above one half stand in.
         """
         stages = self.backbone.last_stages(images.contiguous(memory_format=self.memory_format), self.embedding_stages)
-        features = stages[-1]
-        embeddings = self._embed(stages)
-        if self.aggregation is not None and self.refined_head is not None:
-            return self._complete(self.refined_head, self.aggregation, features, embeddings, tags)
-        coarse = self.coarse_head(features)
+        features, embeddings = stages[-1], self.embed(stages)
+        if self.aggregation is not None and self.fused:
+            return self._fused(self.aggregation, features, embeddings, tags)
+        coarse = self.coarse_head(features)  # P
         if self.context is not None and self.refined_head is not None:
-            completed = torch.cat([self.context(features, coarse.detach(), tags), features], dim=1)
-            return ActivationMaps(embeddings, coarse, self.refined_head(completed))
+            context = self.context(features, coarse.detach(), tags)
+            return ActivationMaps(embeddings, coarse, self.refined_head(torch.cat([context, features], dim=1)))
         if self.aggregation is None:
             return ActivationMaps(embeddings, coarse)
-        attention = self.aggregation.class_attention(embeddings.detach(), self._readable(coarse, tags))
-        return ActivationMaps(embeddings, coarse, attention=attention[:, : coarse.shape[1]])
-
-    def _complete(
-        self,
-        head: CAMHead,
-        aggregation: SemanticAggregation,
-        features: Tensor,
-        embeddings: Tensor,
-        tags: Tensor | None,
-    ) -> ActivationMaps:
-        """With maps of the second head on `[F', F]`."""
-        # One half of its weights at a time: F' is as large as the embeddings, and what is made of it is small.
-        of_context, of_features = head.conv.weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
-        coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
-        length = pixel_lengths(embeddings)
-        read, attention = aggregation.project(
-            embeddings, of_context.flatten(1), self._readable(coarse, tags), length=length
-        )
+        # Without a second head nothing is learned through the attention.
+        query = embeddings if self.refined_head is not None else embeddings.detach()
+        read = self.aggregation(query, self._readable(coarse, tags))  # S and F' = S Q
+        attention = read.class_attention[:, : coarse.shape[1]]
+        if self.refined_head is None:
+            return ActivationMaps(embeddings, coarse, attention=attention)
         # Prototypes are unit vectors: with the length of the pixel both halves of F^ have one scale.
-        return ActivationMaps(embeddings, coarse, unread + read * length.detach(), attention[:, : coarse.shape[1]])
+        context = read.context * pixel_lengths(embeddings.detach())
+        refined = self.refined_head(torch.cat([context, features], dim=1))  # P^ of F^ = [F', F]
+        return ActivationMaps(embeddings, coarse, refined, attention)
+
+    def _fused(
+        self, aggregation: SemanticAggregation, features: Tensor, embeddings: Tensor, tags: Tensor | None
+    ) -> ActivationMaps:
+        """The same maps. `F'` and `F^` are larger than the embeddings, and what is made of them is small."""
+        if self.refined_head is None:
+            coarse = self.coarse_head(features)
+            nothing = embeddings.new_empty(0, embeddings.shape[1])
+            _, attention = fused_aggregation(aggregation, embeddings.detach(), self._readable(coarse, tags), nothing)
+            return ActivationMaps(embeddings, coarse, attention=attention[:, : coarse.shape[1]])
+        weight = self.refined_head.conv.weight
+        of_context, of_features = weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
+        coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
+        readable = self._readable(coarse, tags)
+        read, attention = fused_aggregation(aggregation, embeddings, readable, of_context.flatten(1))
+        refined = unread + read * pixel_lengths(embeddings.detach())
+        return ActivationMaps(embeddings, coarse, refined, attention[:, : coarse.shape[1]])
 
     def _readable(self, coarse: Tensor, tags: Tensor | None) -> Tensor | None:
         """The classes `(B, L)` a pixel may read; `None`: all."""
@@ -168,7 +177,8 @@ class RCANetwork(nn.Module):
             return None
         return tags if tags is not None else image_logits(coarse) > 0
 
-    def _embed(self, stages: list[Tensor]) -> Tensor:
+    def embed(self, stages: list[Tensor]) -> Tensor:
+        """Embeddings `(B, D, H, W)` of the outputs of the last stages, on the grid of the last one."""
         size = stages[-1].shape[2], stages[-1].shape[3]
         same = [stage if tuple(stage.shape[2:]) == size else F.adaptive_avg_pool2d(stage, size) for stage in stages]
         if self.projection is not None:
@@ -209,9 +219,6 @@ class RCANetwork(nn.Module):
         return probabilities
 
 
-Context = Literal["prototypes"] | ContextName
-
-
 def build_network(
     num_classes: int,
     *,
@@ -225,7 +232,6 @@ def build_network(
     channels_last: bool,
     contrast: bool,
     aggregation: bool,
-    context: Context,
     beta: float,
     embedding_dim: int | None,
     embedding_stages: int | None,
@@ -244,7 +250,7 @@ def build_network(
         The network: with embeddings of their own only if there is something to contrast or prototypes to read.
 
     Raises:
-        RCAError: for an argument that a part refuses; see `build_backbone`, `SemanticAggregation`, `build_context`.
+        RCAError: for an argument that a part refuses; see `build_backbone`, `SemanticAggregation`.
     """
     extractor = build_backbone(
         backbone,
@@ -266,21 +272,16 @@ def build_network(
         temperature=attention_temperature,
         normalize=normalize_attention,
     )
-    reads_prototypes = aggregation and context == "prototypes"
-    needs_embeddings = contrast or reads_prototypes
-    rival: ContextModule | None = None
-    if aggregation and context != "prototypes":
-        readable = attention_classes if context == "object_context" else "all"
-        rival = build_context(context, extractor.num_features, num_classes, attention_classes=readable)
+    needs_embeddings = contrast or aggregation
     return RCANetwork(
         extractor,
         num_classes,
         embedding_dim=embedding_dim if needs_embeddings else None,
         embedding_stages=stages if needs_embeddings else 1,
-        aggregation=reader if reads_prototypes else None,
-        context=rival,
+        aggregation=reader if aggregation else None,
         second_head=beta > 0,
         attention_classes=attention_classes,
         standardize=standardize and needs_embeddings,
         channels_last=channels_last,
+        fused=True,  # FUSED_REASON
     )

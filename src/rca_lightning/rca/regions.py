@@ -50,8 +50,26 @@ class Regions:
         )
 
 
+def extract_regions(
+    embeddings: Tensor, cam: Tensor, tags: Tensor, *, threshold: float = 0.5, rule: RegionRule = "fixed"
+) -> Regions:
+    """Embeddings of the pseudo regions of every tagged class: equations (2) and (3) of docs/method.md (RCA, 3.2).
+
+    Args:
+        embeddings: `F`, `(B, D, H, W)`.
+        cam: maps that the regions are cut from, `(B, L, H, W)`.
+        tags: `(B, L)`, 0 or 1.
+        threshold: see `pseudo_regions`.
+        rule: see `pseudo_regions`.
+
+    Returns:
+        The regions that exist, with the graph of the embeddings.
+    """
+    return pool_regions(embeddings, pseudo_regions(cam, tags, threshold, rule))
+
+
 def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5, rule: RegionRule = "fixed") -> Tensor:
-    """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`.
+    """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`. Equation (2).
 
     Where the map is cut is the rule:
 
@@ -158,7 +176,7 @@ def _tagged(maps: Tensor, tags: Tensor) -> _Tagged:
 
 
 def pool_regions(features: Tensor, masks: Tensor, min_cells: int = 1) -> Regions:
-    """Masked average pooling: `f_l = sum(M_l * F) / sum(M_l)`.
+    """Masked average pooling: `f_l = sum(M_l * F) / sum(M_l)`, equation (3) of docs/method.md.
 
     Args:
         features: `(B, D, H, W)`.
@@ -176,3 +194,37 @@ def pool_regions(features: Tensor, masks: Tensor, min_cells: int = 1) -> Regions
     # One batched product in place of a gather of (D, HW) for each region, in the order whose gradient is contiguous.
     sums = (features.flatten(2) @ own.to(features.dtype).transpose(1, 2)).transpose(1, 2)[taken]
     return Regions(sums.float() / cells[exists][:, None], rows[taken], torch.nonzero(exists)[:, 0])
+
+
+@torch.no_grad()
+def select_for_memory(
+    regions: Regions,
+    embeddings: Tensor,
+    cam: Tensor,
+    tags: Tensor,
+    probabilities: Tensor,
+    *,
+    confidence: float = 0.5,
+    background_threshold: float | None = 0.05,
+) -> Regions:
+    """Regions of confidently classified tags and of confidently empty cells, detached: what the memory takes in.
+
+    Args:
+        regions: of the tagged classes.
+        embeddings: `(B, D, H, W)`.
+        cam: maps that the regions were cut from, `(B, L, H, W)`.
+        tags: `(B, L)`, 0 or 1.
+        probabilities: `(B, L)`, image probability of each class.
+        confidence: image probability a tag must reach; the region of a class that the network does not see in the
+            image is some other part of it.
+        background_threshold: see `background_regions`; `None`: no background.
+
+    Returns:
+        The regions; those of the background have label `L`.
+    """
+    kept = regions.select(probabilities[regions.images, regions.labels] >= confidence)
+    if background_threshold is not None:
+        background = pool_regions(embeddings, background_regions(cam, tags, background_threshold), min_cells=2)
+        background.labels = torch.full_like(background.labels, tags.shape[1])
+        kept = Regions.cat(kept, background)
+    return Regions(kept.embeddings.detach(), kept.labels, kept.images)

@@ -29,39 +29,54 @@ def written(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-def of_format_0(content: dict) -> dict:
-    """The layout before checkpoints had a number and prototypes a temperature of their own."""
-    state = {name: value for name, value in content["state_dict"].items() if name != FACTORS}
-    return {**{name: value for name, value in content.items() if name != KEY}, "state_dict": state}
+def of_format(number: int, content: dict, **changes: object) -> dict:
+    """The layout that version 0.1 wrote, with a number or, before that, without."""
+    old = {name: value for name, value in content.items() if name != KEY} | ({KEY: number} if number else {})
+    old["state_dict"] = {**content["state_dict"], FACTORS: torch.ones(5)}
+    old["hyper_parameters"] = {**content["hyper_parameters"], "context": "prototypes", **changes}
+    return old
 
 
 def test_every_checkpoint_has_a_number(tmp_path: Path):
-    assert written(tmp_path / "a.ckpt")[KEY] == FORMAT == 1
+    assert written(tmp_path / "a.ckpt")[KEY] == FORMAT == 2
 
 
-def test_format_0_is_migrated_wherever_it_is_read(tmp_path: Path):
+@pytest.mark.parametrize("number", [0, 1])
+def test_earlier_format_is_migrated_wherever_it_is_read(tmp_path: Path, number: int):
     path = tmp_path / "old.ckpt"
     new = written(tmp_path / "new.ckpt")
-    torch.save(of_format_0(new), path)
-    assert FACTORS not in torch.load(path, weights_only=True)["state_dict"]
+    torch.save(of_format(number, new), path)
     check_checkpoint(str(path), "localize")
     content = read_checkpoint(path)
-    assert content[KEY] == 1
-    assert content["state_dict"][FACTORS].tolist() == [1.0] * 5
+    assert content[KEY] == FORMAT
+    assert content["state_dict"].keys() == new["state_dict"].keys()
+    assert "context" not in content["hyper_parameters"]
     module = RCAModule.load_from_checkpoint(path)
     assert all(torch.equal(value, new["state_dict"][name]) for name, value in module.state_dict().items())
     other = network()
     with torch.no_grad():
-        other.network.aggregation.factors.fill_(3.0)
+        other.network.aggregation.prototypes.fill_(3.0)
     trainer = quiet_trainer(tmp_path, limit_predict_batches=0)
     trainer.predict(other, DataLoader([0]), ckpt_path=path, return_predictions=False)
-    assert other.network.aggregation.factors.tolist() == [1.0] * 5
+    assert not other.network.aggregation.prototypes.any()
+
+
+def test_what_version_0_1_alone_can_run_is_refused(tmp_path: Path):
+    path, new = tmp_path / "old.ckpt", written(tmp_path / "new.ckpt")
+    old = of_format(1, new)
+    old["state_dict"][FACTORS][2] = 0.5
+    torch.save(old, path)
+    with pytest.raises(WeightsError, match=r"concentration=True, gone since 0\.2; read it with rca_lightning 0\.1"):
+        RCAModule.load_from_checkpoint(path)
+    torch.save(of_format(1, new, context="co_attention"), path)
+    with pytest.raises(WeightsError, match="context='co_attention', gone"):
+        RCAModule.load_from_checkpoint(path)
 
 
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (2, r"has format 2, rca_lightning \S+ reads formats up to 1; update"),
+        (3, r"has format 3, rca_lightning \S+ reads formats up to 2; update"),
         (-1, "is no format"),
         ("1", "is no format"),
     ],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.rca.aggregation import SemanticAggregation, first_true
+from rca_lightning.rca.aggregation import SemanticAggregation, first_true, fused_aggregation
 
 D, L, K, H, W = 5, 3, 2, 3, 4
 
@@ -87,29 +87,36 @@ def test_classes_restrict_what_an_image_reads(background):
 
 @pytest.mark.parametrize("background", [0, 3])
 @pytest.mark.parametrize("classes", [None, torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])])
-@pytest.mark.parametrize("length_is_known", [False, True])
-def test_project_is_a_convolution_of_the_context(background, classes, length_is_known):
-    module, weight = filled(background, holes=(2,)), torch.randn(5, D, requires_grad=True)
-    found_pixels, pixels_again = pixels().requires_grad_(), pixels().requires_grad_()
-    length = found_pixels.norm(dim=1, keepdim=True) if length_is_known else None
-    maps, attention = module.project(found_pixels, weight, classes, length=length)
-    expected = module(pixels_again, classes)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_fused_path_is_a_convolution_of_the_equation(background, classes, normalize):
+    module = filled(background, holes=(2,), normalize=normalize)
+    weight = torch.randn(5, D, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    fused_pixels, plain_pixels = pixels().requires_grad_(), pixels().requires_grad_()
+    maps, attention = fused_aggregation(module, fused_pixels, classes, weight)
+    expected = module(plain_pixels, classes)
     convolved = F.conv2d(expected.context, weight[:, :, None, None])
-    torch.testing.assert_close(maps, convolved)
-    torch.testing.assert_close(attention, expected.class_attention)
+    torch.testing.assert_close(maps, convolved, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attention, expected.class_attention, atol=1e-5, rtol=1e-5)
     gradients = [
         torch.autograd.grad((value.sin() + attended.cos().sum()).sum(), (pixel, weight))
         for value, attended, pixel in (
-            (maps, attention, found_pixels),
-            (convolved, expected.class_attention, pixels_again),
+            (maps, attention, fused_pixels),
+            (convolved, expected.class_attention, plain_pixels),
         )
     ]
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
-def test_project_before_any_prototype_is_zero():
+def test_fused_attention_needs_no_weight():
+    module = filled(2)
+    maps, attention = fused_aggregation(module, pixels(), torch.ones(2, L), torch.empty(0, D))
+    assert maps.shape == (2, 0, H, W)
+    torch.testing.assert_close(attention, module(pixels()).class_attention)
+
+
+def test_fused_path_before_any_prototype_is_zero():
     module = SemanticAggregation(D, L, K, temperature=0.1)
-    maps, attention = module.project(pixels(), torch.randn(5, D), torch.ones(2, L))
+    maps, attention = fused_aggregation(module, pixels(), torch.ones(2, L), torch.randn(5, D))
     assert not maps.any()
     assert not attention.any()
 
@@ -201,26 +208,8 @@ def test_checkpoint_carries_prototypes():
     module = filled(3, holes=(1,))
     again = SemanticAggregation(D, L, K, temperature=0.1, background_prototypes=3)
     again.load_state_dict(module.state_dict())
-    assert set(module.state_dict()) == {"prototypes", "valid", "factors"}
+    assert set(module.state_dict()) == {"prototypes", "valid"}
     assert torch.equal(again(pixels()).context, module(pixels()).context)
-
-
-def test_factors_are_temperatures_of_single_prototypes():
-    module, embeddings = filled(temperature=0.2), pixels()
-    factors = torch.linspace(0.5, 2.0, L * K)
-    module.write(module.prototypes.clone(), module.valid.clone(), factors)
-    queries = torch.nn.functional.normalize(embeddings.double().flatten(2).transpose(1, 2), dim=2)
-    expected = torch.zeros(*queries.shape)
-    for b in range(len(queries)):
-        for p in range(queries.shape[1]):
-            scores = [
-                float(queries[b, p] @ module.prototypes[q].double()) / (0.2 * float(factors[q])) for q in range(L * K)
-            ]
-            weights = [math.exp(score - max(scores)) for score in scores]
-            for q in range(L * K):
-                expected[b, p] += weights[q] / sum(weights) * module.prototypes[q]
-    found = module(embeddings).context.flatten(2).transpose(1, 2)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_write_replaces_in_place_and_blanks_what_is_not_valid():

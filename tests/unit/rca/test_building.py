@@ -41,9 +41,6 @@ BOTH_HEADS = PLAIN | {"refined_head"}
         ({"embedding_dim": 8}, BOTH_HEADS | {"aggregation", "standardization", "projection"}),
         ({"aggregation": False}, PLAIN | {"standardization"}),
         ({"aggregation": False, "contrast": False, "embedding_dim": 8}, PLAIN),
-        ({"context": "co_attention"}, BOTH_HEADS | {"context", "standardization"}),
-        ({"context": "double_attention", "contrast": False, "embedding_dim": 8}, BOTH_HEADS | {"context"}),
-        ({"context": "object_context", "aggregation": False, "contrast": False}, PLAIN),
     ],
 )
 def test_network_has_the_parts_it_needs(options, expected):
@@ -95,15 +92,6 @@ def test_without_a_number_embeddings_are_made_of_two_stages_where_they_are_known
 def test_stages_nobody_embeds_are_not_computed():
     assert build(embedding_stages=2, aggregation=False).embedding_stages == 2
     assert build(embedding_stages=2, aggregation=False, contrast=False).embedding_stages == 1
-
-
-@pytest.mark.parametrize("readable", ["all", "tags"])
-def test_object_context_reads_the_classes_asked_for(readable):
-    torch.manual_seed(0)
-    network = build(context="object_context", attention_classes=readable).eval()
-    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    first, second = (network(images, torch.eye(L)[[index]]).refined for index in (0, 1))
-    assert torch.equal(first, second) == (readable == "all")
 
 
 @pytest.mark.parametrize("wrong", [{"attention_temperature": 0.0}, {"num_prototypes": 0}])

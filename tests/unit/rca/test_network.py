@@ -9,6 +9,7 @@ from torch import nn
 
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.backbones.build import build_backbone
+from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.network import ActivationMaps, RCANetwork
 
@@ -79,6 +80,51 @@ def test_refined_head_reads_context_at_the_length_of_the_pixel_then_features(dim
                 expected = sum(w * v for w, v in zip(weight[label].tolist(), stacked, strict=True))
                 assert maps.refined[0, label, row, column].item() == pytest.approx(expected, abs=1e-4)
     torch.testing.assert_close(maps.attention, read.class_attention[:, :L])
+
+
+@pytest.mark.parametrize("second_head", [True, False])
+@pytest.mark.parametrize("tags", [None, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])])
+@pytest.mark.parametrize("attention_classes", ["all", "tags"])
+def test_fused_network_computes_the_maps_and_gradients_of_the_equations(second_head, tags, attention_classes):
+    options = {"second_head": second_head, "attention_classes": attention_classes}
+    plain, fused = (build(4, fused=fused, **options) for fused in (False, True))
+    fused.load_state_dict(plain.state_dict())
+    gradients = []
+    for network in (plain, fused):
+        maps = network(images(), tags)
+        shown = [one for one in (maps.coarse, maps.refined, maps.attention) if one is not None]
+        torch.stack([one.sin().mean() for one in shown]).sum().backward()
+        gradients.append({name: weight.grad for name, weight in network.named_parameters()})
+    for name in ("coarse", "refined", "attention"):
+        one, other = (getattr(network(images(), tags), name) for network in (plain, fused))
+        assert (one is None) == (other is None) == (name == "refined" and not second_head)
+        if one is not None:
+            torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
+def test_library_runs_the_fused_path_and_a_network_by_hand_the_equations():
+    assert not build().fused
+    assert RCAModule(num_classes=2, backbone="resnet14").network.fused
+
+
+class Context(nn.Module):
+    """The mean of the image for every pixel."""
+
+    context_channels = C
+
+    def forward(self, features, coarse, tags):
+        assert not coarse.requires_grad
+        return features.mean(dim=(2, 3), keepdim=True).expand_as(features)
+
+
+def test_second_head_reads_another_context_in_place_of_prototypes():
+    torch.manual_seed(0)
+    network = RCANetwork(TinyBackbone(), L, context=Context()).eval()
+    maps, features = network(images()), network.backbone(images())
+    stacked = torch.cat([features.mean(dim=(2, 3), keepdim=True).expand_as(features), features], dim=1)
+    torch.testing.assert_close(maps.refined, network.refined_head(stacked))
+    assert maps.attention is None
 
 
 def test_embeddings_in_training_have_mean_0_and_variance_1_in_every_channel():

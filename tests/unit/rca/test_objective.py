@@ -10,6 +10,7 @@ from rca_lightning.rca.contrast import region_contrast_loss
 from rca_lightning.rca.loss import RCALoss, classification_loss
 from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.rca.network import ActivationMaps
+from rca_lightning.rca.regions import extract_regions, select_for_memory
 
 L, D = 3, 5
 
@@ -48,9 +49,10 @@ def mean_embeddings(maps: ActivationMaps, tags: torch.Tensor, by: torch.Tensor, 
 @pytest.mark.parametrize("region_map", ["coarse", "attention"])
 def test_total_is_the_weighted_sum(region_map):
     maps, tags = batch()
-    loss = RCALoss(alpha=0.3, beta=2.0, temperature=0.2, region_map=region_map, region_threshold=0.6)
+    loss = RCALoss(alpha=0.3, beta=2.0, temperature=0.2)
     stored = memory()
-    found = loss(maps, tags, memory=stored)
+    pooled = extract_regions(maps.embeddings, maps.region_cam(region_map), tags, threshold=0.6)
+    found = loss(maps, tags, pooled, memory=stored)
     by = maps.coarse if region_map == "coarse" else maps.attention
     regions = list(mean_embeddings(maps, tags, by.detach(), 0.6))
     absent = torch.stack([F.pad(tags[image] == 0, (0, 1)) for _, image, _ in regions])
@@ -80,8 +82,12 @@ def test_class_without_attention_is_located_by_its_coarse_map():
 
 def test_background_comes_from_where_the_attention_is_low():
     maps, tags = batch()
-    loss = RCALoss(confidence=1.0, background_threshold=0.3)  # no class is that certain: background only
-    found = loss(maps, tags).regions
+    cam = maps.region_cam("attention")
+    regions = extract_regions(maps.embeddings, cam, tags)
+    # No class is that certain: background only.
+    options = {"confidence": 1.0, "background_threshold": 0.3}
+    found = select_for_memory(regions, maps.embeddings, cam, tags, torch.full((2, L), 0.9), **options)
+    assert not found.embeddings.requires_grad
     assert set(found.labels.tolist()) == {L}
     first = []
     low = (maps.attention / maps.attention.amax(dim=(2, 3), keepdim=True) * tags[:, :, None, None]).amax(dim=1) <= 0.3
@@ -94,17 +100,26 @@ def test_background_comes_from_where_the_attention_is_low():
     torch.testing.assert_close(found.embeddings, torch.stack(first).detach())
 
 
+def test_only_regions_of_confident_tags_are_remembered():
+    maps, tags = batch()
+    cam = maps.region_cam("coarse")
+    regions = extract_regions(maps.embeddings, cam, tags)
+    probabilities = torch.tensor([[0.5, 0.9, 0.49], [0.9, 0.2, 0.9]])
+    found = select_for_memory(regions, maps.embeddings, cam, tags, probabilities, background_threshold=None)
+    assert list(zip(found.images.tolist(), found.labels.tolist(), strict=True)) == [(0, 0)]
+
+
 def test_idle_contrast_is_zero_but_reaches_the_embeddings():
     maps, tags = batch()
-    found = RCALoss(alpha=0.5)(maps, tags, memory=None)
+    regions = extract_regions(maps.embeddings, maps.region_cam("attention"), tags)
+    found = RCALoss(alpha=0.5)(maps, tags, regions)
     assert found.parts["contrast"] == 0
     found.total.backward()
     assert maps.embeddings.grad is not None
 
 
-def test_plain_cam_has_one_loss_and_remembers_nothing():
+def test_plain_cam_has_one_loss():
     maps, tags = batch(refined=False, attention=False)
-    found = RCALoss()(maps, tags, remember=False)
+    found = RCALoss()(maps, tags)
     torch.testing.assert_close(found.total, classification_loss(maps.coarse, tags))
-    assert found.regions is None
     assert set(found.parts) == {"coarse"}
