@@ -140,7 +140,7 @@ def _loss_at_once(
     positives: Positives,
     near: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each region `(R,)`, and whether it has a positive and a negative."""
+    """The equation: loss of each region `(R,)`, and whether it has a positive and a negative."""
     similarity = torch.einsum("rd,cnd->rcn", queries, memory) / temperature
     is_negative = absent[:, :, None] & valid[None]  # (R, C, N)
     lowest = torch.finfo(similarity.dtype).min
@@ -167,7 +167,7 @@ def _loss_by_blocks(
     positives: Positives,
     near: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """The same for a memory that is moved or converted a block at a time."""
+    """The same, reading the memory block by block."""
     found = negative_logsumexp(queries, absent, memory, valid, temperature)
     usable = found.exists & (near[1] if near is not None else valid[labels]).any(dim=1)
     if positives == "all":

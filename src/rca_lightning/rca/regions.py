@@ -69,7 +69,9 @@ def extract_regions(
 
 
 def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5, rule: RegionRule = "fixed") -> Tensor:
-    """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`. Equation (2).
+    """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`.
+
+    Equation (2) of docs/method.md.
 
     Where the map is cut is the rule:
 
