@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from rca_lightning.data.dataset import BatchedImages, TaggedImages
@@ -48,7 +49,7 @@ class EpochSampler(DistributedSampler[Any]):
         return iter([(epoch, index) for index in super().__iter__()][first:])
 
 
-class ShardSampler(DistributedSampler[Any]):
+class ShardSampler(UnrepeatedDistributedSampler):
     """Gives every image to exactly one process, in order: for exact scores and one prediction an image.
 
     Processes may differ by one image. PyTorch's own sampler repeats images instead.
@@ -70,17 +71,10 @@ class ShardSampler(DistributedSampler[Any]):
             raise ArgumentError(
                 "devices", world_size, f"more processes than the {len(dataset)} images to evaluate; use fewer"
             )
-        super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=False)
-        self._indices = range(rank, len(dataset), world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
+        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
 
 
-class GroupedBatchSampler(DistributedSampler[Any]):
+class GroupedBatchSampler(ShardSampler):
     """Gives every image to exactly one process, in batches of images that are alike; yields lists of indices.
 
     A process has the images that `ShardSampler` gives it and puts those with one key together, in the order of the
@@ -99,11 +93,10 @@ class GroupedBatchSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, keys: Sequence[Hashable], *, batch_size: int) -> None:
-        indices = ShardSampler(keys)
-        super().__init__(cast("Dataset[Any]", keys), num_replicas=indices.num_replicas, rank=indices.rank)
+        super().__init__(keys)
         self._batches: list[list[int]] = []
         open_batches: dict[Hashable, list[int]] = {}
-        for index in indices:
+        for index in range(self.rank, len(keys), self.num_replicas):
             batch = open_batches.get(keys[index])
             if batch is None or len(batch) == batch_size:
                 batch = open_batches[keys[index]] = []
