@@ -18,7 +18,7 @@ from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES
 from rca_lightning.data.coco_shapes import decode_rle
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, ResultsError
 from rca_lightning.io.atomic import write_atomically
-from rca_lightning.submission.faults import Findings, Passed
+from rca_lightning.submission.voc import Findings, Passed
 
 _COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{1,12})")  # 000000000139, COCO_val2014_000000000042
 

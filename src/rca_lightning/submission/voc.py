@@ -7,6 +7,7 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -17,10 +18,9 @@ from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.images import image_size, open_image
 from rca_lightning.data.voc import voc_root
-from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.errors import ArgumentError, DataError, ResultsError
 from rca_lightning.io.atomic import write_atomically
 from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, list_by_stem
-from rca_lightning.submission.faults import Findings, Passed
 
 # comp6: trained on other data than VOC's own as well, as every network with ImageNet weights is.
 VOC_FOLDER = PurePosixPath("results", "VOC2012", "Segmentation", "comp6_test_cls")
@@ -85,6 +85,47 @@ def _write(file: IO[bytes], folder: Path, names: list[str]) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
+@dataclass(frozen=True)
+class Passed:
+    """Number of images with a result, and the label values or category ids that occur, ascending."""
+
+    images: int
+    values: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.images} images pass; found: {', '.join(map(str, self.values))}"
+
+
+class Findings:
+    """Collects the faults of a set of results by kind; all of them are told in one error.
+
+    Example:
+        >>> findings = Findings()
+        >>> findings.add("missing", "a")
+        >>> findings.add("missing", "b")
+        >>> findings.refuse("results='out'")
+        Traceback (most recent call last):
+        rca_lightning.errors.ResultsError: results='out': 2 faults; correct them before anything is uploaded
+          2 missing: a, b
+    """
+
+    def __init__(self) -> None:
+        self._faults: dict[str, list[str]] = {}
+
+    def add(self, kind: str, what: str) -> None:
+        """Note one fault: its kind, as it reads after a number, and the file or entry."""
+        self._faults.setdefault(kind, []).append(what)
+
+    def refuse(self, where: str) -> None:
+        """Raise `ResultsError` if there was a fault; it begins with `where`, argument and value of what was checked."""
+        if not self._faults:
+            return
+        total = sum(map(len, self._faults.values()))
+        lines = [f"{where}: {total} fault{'s' if total > 1 else ''}; correct them before anything is uploaded"]
+        lines += [f"  {len(places)} {kind}: {first_few(places)}" for kind, places in self._faults.items()]
+        raise ResultsError("\n".join(lines))
+
+
 _GREY_MODES = ("1", "L", "LA", "I", "F")
 
 
@@ -140,10 +181,10 @@ def _photographs(ids: Sequence[str], root: Path) -> dict[str, Path]:
 
 def _check_names(folder: Path, ids: Sequence[str], findings: Findings) -> list[str]:
     """Return the images that have a file of their name."""
-    found = {path.name for path in folder.iterdir()}
-    present = [image_id for image_id in ids if f"{image_id}.png" in found]
-    missing = {image_id.casefold(): image_id for image_id in ids if f"{image_id}.png" not in found}
-    for name in sorted(found.difference(f"{image_id}.png" for image_id in present)):
+    names = {path.name for path in folder.iterdir()}
+    present = [image_id for image_id in ids if f"{image_id}.png" in names]
+    missing = {image_id.casefold(): image_id for image_id in ids if f"{image_id}.png" not in names}
+    for name in sorted(names.difference(f"{image_id}.png" for image_id in present)):
         meant = missing.pop(Path(name).stem.casefold(), None)
         if meant is None:
             findings.add("extra", name)
