@@ -1,4 +1,4 @@
-"""The records of a COCO split, kept on disk: a second start does not parse 450 MB of JSON again."""
+"""Caches the records of a COCO split on disk, so that a second start does not parse 450 MB of JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One LightningDataModule for every data set."""
+"""The LightningDataModule of every data set."""
 
 from __future__ import annotations
 

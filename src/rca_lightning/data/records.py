@@ -1,4 +1,4 @@
-"""What is known of each image of a split before its pixels are read, packed so that loading processes share it."""
+"""Records of the images of a split (files, tags), packed in arrays that loading processes share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The archive that the VOC 2012 evaluation server takes, and the check of its masks."""
+"""Packs and checks masks for the VOC 2012 evaluation server."""
 
 from __future__ import annotations
 
@@ -30,13 +30,10 @@ ARCHIVE_ENDINGS = (".tgz", ".tar.gz")
 
 
 def result_folder(results: Path) -> Path:
-    """Return the folder of the masks.
-
-    Args:
-        results: the folder that holds `results/VOC2012/...`, such as the `output_dir` of `MaskWriter`.
+    """Return the folder of the masks in the one that holds `results/VOC2012/...`.
 
     Raises:
-        ArgumentError: it holds none.
+        ArgumentError: there is none.
     """
     folder = results / VOC_FOLDER
     if not folder.is_dir():
@@ -45,9 +42,9 @@ def result_folder(results: Path) -> Path:
 
 
 def pack(results: Path, ids: Iterable[str], archive: Path) -> None:
-    """Pack the masks of some images, whole or not at all; the same masks give the same bytes.
+    """Pack the masks of some images; the archive is written whole or not at all.
 
-    Order, times, owners and permissions in the archive are fixed. Nothing but the named masks gets into it.
+    Order, times, owners and permissions are fixed, so the same masks give the same bytes.
 
     Args:
         results: the folder that holds `results/VOC2012/...`.
@@ -126,11 +123,8 @@ class Findings:
         raise ResultsError("\n".join(lines))
 
 
-_GREY_MODES = ("1", "L", "LA", "I", "F")
-
-
 def check_voc(results: Path, ids: Sequence[str], root: Path, *, num_classes: int = 20) -> Passed:
-    """Check that every image has one mask as the server wants it, and that nothing else lies there.
+    """Check that every image has one mask as the server wants it, and that there are no other files.
 
     A mask is a PNG with the VOC palette, as large as its photograph, of values 0 (background) to `num_classes`. The
     server takes no 255: that stands for "not scored" in the official masks only.
@@ -206,7 +200,8 @@ def _check_mask(path: Path, size: tuple[int, int], num_classes: int, findings: F
         elif (height, width) != size:
             findings.add("of another size", f"{path.name} ({width} x {height} instead of {size[1]} x {size[0]})")
         elif image.mode != "P":
-            findings.add("grey, without the VOC palette" if _is_grey(image) else "in colour", path.name)
+            grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
+            findings.add("grey, without the VOC palette" if grey else "in colour", path.name)
         else:
             values = set(np.unique(np.asarray(image)).tolist())
             return values if _check_values(path.name, image, values, num_classes, findings) else set()
@@ -225,7 +220,3 @@ def _check_values(name: str, image: Image.Image, values: set[int], num_classes: 
         findings.add("without the VOC palette", name)
         return False
     return True
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in _GREY_MODES or image.mode.startswith("I;16")
