@@ -28,6 +28,11 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(tmp_path: Path, synthetic_root: Path) -> Path:
     """A configuration that trains for seconds."""
+    return write_config(tmp_path, synthetic_root)
+
+
+def write_config(folder: Path, synthetic_root: Path) -> Path:
+    """`config.yaml` of a run in `folder/run`."""
     content = {
         "seed_everything": 1,
         "trainer": {
@@ -39,11 +44,11 @@ def config(tmp_path: Path, synthetic_root: Path) -> Path:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
-            "default_root_dir": str(tmp_path / "run"),
+            "default_root_dir": str(folder / "run"),
             "callbacks": [
                 {
                     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                    "init_args": {"dirpath": str(tmp_path / "run"), "save_last": True},
+                    "init_args": {"dirpath": str(folder / "run"), "save_last": True},
                 },
             ],
         },
@@ -76,7 +81,7 @@ def config(tmp_path: Path, synthetic_root: Path) -> Path:
             "num_workers": 0,
         },
     }
-    path = tmp_path / "config.yaml"
+    path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
