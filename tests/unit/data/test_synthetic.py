@@ -204,11 +204,11 @@ def test_the_temporary_folder_of_a_killed_process_does_not_count(
 
 
 def test_processes_that_generate_at_once_return_the_same_complete_set(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
     other = context.Process(target=generate_after, args=(barrier, tmp_path))
     other.start()
-    barrier.wait(timeout=200)  # the other process has imported everything
+    barrier.wait(timeout=200)
     folder = generate_few(tmp_path)
     assert len(image_bytes(folder)) == 16
     other.join(timeout=200)
