@@ -104,7 +104,8 @@ def refuse_removed(**removed: str) -> Callable[[F], F]:
     """Decorates a function that once had more arguments: giving one of them is one clear error.
 
     Args:
-        **removed: name of each removed argument, and since when it is gone and what to use instead.
+        **removed: name of each removed argument, and since when it is gone and what to use instead. A name that other
+            components still have is given with its prefix on the command line, `**{"memory.rule": "..."}`.
 
     Example:
         >>> @refuse_removed(restarts="gone since 0.2; k-means++ seeds make one run enough")
@@ -114,12 +115,13 @@ def refuse_removed(**removed: str) -> Callable[[F], F]:
         rca_lightning.errors.ArgumentError: restarts=3: gone since 0.2; k-means++ seeds make one run enough
     """
     _removed.update(removed)
+    reasons = {name.rpartition(".")[2]: reason for name, reason in removed.items()}
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            for name in removed.keys() & kwargs.keys():
-                raise ArgumentError(name, kwargs[name], removed[name])
+            for name in reasons.keys() & kwargs.keys():
+                raise ArgumentError(name, kwargs[name], reasons[name])
             return function(*args, **kwargs)
 
         # Lightning filters the arguments of a checkpoint by a function that does not follow `__wrapped__`.
@@ -131,8 +133,8 @@ def refuse_removed(**removed: str) -> Callable[[F], F]:
 
 def explain_removed(message: str) -> str:
     """Message of a parser that knows nothing of an argument, with what became of it where it was removed."""
-    for words in re.findall(r"[\w.]+", message):
-        name = words.rpartition(".")[2]
-        if name in _removed:
-            return f"{words}: {_removed[name]}"
+    for option in re.findall(r"(?:--|option ')([\w.]+)", message, re.IGNORECASE):  # and not the values beside them
+        reason = _removed.get(option) or _removed.get(option.rpartition(".")[2])
+        if reason is not None:
+            return f"{option}: {reason}"
     return message

@@ -55,7 +55,6 @@ def segmentation() -> tuple[L.LightningModule, DataLoader[Any], dict[str, Any]]:
     return module, given.loader(given.random_tags(19), [12, 7]), {}
 
 
-RULES = {"accumulation": "ema_nearest", "last_batch_smaller": "ema_ring"}
 CASES: dict[str, Callable[[], tuple[L.LightningModule, DataLoader[Any], dict[str, Any]]]] = {
     case.__name__: case
     for case in (uneven_regions, none_on_a_rank, class_on_one_rank, last_batch_smaller, accumulation, segmentation)
@@ -69,7 +68,7 @@ def run(folder: Path, processes: int) -> None:
         L.seed_everything(1, verbose=False)
         module, batches, options = case()
         # 5 slots a class: a batch of many regions overwrites some.
-        memory = RegionMemoryCallback(slots=5, rule=RULES.get(name, "fifo"), ema=0.5, backend="torch")
+        memory = RegionMemoryCallback(slots=5, backend="torch")
         kept = Steps(_kept(folder, name))
         fit = {
             "max_epochs": 2,

@@ -22,7 +22,6 @@ from tests.mutation.mutants import Mutant, mutants
 ROOT = Path(__file__).resolve().parents[2]
 _BANK = (
     "rca/test_bank.py",
-    "rca/test_bank_rules.py",
     "rca/test_bank_storage.py",
     "rca/test_bank_finite.py",
     "rca/test_no_copies.py",

@@ -88,4 +88,18 @@ def test_removed_argument_is_refused_with_what_to_use():
 def test_parser_says_what_became_of_a_removed_argument():
     said = errors.explain_removed("Option 'model.bins' is not accepted")
     assert said == "model.bins: gone since 0.2; give edges"
-    assert errors.explain_removed("Option 'model.bind' is not accepted") == "Option 'model.bind' is not accepted"
+    assert errors.explain_removed("unrecognized arguments: --bins=3") == "bins: gone since 0.2; give edges"
+    for other in ("Option 'model.bind' is not accepted", "unrecognized arguments: --edges bins", 'key "bins": no int'):
+        assert errors.explain_removed(other) == other
+
+
+@errors.refuse_removed(**{"left.mode": "gone since 0.2; there is one"})
+def left() -> None:
+    """Another component may have an argument `mode`."""
+
+
+def test_removed_argument_of_one_component_only():
+    with pytest.raises(errors.ArgumentError, match=r"^mode=1: gone since"):
+        left(mode=1)
+    assert errors.explain_removed("unrecognized arguments: --left.mode 1") == "left.mode: gone since 0.2; there is one"
+    assert errors.explain_removed("unrecognized arguments: --right.mode 1") == "unrecognized arguments: --right.mode 1"

@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from rca_lightning.checkpoints.compatibility import OnMismatch
 from rca_lightning.clustering.cluster import ClusteringBackend, ClusteringMethod
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
-from rca_lightning.errors import ArgumentError, WeightsError, require_extra
+from rca_lightning.errors import ArgumentError, WeightsError, refuse_removed, require_extra
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.diagnostics import advise_on_empty, diagnose
 from rca_lightning.rca.footprint import Footprint
-from rca_lightning.rca.memory_bank import Placement, RegionMemory, StoredType, WriteRule, encode_ids
+from rca_lightning.rca.memory_bank import REMOVED, Placement, RegionMemory, StoredType, encode_ids
 from rca_lightning.rca.prototypes import PrototypeMaker, Prototypes
 from rca_lightning.rca.regions import Regions
 
@@ -35,8 +35,6 @@ class RegionMemoryCallback(L.Callback):
 
     Args:
         slots: regions N a class. More than two epochs of them keep regions of a network that has moved on.
-        rule: "fifo", "ema_ring" or "ema_nearest"; see `RegionMemory`.
-        ema: weight of what a slot holds, of the two latter rules.
         clustering: "kmeans", "spherical", "sinkhorn" (clusters of like size), "gmm" or "farthest"; see `cluster`.
         backend: of k-means: "faiss", "torch", or "auto" for FAISS where it is installed.
         iterations: steps of the clustering.
@@ -68,11 +66,10 @@ class RegionMemoryCallback(L.Callback):
 
     task = RCAModule.task
 
+    @refuse_removed(**REMOVED)
     def __init__(
         self,
         slots: int = 100,
-        rule: WriteRule = "fifo",
-        ema: float = 0.99,
         clustering: ClusteringMethod = "kmeans",
         backend: ClusteringBackend = "auto",
         iterations: int = 20,
@@ -91,11 +88,9 @@ class RegionMemoryCallback(L.Callback):
         if on_mismatch not in get_args(OnMismatch):
             raise ArgumentError("on_mismatch", on_mismatch, f"give one of {', '.join(get_args(OnMismatch))}")
         self.on_mismatch: OnMismatch = on_mismatch
-        self._make = partial(RegionMemory, slots=slots, rule=rule, ema=ema, placement=placement, dtype=dtype)
+        self._make = partial(RegionMemory, slots=slots, placement=placement, dtype=dtype)
         self._make(1, dim=1)  # refuses wrong arguments now and not after the data is read
         self.slots = slots
-        self.rule: WriteRule = rule
-        self.ema = ema
         self.placement: Placement = placement
         self.dtype: StoredType = dtype
         self.maker = PrototypeMaker(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rca_lightning.rca.memory_bank import ID_BYTES, Placement, StoredType, stored_type
+from rca_lightning.rca.memory_bank import ID_BYTES, Placement, StoredType
 
 LARGE = 0.25  # of the room; the network, its optimiser and clustering need theirs too
 _NARROW = 256  # channels that a learned projection is advised to have
@@ -43,7 +43,7 @@ class Footprint:
     @property
     def embeddings(self) -> int:
         """Bytes of the embeddings: `C * N * D` numbers."""
-        return self.num_classes * self.slots * self.dim * stored_type(self.dtype).itemsize
+        return self.num_classes * self.slots * self.dim * {"float32": 4, "float16": 2}[self.dtype]
 
     @property
     def provenance(self) -> int:

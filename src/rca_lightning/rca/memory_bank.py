@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rca_lightning.errors import ArgumentError
+from rca_lightning.errors import ArgumentError, refuse_removed
 
 ID_BYTES = 64
 _DIGEST = 16
@@ -41,170 +40,38 @@ def decode_id(row: Tensor) -> str:
 Placement = Literal["device", "host"]
 StoredType = Literal["float32", "float16"]
 
-
-def check_placement(placement: Placement) -> None:
-    """Refuse a name that is none.
-
-    Raises:
-        ArgumentError: for an unknown placement.
-    """
-    if placement not in get_args(Placement):
-        raise ArgumentError("placement", placement, "give 'device' or 'host'")
-
-
-def stored_type(name: StoredType) -> torch.dtype:
-    """The dtype of that name.
-
-    Raises:
-        ArgumentError: for an unknown one.
-    """
-    if name not in get_args(StoredType):
-        raise ArgumentError("dtype", name, "give 'float32' or 'float16'")
-    return torch.float16 if name == "float16" else torch.float32
-
-
-def placed(tensor: Tensor, device: torch.device, placement: Placement) -> Tensor:
-    """The tensor on the device, or for "host" on the processor, page-locked where the device is a CUDA one.
-
-    Only from page-locked memory a copy to the device runs beside computation, and at the full speed of the bus.
-    """
-    if placement == "device":
-        return tensor.to(device)
-    tensor = tensor.cpu()
-    return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
-WriteRule = Literal["fifo", "ema_ring", "ema_nearest"]
-
-_TIE = 1e-6  # above the rounding of a cosine, so that equal slots are equal on every device
-_SHORTEST_BLEND = 1e-6  # a shorter sum of two unit vectors is their rounding error
-
-
-@dataclass
-class EnqueueBatch:
-    """Regions that arrive together, class after class.
-
-    Attributes:
-        values: `(R, D)` unit vectors.
-        labels: `(R,)` int64, ascending.
-        ids: `(R, ID_BYTES)` encoded images.
-        rank_in_class: `(R,)` int64, of each among the arrivals of its class, from 0.
-    """
-
-    values: Tensor
-    labels: Tensor
-    ids: Tensor
-    rank_in_class: Tensor
-
-    @classmethod
-    def grouped(cls, values: Tensor, labels: Tensor, ids: Tensor) -> EnqueueBatch:
-        """Group regions by class; those of one class stay in order."""
-        order = torch.argsort(labels, stable=True)
-        labels = labels[order]
-        starts = torch.searchsorted(labels, labels, right=False)
-        rank = torch.arange(len(labels), device=labels.device) - starts
-        return cls(values[order], labels, ids[order], rank)
-
-    def chunks(self, together: int) -> list[Tensor]:
-        """Indices split into turns with at most `together` arrivals of a class each, the earlier ones first."""
-        turn = self.rank_in_class // together
-        sizes: list[int] = torch.bincount(turn).tolist()
-        return list(torch.split(torch.argsort(turn, stable=True), sizes))
-
-
-class NearestSlots:
-    """The slots most similar to regions that arrive together, while these regions are being written.
-
-    Args:
-        embeddings: `(C, N, D)` unit vectors of the memory, of any precision, which may change; see `written`.
-        arrivals: the `R` regions.
-    """
-
-    def __init__(self, embeddings: Tensor, arrivals: EnqueueBatch) -> None:
-        self._embeddings, self._values, self._labels = embeddings, arrivals.values, arrivals.labels
-        self._cosine = arrivals.values.new_zeros(len(arrivals.labels), embeddings.shape[1])  # (R, N)
-        self._latest = torch.zeros(len(embeddings), dtype=torch.long, device=embeddings.device)  # (C,)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            # A product a class: copying the slots of every region, (R, N, D), would cost most of the time.
-            for label in sorted(set(self._labels.tolist())):
-                own = self._labels == label
-                self._cosine[own] = self._values[own] @ embeddings[label].float().T
-
-    def find(self, turn: Tensor) -> Tensor:
-        """For the regions of index `turn` the slot of highest cosine, the first of those within 1e-6 of it.
-
-        Where matrix products may round to TF32 (`torch.set_float32_matmul_precision`), slots about 1e-3 apart are
-        equal too, and which of them it is depends on the regions that arrive together; all ranks still agree.
-        """
-        cosine = self._cosine[turn]
-        # argmax of 0 and 1 gives the first 1.
-        return (cosine >= cosine.amax(dim=1, keepdim=True) - _TIE).long().argmax(dim=1)
-
-    def written(self, rows: Tensor, slots: Tensor) -> None:
-        """Take notice of new values in `slots` of the classes `rows`, one slot a class."""
-        self._latest[rows] = slots
-        slots = self._latest[self._labels]  # (R,)
-        index = torch.arange(len(slots), device=slots.device)
-        own = self._embeddings[self._labels, slots].float()  # (R, D)
-        self._cosine[index, slots] = (self._values * own).sum(dim=1)
-
-
-def blend(old: Tensor, arriving: Tensor, ema: float) -> tuple[Tensor, Tensor]:
-    """`normalise(ema * old + (1 - ema) * arriving)` where it has a direction.
-
-    Args:
-        old: `(R, D)` unit vectors.
-        arriving: `(R, D)` unit vectors.
-        ema: share of the old vector.
-
-    Returns:
-        `(R, D)`, and `(R,)` boolean, false where the two cancel out and `old` is kept.
-    """
-    mixed = ema * old + (1 - ema) * arriving
-    length = mixed.norm(dim=1)
-    directed = length > _SHORTEST_BLEND
-    return torch.where(directed[:, None], mixed / length[:, None].clamp_min(_SHORTEST_BLEND), old), directed
+_TENSORS = ("embeddings", "counts", "cursors", "steps", "ids")
+_SHORTEST = 1e-12  # below it `F.normalize` no longer gives unit length
+_FIFO = "gone since 0.2; the memory is first in, first out, as in the paper, and takes no such argument"
+REMOVED = {"memory.rule": _FIFO, "memory.ema": _FIFO}
+"""Arguments of earlier versions, for `refuse_removed`."""
 
 
 class RegionMemory:
-    """Per class a queue of `slots` unit embeddings with the image and step each came from.
+    """First-in first-out queue of region embeddings for each class (RCA, arXiv 2203.09653, section 3.3).
 
-    Plain tensors, no parameters: nothing of it is in a graph or in a module's `state_dict`.
-    While a class has empty slots its regions fill them, in order. What happens then is the rule:
-
-    - "fifo": a region replaces the oldest one of its class. Every slot is one region of one image (the paper).
-    - "ema_ring": the slots of a class are visited in turn, and each visit blends the region into what the slot
-      holds: `normalise(ema * old + (1 - ema) * region)`, as in the authors' released code. There the memory
-      starts as Gaussian noise that the first regions are blended into; here they fill it, since at 0.99 a
-      third of the noise would be left after 100 visits of a slot, which is 100 times around the ring.
-      A slot soon mixes unrelated images. `ema=0` makes this the FIFO.
-    - "ema_nearest": a region is blended, by the same formula, into the slot of its class that is most
-      similar to it (cosine; the first of those within 1e-6), so slots become running means of like regions.
-
-    Image and step of a blended slot are those of the latest region in it. The rule is not part of the
-    state: a memory written by one rule can go on under another.
+    Each class has `slots` unit vectors, each with the image and the training step it comes from. A new region takes
+    the next empty slot of its class, or the slot of the oldest region. The memory consists of plain tensors: nothing
+    of it is in a graph or in a module's `state_dict`.
 
     Args:
         num_classes: queues `C` (foreground classes, and one more for the background where it is kept).
         slots: embeddings `N` a class.
         dim: channels `D`.
-        rule: how a region enters a full queue.
-        ema: share of the old embedding in a blend, in `[0, 1)`; "fifo" does not use it.
         placement: where `to` puts the tensors: "device", or "host" for the memory of the processor, page-locked where
             the device is a CUDA one; `region_contrast_loss` reads those block by block.
-        dtype: what embeddings are kept in: "float32", or "float16", half as large. Blends are computed in float32
-            and rounded once.
+        dtype: what embeddings are kept in: "float32", or "float16", half as large.
 
     Attributes:
         embeddings: `(C, N, D)` in `dtype`, unit length where valid (in float16 within 5e-4), 0 elsewhere.
         counts: `(C,)` int64, valid slots; slots `0 .. count - 1` are the valid ones.
-        cursors: `(C,)` int64, the slot the next embedding goes to; with "ema_nearest" only while one is empty.
+        cursors: `(C,)` int64, the slot the next embedding goes to.
         steps: `(C, N)` int64, training step of each slot, -1 where empty.
-        refused: embeddings refused so far because they were not finite or (all but) zero, or cancelled
-            out with what they were to be blended with.
+        ids: `(C, N, ID_BYTES)` uint8, image of each slot, see `encode_ids`.
+        refused: embeddings refused so far because they were not finite or (all but) zero.
 
     Raises:
-        ArgumentError: for a size below 1, an unknown rule, placement or dtype, or `ema` outside `[0, 1)`.
+        ArgumentError: for a size below 1, or an unknown placement or dtype.
 
     Example:
         >>> memory = RegionMemory(num_classes=2, slots=4, dim=3)
@@ -214,29 +81,25 @@ class RegionMemory:
         ([0, 1], 'photo')
     """
 
+    @refuse_removed(**REMOVED)
     def __init__(
         self,
         num_classes: int,
         slots: int,
         dim: int,
         *,
-        rule: WriteRule = "fifo",
-        ema: float = 0.99,
         placement: Placement = "device",
         dtype: StoredType = "float32",
     ) -> None:
         for name, value in (("num_classes", num_classes), ("slots", slots), ("dim", dim)):
             if value < 1:
                 raise ArgumentError(name, value, "give at least 1")
-        if rule not in get_args(WriteRule):
-            raise ArgumentError("rule", rule, "give 'fifo', 'ema_ring' or 'ema_nearest'")
-        if not 0 <= ema < 1:
-            raise ArgumentError("ema", ema, "give a number in [0, 1): the share of the old embedding in a blend")
-        check_placement(placement)
-        self.rule: WriteRule = rule
-        self.ema = ema
+        if placement not in get_args(Placement):
+            raise ArgumentError("placement", placement, "give 'device' or 'host'")
+        if dtype not in get_args(StoredType):
+            raise ArgumentError("dtype", dtype, "give 'float32' or 'float16'")
         self.placement: Placement = placement
-        self.embeddings = torch.zeros(num_classes, slots, dim, dtype=stored_type(dtype))
+        self.embeddings = torch.zeros(num_classes, slots, dim, dtype=getattr(torch, dtype))
         self.counts = torch.zeros(num_classes, dtype=torch.long)
         self.cursors = torch.zeros(num_classes, dtype=torch.long)
         self.steps = torch.full((num_classes, slots), -1, dtype=torch.long)
@@ -266,18 +129,22 @@ class RegionMemory:
     def to(self, device: torch.device | str) -> RegionMemory:
         """Move every tensor, or page-lock it where it is if the placement is "host"; returns itself."""
         for name in _TENSORS:
-            setattr(self, name, placed(getattr(self, name), torch.device(device), self.placement))
+            setattr(self, name, self._placed(getattr(self, name), torch.device(device)))
         return self
+
+    def _placed(self, tensor: Tensor, device: torch.device) -> Tensor:
+        if self.placement == "device":
+            return tensor.to(device)
+        # Only from page-locked memory a copy to the device runs beside computation, and at the full speed of the bus.
+        return tensor.cpu().pin_memory() if device.type == "cuda" else tensor.cpu()
 
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor, labels: Tensor, image_ids: Sequence[str] | Tensor, step: int) -> int:
-        """Write regions, oldest first, by the rule of the memory.
+        """Write regions, oldest first; each takes the slot of the oldest region of its class (RCA, section 3.3).
 
-        Embeddings are scaled to unit length. One that is shorter than 1e-12 or not finite is refused and
-        counted in `refused`: it has no direction. So is one that cancels out with the slot it would be blended
-        into (a sum shorter than 1e-6; the opposite of the slot at `ema=0.5`): the slot stays as it is,
-        and the ring moves on.
-        Several regions of one class in one call give what as many calls in that order give.
+        Embeddings are scaled to unit length. One that is shorter than 1e-12 or not finite has no direction: it is
+        refused and counted in `refused`. Several regions of one class in one call give what as many calls in that
+        order give.
 
         Args:
             embeddings: `(R, D)`.
@@ -299,56 +166,21 @@ class RegionMemory:
         values, labels, encoded = embeddings.to(device, torch.float32), labels.to(device), encoded.to(device)
         norms = values.norm(dim=1)
         usable = torch.isfinite(norms) & (norms > _SHORTEST)
-        arrivals = EnqueueBatch.grouped(F.normalize(values[usable], dim=1), labels[usable], encoded[usable])
-        accepted = self._replace(arrivals, step) if self.rule == "fifo" else self._blend(arrivals, step)
-        self.refused += len(values) - accepted
-        return accepted
-
-    def _replace(self, arrivals: EnqueueBatch, step: int) -> int:
-        arriving = self._arriving(arrivals)
-        labels, column = arrivals.labels, self._ring(arrivals)
-        # Of more than N arrivals of one class only the last N stay; the others would be overwritten anyway.
-        keep = arrivals.rank_in_class >= arriving[labels] - self.slots
-        row, column = labels[keep], column[keep]
-        self.embeddings[row, column] = arrivals.values[keep].to(self.embeddings.dtype)
-        self.steps[row, column] = step
-        self.ids[row, column] = arrivals.ids[keep]
-        self._advance(arriving, arriving)
-        return len(labels)
-
-    def _blend(self, arrivals: EnqueueBatch, step: int) -> int:
-        """Fill, then blend, as if one after the other; returns how many were accepted."""
-        column, arriving = self._ring(arrivals), self._arriving(arrivals)
-        empty = self.slots - self.counts
-        blended = arrivals.rank_in_class >= empty[arrivals.labels]
-        nearest = NearestSlots(self.embeddings, arrivals) if self.rule == "ema_nearest" else None
-        accepted = torch.zeros((), dtype=torch.long, device=column.device)
-        # Around the ring the next N arrivals of a class meet N slots; nearest slots depend on the arrival before.
-        for turn in arrivals.chunks(together=1 if nearest else self.slots):
-            row, slot, value, blends = arrivals.labels[turn], column[turn], arrivals.values[turn], blended[turn]
-            if nearest:
-                slot = torch.where(blends, nearest.find(turn), slot)
-            mixed, directed = blend(self.embeddings[row, slot].float(), value, self.ema)
-            written = directed | ~blends
-            self.embeddings[row, slot] = torch.where(blends[:, None], mixed, value).to(self.embeddings.dtype)
-            self.steps[row, slot] = torch.where(written, step, self.steps[row, slot])
-            self.ids[row, slot] = torch.where(written[:, None], arrivals.ids[turn], self.ids[row, slot])
-            if nearest:
-                nearest.written(row, slot)
-            accepted += written.sum()
-        self._advance(arriving, torch.minimum(arriving, empty) if nearest else arriving)
-        return int(accepted)
-
-    def _ring(self, arrivals: EnqueueBatch) -> Tensor:
-        """The slot of each arrival `(R,)` when all slots are visited in turn."""
-        return (self.cursors[arrivals.labels] + arrivals.rank_in_class) % self.slots
-
-    def _arriving(self, arrivals: EnqueueBatch) -> Tensor:
-        return torch.bincount(arrivals.labels, minlength=self.num_classes)  # (C,)
-
-    def _advance(self, arriving: Tensor, visited: Tensor) -> None:
-        self.cursors = (self.cursors + visited) % self.slots
+        labels, order = labels[usable].sort(stable=True)  # class after class, those of a class in their order
+        values, encoded = F.normalize(values[usable], dim=1)[order], encoded[usable][order]
+        arriving = torch.bincount(labels, minlength=self.num_classes)  # (C,)
+        rank_in_class = torch.arange(len(labels), device=device) - torch.searchsorted(labels, labels)  # (R,), from 0
+        slot = (self.cursors[labels] + rank_in_class) % self.slots
+        # Of more than N regions of one class only the last N stay; the others would be overwritten anyway.
+        kept = rank_in_class >= arriving[labels] - self.slots
+        row, slot = labels[kept], slot[kept]
+        self.embeddings[row, slot] = values[kept].to(self.embeddings.dtype)
+        self.steps[row, slot] = step
+        self.ids[row, slot] = encoded[kept]
+        self.cursors = (self.cursors + arriving) % self.slots
         self.counts = (self.counts + arriving).clamp_max(self.slots)
+        self.refused += len(embeddings) - len(labels)
+        return len(labels)
 
     def _check(self, embeddings: Tensor, labels: Tensor, encoded: Tensor) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
@@ -358,18 +190,6 @@ class RegionMemory:
             raise ArgumentError("embeddings, labels, image_ids", sizes, "give as many labels and ids as embeddings")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ArgumentError("labels", sorted(set(labels.tolist())), f"give classes in [0, {self.num_classes})")
-
-    def oldest_first(self, label: int) -> Tensor:
-        """Valid embeddings of a class `(count, D)` float32 in the order they were last written.
-
-        With "ema_nearest" those written in one step stand in the order of their slots.
-        """
-        count = int(self.counts[label])
-        if self.rule == "ema_nearest":
-            return self.embeddings[label, torch.argsort(self.steps[label, :count], stable=True)].float()
-        start = int(self.cursors[label]) if count == self.slots else 0
-        index = (start + torch.arange(count, device=self.counts.device)) % self.slots
-        return self.embeddings[label, index].float()
 
     def ages(self, step: int) -> Tensor:
         """Steps since each slot was last written, `(C, N)` int64, -1 where empty.
@@ -415,7 +235,3 @@ class RegionMemory:
         for name in _TENSORS:
             getattr(self, name).copy_(state[name])
         self.refused = int(state["refused"])
-
-
-_SHORTEST = 1e-12  # below it `F.normalize` no longer gives unit length
-_TENSORS = ("embeddings", "counts", "cursors", "steps", "ids")

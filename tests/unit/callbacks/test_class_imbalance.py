@@ -58,7 +58,7 @@ WAYS = [
     {"clustering": "gmm", "restarts": 2, "reseed": True},
     {"clustering": "sinkhorn", "warm_start": True, "merge_above": 0.9},
     {"clustering": "farthest", "drop_below": 0.0},
-    {"clustering": "spherical", "rule": "ema_nearest"},
+    {"clustering": "spherical"},
 ]
 
 

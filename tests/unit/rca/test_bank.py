@@ -70,7 +70,6 @@ def test_memory_is_a_deque_a_class(slots, batches, dtype):
                 assert vector == pytest.approx(expected, abs=off)
                 assert name == decode_id(encode_ids([image])[0])
                 assert when == at
-            assert memory.oldest_first(label).tolist() == [vector for vector, _, _ in found]
         assert memory.valid.sum(dim=1).tolist() == [len(queue) for queue in model]
         assert (memory.counts < slots).logical_or(memory.valid.all(dim=1)).all()
         norms = memory.embeddings.float().norm(dim=2)
@@ -203,16 +202,37 @@ def test_bad_regions_are_refused_and_change_nothing(values, labels, names, argum
     assert memory.refused == 0
 
 
-def test_nothing_arrives():
+def test_nothing_and_nothing_usable_arrive():
     memory = RegionMemory(C, 4, D)
     assert memory.enqueue(torch.zeros(0, D), torch.zeros(0, dtype=torch.long), [], step=0) == 0
+    assert memory.enqueue(torch.zeros(2, D), torch.tensor([0, 1]), ["a", "b"], step=0) == 0
+    assert memory.refused == 2
     assert not memory.valid.any()
+
+
+def test_ages_count_from_the_last_writing():
+    memory = RegionMemory(2, 2, D)
+    assert memory.ages(0).tolist() == [[-1, -1], [-1, -1]]
+    for step in (3, 5, 8):
+        memory.enqueue(rows(0.1), torch.tensor([0]), [str(step)], step)
+    ages = memory.ages(10)
+    assert ages.dtype == torch.int64
+    assert ages.tolist() == [[2, 5], [-1, -1]]
+    assert memory.ages(8).tolist() == [[0, 3], [-1, -1]]
+    with pytest.raises(ArgumentError, match=r"step=7: .*step 8"):
+        memory.ages(7)
 
 
 @pytest.mark.parametrize(("sizes", "name"), [((0, 1, 1), "num_classes"), ((1, 0, 1), "slots"), ((1, 1, 0), "dim")])
 def test_sizes_must_be_positive(sizes, name):
     with pytest.raises(ArgumentError, match=f"{name}=0"):
         RegionMemory(*sizes)
+
+
+@pytest.mark.parametrize("removed", [{"rule": "ema_ring"}, {"rule": "fifo"}, {"ema": 0.9}])
+def test_removed_arguments_say_what_became_of_them(removed):
+    with pytest.raises(ArgumentError, match=rf"{next(iter(removed))}=.*gone since 0\.2; the memory is first in"):
+        RegionMemory(1, 1, 1, **removed)
 
 
 def test_sizes_are_properties():

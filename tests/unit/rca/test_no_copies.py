@@ -39,10 +39,9 @@ def test_copies_are_seen():
     assert watched.made == [(2 * HALF, "aten.mul.Tensor")]
 
 
-@pytest.mark.parametrize("rule", ["fifo", "ema_ring", "ema_nearest"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_writing(rule, dtype):
-    memory = full(rule=rule, dtype=dtype)
+def test_writing(dtype):
+    memory = full(dtype=dtype)
     values, labels, _ = regions()
     kept = memory.embeddings
     with NewStorage() as watched:
