@@ -112,7 +112,9 @@ def refuse_removed(**removed: str) -> Callable[[F], F]:
         Traceback (most recent call last):
         rca_lightning.errors.ArgumentError: restarts=3: gone since 0.2; k-means++ seeds make one run enough
     """
-    _removed.update(removed)
+    for name, reason in removed.items():
+        known = _removed.get(name, reason)  # two functions may have had an argument of this name
+        _removed[name] = known if reason in known else f"{known}, or: {reason}"
 
     def decorate(function: F) -> F:
         @functools.wraps(function)

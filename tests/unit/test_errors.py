@@ -89,3 +89,9 @@ def test_parser_says_what_became_of_a_removed_argument():
     said = errors.explain_removed("Option 'model.bins' is not accepted")
     assert said == "model.bins: gone since 0.2; give edges"
     assert errors.explain_removed("Option 'model.bind' is not accepted") == "Option 'model.bind' is not accepted"
+
+
+def test_parser_names_every_reason_of_a_name_that_two_functions_had():
+    for reason in ("renamed; give width", "gone; give height", "renamed; give width"):
+        errors.refuse_removed(twice=reason)(histogram)
+    assert errors.explain_removed("twice") == "twice: renamed; give width, or: gone; give height"
