@@ -1,4 +1,4 @@
-"""The callback that keeps the maximum of the activation maps over training."""
+"""Callback that accumulates the maximum of the class maps over training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.modules.rca_module import RCAModule
-from rca_lightning.pseudo_labels.attention_store import AttentionStore, grid_size, onto_photographs
+from rca_lightning.pseudo_labels.attention_store import AttentionStore, crop_maps_to_grids, grid_size
+from rca_lightning.pseudo_labels.labels import check_count, check_share
 from rca_lightning.rca.inference import ClassMaps
 
 logger = logging.getLogger(__name__)
@@ -23,25 +24,24 @@ _log_once = rank_zero_only(logger.info)
 
 
 class AttentionAccumulation(L.Callback):
-    """Keeps, for each training photograph and tag, the running maximum of its maps over the epochs.
+    """Accumulates, for each training photograph and tag, the maximum of its maps over the epochs.
 
-    Another source of maps than the trained network: parts of an object that lit up at some time in training stay lit.
-    After Online Attention Accumulation (Jiang et al., ICCV 2019); see `AttentionStore`. The maps are those that the
-    training steps compute anyway (`RCAModule.final_map`), of random crops, put back where the crop was cut from.
+    The maximum covers parts of an object that were active at some time in training (Online Attention Accumulation,
+    Jiang et al., ICCV 2019); see `AttentionStore`. The maps are those that the training steps compute anyway
+    (`RCAModule.final_map`), of random crops, placed where the crop was cut from.
 
-    A map enters divided by its peak within the photograph and multiplied by the image probability of its class in
-    that crop. The peak takes out the scale of the activation, which grows in training: the maximum would otherwise be
-    that of the last epochs. The probability keeps faint what a crop shows that misses the object, and what an
-    untrained network sees.
+    A map is divided by its peak within the photograph and multiplied by the image probability of its class in that
+    crop. Without the division the maximum would be that of the last epochs, as activations grow in training. The
+    probability weakens the maps of crops that miss the object, and those of an untrained network.
 
-    After the last batch of an epoch ranks exchange their maximum, so every rank has one and the same store, bit for
-    bit. It is part of the checkpoint, and comes back when training is resumed and for prediction.
+    After the last batch of an epoch the ranks merge their maxima, so that every rank has the same store, bit for bit.
+    It is part of the checkpoint, from which resumed training and prediction restore it.
 
     Args:
         cells: cells along the long side of a photograph; the maps of a photograph of 4:3 take 6 KiB a tag with 64.
-        warmup_epochs: epochs at the start from which nothing is taken.
-        confidence: image probability of a class in a crop below which nothing is taken of it.
-        max_mib: room for all maps in MiB, in main memory, on each rank; checkpoints grow by as much.
+        warmup_epochs: epochs at the start whose maps are left out.
+        confidence: image probability of a class in a crop below which its map is left out.
+        max_mib: room for all maps in MiB, in main memory of each rank; checkpoints grow by as much.
 
     Attributes:
         store: the maps; `None` before training or a checkpoint with maps.
@@ -58,10 +58,8 @@ class AttentionAccumulation(L.Callback):
 
     def __init__(self, cells: int = 64, warmup_epochs: int = 1, confidence: float = 0.0, max_mib: float = 1024) -> None:
         AttentionStore(1, cells=cells, max_mib=max_mib)  # refuses wrong arguments now and not after the data is read
-        if warmup_epochs < 0:
-            raise ArgumentError("warmup_epochs", warmup_epochs, "give 0 or more")
-        if not 0 <= confidence <= 1:
-            raise ArgumentError("confidence", confidence, "give a probability in [0, 1]")
+        check_count("warmup_epochs", warmup_epochs, least=0)
+        check_share("confidence", confidence)
         self.cells = cells
         self.warmup_epochs = warmup_epochs
         self.confidence = confidence
@@ -71,24 +69,25 @@ class AttentionAccumulation(L.Callback):
 
     @classmethod
     def of(cls, trainer: L.Trainer) -> AttentionAccumulation:
-        """The one of a Trainer, with maps; for callbacks that read them, when prediction starts.
+        """Finds the callback of a Trainer, for callbacks that read its maps in prediction.
 
         Raises:
             ArgumentError: if the Trainer has none, or it has no maps.
         """
-        found = [callback for callback in trainer.callbacks if isinstance(callback, cls)]  # type: ignore[attr-defined]
-        if not found:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        accumulation = next((callback for callback in callbacks if isinstance(callback, cls)), None)
+        if accumulation is None:
             raise ArgumentError("trainer.callbacks", None, f"add {cls.__name__}, as in training, to read its maps")
-        if not found[0].store:
+        if not accumulation.store:
             raise ArgumentError(
                 "ckpt_path",
                 None if trainer.ckpt_path is None else str(trainer.ckpt_path),
                 f"no accumulated maps in it; train with {cls.__name__} for more epochs than its warmup_epochs",
             )
-        return found[0]
+        return accumulation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make an empty store; maps of a checkpoint come after."""
+        """Makes an empty store; a checkpoint is loaded after."""
         if stage != "fit":
             return
         if not isinstance(pl_module, RCAModule):
@@ -100,10 +99,10 @@ class AttentionAccumulation(L.Callback):
         return AttentionStore(num_classes, cells=self.cells, max_mib=self.max_mib)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say how much room the maps may take, or that it is not there."""
+        """Logs the room that the maps may take; refuses data whose maps may not fit."""
         images = getattr(trainer.train_dataloader, "dataset", None)
         if self.store is None or not isinstance(images, TaggedImages):
-            return  # of other data the number of tags is not known: the store refuses what does not fit
+            return  # the number of tags of other data is not known: the store refuses maps that do not fit
         maps = int(images.records.tag_counts.clip(0).sum())  # -1 where unknown
         self.store.check_room(maps)
         _log_once(
@@ -114,17 +113,17 @@ class AttentionAccumulation(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take in the maps of this step; after the last one of an epoch, exchange them between ranks."""
+        """Adds the maps of this step; merges the ranks after the last step of an epoch."""
         if self.store is None or trainer.current_epoch < self.warmup_epochs:
             return
         if "skipped" not in outputs:
-            self._take(self.store, outputs["maps"], outputs["probabilities"], batch)
+            self._add(self.store, outputs["maps"], outputs["probabilities"], batch)
         self._merged = False
         if trainer.is_last_batch:  # here, as validation and its checkpoints come before the end of the epoch
             self._merge(pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Exchange what an epoch that was cut short has left."""
+        """Merges the ranks after an epoch that was cut short."""
         self._merge(pl_module)
 
     def _merge(self, module: L.LightningModule) -> None:
@@ -132,7 +131,7 @@ class AttentionAccumulation(L.Callback):
             self.store.merge_over_ranks(module.device)
         self._merged = True
 
-    def _take(self, store: AttentionStore, maps: Tensor, probabilities: Tensor, batch: Batch) -> None:
+    def _add(self, store: AttentionStore, maps: Tensor, probabilities: Tensor, batch: Batch) -> None:
         if "window" not in batch:
             raise DataError("the training batch has no 'window'; see Sample, or train with WSSSDataModule")
         images, classes = torch.nonzero(batch["tags"] > 0, as_tuple=True)  # (T,) each
@@ -142,14 +141,14 @@ class AttentionAccumulation(L.Callback):
         rows, labels = images.tolist(), classes.tolist()
         sizes = [tuple(every_size[row]) for row in rows]
         crop = (batch["image"].shape[2], batch["image"].shape[3])
-        placed = onto_photographs(maps[images, classes], batch["window"][images], sizes, crop=crop, cells=store.cells)
+        placed = crop_maps_to_grids(maps[images, classes], batch["window"][images], sizes, crop=crop, cells=store.cells)
         placed = (placed * chances[:, None, None]).to(torch.float16).cpu()  # one transfer for all
         for row, label, size, one in zip(rows, labels, sizes, placed, strict=True):
             height, width = grid_size(size, store.cells)
             store.update(batch["image_id"][row], size, [label], one[None, :height, :width])
 
     def seeds(self, image_id: str, classes: Sequence[int] | Tensor, size: Sequence[int]) -> ClassMaps | None:
-        """The accumulated maps of a photograph, in place of those of the network.
+        """Reads the accumulated maps of a photograph, in place of those of the network.
 
         Args:
             image_id: its name.
@@ -175,7 +174,7 @@ class AttentionAccumulation(L.Callback):
         return ClassMaps(maps, labels, torch.tensor(peaks))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Exchange maps before a checkpoint within an epoch: one process writes it, with those of all."""
+        """Merges the ranks before a checkpoint within an epoch, which one process writes for all."""
         if not self._merged:
             self._merge(pl_module)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
@@ -185,7 +184,7 @@ class AttentionAccumulation(L.Callback):
         return {} if self.store is None else {"store": self.store.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the maps of a checkpoint."""
+        """Loads the maps of a checkpoint."""
         stored = state_dict.get("store")
         if stored is not None:
             self.store = self._empty(stored["num_classes"])

@@ -1,4 +1,4 @@
-"""Writes predictions of `SegmentationModule`: masks, and the files that benchmark servers take."""
+"""Writer of the predictions of `SegmentationModule`: masks, and the files that benchmark servers take."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _CONFIDENCE = "confidence"  # keyword of the text in a mask
 
 
 class MaskWriter(PredictionWriter):
-    """Writes the mask of each photograph as soon as it is there, whole or not at all.
+    """Writes the mask of each photograph as soon as it is computed, whole or not at all.
 
     A mask is a PNG of mode P with the VOC palette, in the size of the photograph: 0 background, 1..L classes. The
-    confidence of the network stands in it as a text. Images that are complete already are not computed again.
+    confidence of the network is stored in it as a text. Images that are complete already are not computed again.
 
     Args:
         output_dir: folder of the results.
         layout: "masks" for `masks/<id>.png`, "voc2012" for what the server of VOC 2012 takes,
-            `results/VOC2012/Segmentation/comp6_test_cls/<id>.png`; `rca check` looks it through and packs it.
+            `results/VOC2012/Segmentation/comp6_test_cls/<id>.png`; `rca check` checks and packs it.
         overlays: whether to write `overlays/<id>.jpg`, the mask over the photograph, as well.
         coco_results: whether to write `coco_results.json` at the end, one region for each class in each image; for
             the ids in it see `CocoForm`. All regions of an image have its confidence as their score. It covers the
@@ -68,21 +68,21 @@ class MaskWriter(PredictionWriter):
         self.coco_results = coco_results
 
     def describe(self, module: L.LightningModule) -> dict[str, Any]:
-        """What masks depend on."""
+        """Settings that masks depend on."""
         if not isinstance(module, SegmentationModule):
             raise ArgumentError("model", type(module).__name__, "MaskWriter writes predictions of SegmentationModule")
         names = ("num_classes", "backbone", "head", "scales", "flip", "max_side", "predict_tags", "crf")
         return {name: module.hparams[name] for name in names}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the folder; results that are about to be out of date go first."""
+        """Checks the folder, and removes COCO results that would be out of date."""
         super().on_predict_start(trainer, pl_module)
         if trainer.is_global_zero and (self.coco_results or self.folder.existing == "overwrite"):
             with self.folder.output_errors():
                 self._results_file.unlink(missing_ok=True)
 
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
-        """Write the files of one photograph, its mask last."""
+        """Writes the files of one photograph, its mask last."""
         paths, labels = self.folder.paths(prediction["image_id"]), prediction["labels"]
         with self.folder.output_errors():
             if "overlays" in paths:
@@ -92,7 +92,7 @@ class MaskWriter(PredictionWriter):
             write_mask_file(labels, paths[self._masks], notes=notes)
 
     def summarise(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write the COCO results from the masks, so that those of an earlier run are among them."""
+        """Writes the COCO results from the mask files, which may be of several runs."""
         if not self.coco_results:
             return
         assert isinstance(module, SegmentationModule)
@@ -118,6 +118,6 @@ class MaskWriter(PredictionWriter):
 
 
 def _predicted_ids(trainer: L.Trainer) -> set[str] | None:
-    """The images of the split; None where no data module knows them."""
+    """The images of the split; None without a data module that lists them."""
     records = getattr(getattr(trainer, "datamodule", None), "predict_records", None)
     return None if records is None else {record.image_id for record in records}

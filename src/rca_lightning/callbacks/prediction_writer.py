@@ -1,4 +1,4 @@
-"""What every writer of predictions does: skip what is complete, refuse what does not belong, say what was written."""
+"""Base of the writers of predictions: skips complete images, and refuses a folder of another model or setting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class PredictionWriter(BasePredictionWriter, ABC):
-    """Writes each prediction as soon as it is there, whole or not at all; a subclass says what.
+    """Writes each prediction as soon as it is computed; a subclass defines the files.
 
     Args:
         output_dir: folder of the results.
@@ -40,20 +40,20 @@ class PredictionWriter(BasePredictionWriter, ABC):
 
     @abstractmethod
     def describe(self, module: L.LightningModule) -> dict[str, Any]:
-        """What the predictions depend on, as JSON values; refuses a module whose predictions it cannot write."""
+        """Settings that predictions depend on, as JSON values; refuses a module whose predictions it cannot write."""
 
     @abstractmethod
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
-        """Write what was predicted of `image (3, H, W)`, which is the one at `index` of the batch."""
+        """Writes the prediction of `image (3, H, W)`, the one at `index` of the batch."""
 
     def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Called on every rank once its images are predicted, before the others are waited for."""
+        """Called on every rank once its images are predicted, before a barrier."""
 
     def summarise(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Called on the first rank once all images are written."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Tell the data module which images are done, before it makes its loader."""
+        """Tells the data module which images are complete, before it makes its loader."""
         if stage != "predict":
             return
         self.written = 0
@@ -68,8 +68,8 @@ class PredictionWriter(BasePredictionWriter, ABC):
             leave_out(done.intersection(*(folder.done() for folder in others)))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the folder; only now does the module have the weights of the checkpoint."""
-        # Every rank looks, so that none waits for one that has raised.
+        """Checks the folder, as the module has the weights of the checkpoint from now on."""
+        # Every rank checks, so that none waits at the barrier for one that has raised.
         checkpoint = trainer.ckpt_path
         settings = {
             "checkpoint": None if checkpoint is None else Path(checkpoint).name,
@@ -77,7 +77,7 @@ class PredictionWriter(BasePredictionWriter, ABC):
             **self.describe(pl_module),
         }
         self.folder.prepare(settings)
-        # Lightning numbers the images of a batch for writers; here they have names.
+        # Lightning passes the indices of images to writers; here images have names.
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
         trainer.strategy.barrier("predictions folder")
         if trainer.is_global_zero:
@@ -94,14 +94,14 @@ class PredictionWriter(BasePredictionWriter, ABC):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the images of one batch."""
+        """Writes the images of one batch."""
         for index, (image, result) in enumerate(zip(batch["image"], prediction, strict=True)):
             if self.folder.claim(result["image_id"]):
                 self.write(result, image, batch, index)
                 self.written += 1
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what was written."""
+        """Ends and logs the writing."""
         self.finish(trainer, pl_module)
         trainer.strategy.barrier("predictions written")
         if trainer.is_global_zero:
@@ -111,6 +111,6 @@ class PredictionWriter(BasePredictionWriter, ABC):
 
 
 def weights_digest(module: L.LightningModule) -> str:
-    """A number that tells trained weights apart, the same on every run."""
+    """Digest of the weights, the same on every run."""
     total = sum(float(value.double().abs().sum()) for value in module.state_dict().values())
     return f"{total:.6e}"

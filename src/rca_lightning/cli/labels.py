@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from collections.abc import Sequence
@@ -20,19 +21,13 @@ from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError,
 from rca_lightning.io.output_folder import Existing, PredictionFolder
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import Background, check_count, default_thresholds
+from rca_lightning.pseudo_labels.labels import BACKGROUND_SETTINGS, Background, check_count, default_thresholds
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-_READ = {  # thresholds that a background reads
-    "fixed": ("background_threshold",),
-    "power": (),
-    "two_thresholds": ("low", "high"),
-    "saliency": ("low", "high"),
-}
 _OF_THE_MAPS = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
 _EVERY = 100  # images between two lines of progress
 
@@ -148,10 +143,9 @@ def _with_defaults(given: dict[str, float | None], background: str, predicted: d
     used = {name: value for name in given if isinstance(value := predicted.get(name), (int, float))}
     known = used | {name: value for name, value in given.items() if value is not None}
     attention = predicted.get("reads_attention")
-    if not isinstance(attention, bool):
-        for name in _READ.get(background, ()):
-            if name not in known:
-                raise ArgumentError(name, None, "give one in [0, 1]: rca predict has left none with these maps")
+    missing = [name for name in BACKGROUND_SETTINGS.get(background, ()) if name in given and name not in known]
+    if missing and not isinstance(attention, bool):
+        raise ArgumentError(missing[0], None, "give one in [0, 1]: rca predict has left none with these maps")
     return default_thresholds(attention=attention is True) | known
 
 
@@ -210,25 +204,18 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--config", help="configuration of rca fit; only its part data is read")
     parser.add_class_arguments(WSSSDataModule, "data")
     parser.add_function_arguments(label_stored_maps, skip={"data"})
-    words = list(words)
-    path = _config(words)
+    only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config")
+    path = only_config.parse_known_args(words)[0].config
     if path is not None:
         parser.set_defaults({f"data.{name}": value for name, value in _data_of(path).items()})
-    given = parser.parse_args(words)
+    given = parser.parse_args(list(words))
     arguments = {name: value for name, value in vars(given).items() if name not in {"data", "config"}}
     label_stored_maps(WSSSDataModule(**vars(given.data)), **arguments)
 
 
-def _config(words: Sequence[str]) -> str | None:
-    for position, word in enumerate(words):
-        if word == "--config" and position + 1 < len(words):
-            return words[position + 1]
-        if word.startswith("--config="):
-            return word.partition("=")[2]
-    return None
-
-
 def _data_of(path: str) -> dict[str, Any]:
+    """The part `data` of a configuration of `rca fit`."""
     if not Path(path).is_file():
         raise ArgumentError("config", path, "there is no such file")
     try:

@@ -1,4 +1,4 @@
-"""Running maximum of the activation maps of every training photograph."""
+"""Running maximum over training of the class maps of every photograph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FLAT = 1e-5  # a peak below this is no activation, as in `max_normalise`
 
 
 def grid_size(size: Sequence[int], cells: int) -> tuple[int, int]:
-    """Rows and columns of the grid of a photograph: `cells` along its long side, nearly square cells.
+    """Rows and columns of the grid of a photograph: `cells` along its long side, about square.
 
     Args:
         size: height and width of the photograph in pixels.
@@ -33,24 +33,24 @@ def grid_size(size: Sequence[int], cells: int) -> tuple[int, int]:
     return max(1, round(cells * height / longest)), max(1, round(cells * width / longest))
 
 
-def onto_photographs(
+def crop_maps_to_grids(
     maps: Tensor, windows: Tensor, sizes: Sequence[Sequence[int]], *, crop: tuple[int, int], cells: int
 ) -> Tensor:
-    """Sample maps of crops at the cells of their photographs' grids, and divide each by its peak there.
+    """Samples maps of crops at the cells of their photographs' grids, and divides each by its peak there.
 
-    Cells are read at their centres, bilinearly. The peak is the one within the photograph: what a network sees in the
-    padding of a crop has no say.
+    Cells are sampled bilinearly at their centres. The peak is the one within the photograph, so activations in the
+    padding of a crop do not count.
 
     Args:
         maps: `(T, h, w)`, not negative, each covering its whole crop.
-        windows: `(T, 2, 3)`, from crop to photograph; see `Sample`.
+        windows: `(T, 2, 3)`, affine maps from crop to photograph; see `Sample`.
         sizes: T times height and width of the photograph in pixels.
         crop: height and width of the crops in pixels.
         cells: see `grid_size`.
 
     Returns:
-        `(T, cells, cells)` float32 in `[0, 1]`, of which the first rows and columns are the grid of each photograph;
-        0 beyond them and outside the crop.
+        `(T, cells, cells)` float32 in `[0, 1]`: the first rows and columns are the grid of each photograph, all beyond
+        them and outside the crop is 0.
     """
     grids = [grid_size(size, cells) for size in sizes]
     # (T, 2): rows and columns, and the height and width of a cell in pixels
@@ -60,7 +60,7 @@ def onto_photographs(
     centres = torch.arange(cells, dtype=torch.float32, device=maps.device) + 0.5
     exists = (centres < extent[:, :1])[:, :, None] & (centres < extent[:, 1:])[:, None, :]  # (T, S, S)
     points = _in_crop(centres * steps[:, 1:], centres * steps[:, :1], windows.float())  # (T, S, S, 2)
-    # To [-1, 1] from edge to edge of the crop, as grid_sample wants it.
+    # grid_sample expects coordinates in [-1, 1] from edge to edge of the crop.
     places = points * 2 / torch.tensor([crop[1], crop[0]], dtype=torch.float32, device=maps.device) - 1
     exists &= (places.abs() <= 1).all(dim=-1)
     sampled = F.grid_sample(maps[:, None].float(), places, padding_mode="border", align_corners=False)[:, 0]
@@ -73,7 +73,7 @@ def _in_crop(x: Tensor, y: Tensor, windows: Tensor) -> Tensor:
     """Crop coordinates `(T, S, S, 2)` of the columns at `x` and rows at `y`, each `(T, S)`, of the photograph."""
     a, b, left, c, d, top = windows.flatten(1).T[:, :, None, None]
     x, y = x[:, None, :] - left, y[:, :, None] - top
-    # Written out: a matrix product may run in TF32, whose 10 bits are too few for pixels.
+    # No matrix product: it may run in TF32, whose 10 bits are too few for pixels.
     determinant = a * d - b * c
     return torch.stack([(d * x - b * y) / determinant, (a * y - c * x) / determinant], dim=-1)
 
@@ -87,15 +87,14 @@ _Key = tuple[str, int]
 
 
 class AttentionStore:
-    """For each photograph and class the elementwise maximum of all maps it was given, in float16 on the CPU.
+    """Stores for each photograph and class the elementwise maximum of all its maps, in float16 on the CPU.
 
-    A maximum of rounded numbers does not depend on their order, so the store is the same, bit for bit, whatever the
-    order of the images was and however they were shared among processes. Nothing is ever dropped for lack of room:
-    what would not fit is refused.
+    A maximum of rounded numbers does not depend on their order, so the store is the same, bit for bit, for any order
+    of the images and any number of processes. No map is dropped for lack of room: one that does not fit is refused.
 
-    The idea is Online Attention Accumulation (Jiang et al., "Integral Object Mining via Online Attention
-    Accumulation", ICCV 2019): attention moves over the parts of an object in the course of training, so the maximum
-    over training covers more of it than the last map.
+    This is Online Attention Accumulation (Jiang et al., "Integral Object Mining via Online Attention Accumulation",
+    ICCV 2019): during training attention moves over the parts of an object, so the maximum covers more of it than the
+    last map.
 
     Args:
         num_classes: foreground classes `L`.
@@ -127,27 +126,27 @@ class AttentionStore:
         self._values = 0
 
     def __len__(self) -> int:
-        """Photographs of which there is a map."""
+        """Number of photographs with a map."""
         return len(self._sizes)
 
     def __contains__(self, image_id: str) -> bool:
-        """Whether there is a map of this photograph."""
+        """Whether this photograph has a map."""
         return image_id in self._sizes
 
     @property
     def mib(self) -> float:
-        """Size of all maps."""
+        """Size of all maps in MiB."""
         return self._values * _BYTES / _MIB
 
     def most_mib(self, maps: int) -> float:
-        """What so many maps take if every photograph is square; others have fewer cells."""
+        """Size in MiB of so many maps if every photograph is square; others have fewer cells."""
         return maps * self.cells**2 * _BYTES / _MIB
 
     def check_room(self, maps: int) -> None:
-        """Refuse a dataset with so many pairs of image and tag if its maps might not fit.
+        """Refuses a dataset with so many pairs of image and tag if its maps might not fit.
 
         Raises:
-            ArgumentError: names the room that is enough and the grid that would fit.
+            ArgumentError: with the room that is enough and the grid that would fit.
         """
         needed = self.most_mib(maps)
         if needed > self.max_mib:
@@ -158,7 +157,7 @@ class AttentionStore:
             )
 
     def update(self, image_id: str, size: Sequence[int], classes: Sequence[int], maps: Tensor) -> None:
-        """Take the maximum of maps and what is there; 0 leaves a cell as it is.
+        """Updates the stored maps of a photograph by the elementwise maximum with `maps`.
 
         Args:
             image_id: name of the photograph.
@@ -167,7 +166,7 @@ class AttentionStore:
             maps: `(K, rows, columns)` of `grid_size(size, cells)`, not negative.
 
         Raises:
-            ArgumentError: maps of another size, or no room for them; nothing has changed then.
+            ArgumentError: maps of another size, or no room for them; the store is unchanged then.
             DataError: a photograph of this name had another size.
         """
         height, width = (int(side) for side in size)
@@ -178,10 +177,10 @@ class AttentionStore:
         self._reserve([(image_id, (height, width), int(label)) for label in classes])
         for label, new in zip(classes, rounded, strict=True):
             kept = self._maps[image_id, int(label)]
-            torch.fmax(kept, new, out=kept)  # unlike maximum it passes over the NaN of a step that went wrong
+            torch.fmax(kept, new, out=kept)  # unlike maximum it ignores NaN, which a bad step may give
 
     def _reserve(self, wanted: Sequence[tuple[str, Size, int]]) -> None:
-        """Add maps of 0 where there are none yet."""
+        """Adds maps of 0 for the pairs that have none yet."""
         for image_id, size, _ in wanted:
             self._check_size(image_id, size)
         new = {(image_id, label): size for image_id, size, label in wanted if (image_id, label) not in self._maps}
@@ -199,19 +198,19 @@ class AttentionStore:
         self._values += more
 
     def _check_size(self, image_id: str, size: Size) -> None:
-        found = self._sizes.get(image_id, size)
-        if found != size:
+        stored = self._sizes.get(image_id, size)
+        if stored != size:
             raise DataError(
-                f"image_id={image_id!r}: its maps are of a photograph of {found[0]} x {found[1]} pixels and this one "
+                f"image_id={image_id!r}: its maps are of a photograph of {stored[0]} x {stored[1]} pixels and this one "
                 f"has {size[0]} x {size[1]}; rename one of two images, or give those that were trained on"
             )
 
     def grid(self, image_id: str, label: int) -> Tensor | None:
-        """The map of a class as it is kept, `(rows, columns)` float16 in `[0, 1]`; `None` where there is none."""
+        """The stored map of a class, `(rows, columns)` float16 in `[0, 1]`, or `None`."""
         return self._maps.get((image_id, label))
 
     def read(self, image_id: str, classes: Sequence[int], size: Sequence[int]) -> Tensor | None:
-        """Maps at the size of the photograph.
+        """Reads the maps of a photograph at its size in pixels.
 
         Args:
             image_id: its name.
@@ -237,10 +236,10 @@ class AttentionStore:
         return max_normalise(F.interpolate(stacked, (height, width), mode="bilinear", align_corners=False)[0])
 
     def merge_over_ranks(self, device: torch.device) -> None:
-        """Give every rank the maximum over all of them; to be called by all, and nothing to do by one alone.
+        """Merges the stores of all ranks, each of which must call it, by their maximum.
 
         Args:
-            device: where the backend exchanges tensors.
+            device: that the backend exchanges tensors on.
 
         Raises:
             ArgumentError: on every rank, if the maps of all together do not fit.
@@ -258,7 +257,7 @@ class AttentionStore:
             _write(kept, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """All maps as tensors and plain values, in an order that depends on nothing but their names."""
+        """All maps as tensors and plain values, sorted by image and class."""
         keys, image_ids = sorted(self._maps), sorted(self._sizes)
         rows = {image_id: row for row, image_id in enumerate(image_ids)}
         return {
@@ -272,7 +271,7 @@ class AttentionStore:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the maps of `state_dict` in place of those that are here.
+        """Replaces the maps by those of a `state_dict`.
 
         Raises:
             ArgumentError: if they are of another number of classes or cells, or do not fit.

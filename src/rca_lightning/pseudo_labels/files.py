@@ -128,7 +128,7 @@ def _read_quality(image_id: str, path: Path, num_classes: int) -> LabelQuality:
 
 
 _MAPS_REMEDY = "let rca predict make them anew"
-_SMALL = 1 << 22  # numbers; maps of so few are read, and their size is named if it is wrong
+_SMALL = 1 << 22  # numbers; maps of at most so many are read, so that a wrong size can be named in the error
 
 
 def read_maps(path: Path, *, size: tuple[int, int], num_classes: int) -> ClassMaps:
@@ -150,8 +150,7 @@ def read_maps(path: Path, *, size: tuple[int, int], num_classes: int) -> ClassMa
         raise DataError(f"{path}: {maps.shape} maps of {classes.shape} classes; {_MAPS_REMEDY}")
     if maps.shape[1:] != size:
         raise DataError(f"{path}: maps of {maps.shape[1:]} cells for a photograph of {size} pixels; {_MAPS_REMEDY}")
-    ascending = bool((np.diff(classes, prepend=-1, append=num_classes) > 0).all())
-    if classes.dtype != np.int64 or not ascending:
+    if classes.dtype != np.int64 or not (np.diff(classes, prepend=-1, append=num_classes) > 0).all():  # not ascending
         raise DataError(f"{path}: classes {classes.tolist()[:8]} of {num_classes}; {_MAPS_REMEDY}")
     chances = _floats(probabilities)
     if not bool(((chances >= 0) & (chances <= 1)).all()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.pseudo_labels.labels import (
+    BACKGROUND_SETTINGS,
     Background,
     background_score,
     check_images,
@@ -84,9 +85,8 @@ class PseudoLabelGenerator:
     refine: tuple[RefinementName, ...] = ()
 
     def __post_init__(self) -> None:
-        known = get_args(Background)
-        if self.background not in known:
-            raise ArgumentError("background", self.background, f"give one of {', '.join(known)}")
+        if self.background not in BACKGROUND_SETTINGS:
+            raise ArgumentError("background", self.background, f"give one of {', '.join(BACKGROUND_SETTINGS)}")
         for name in ("background_threshold", "low", "high", "saliency_threshold"):
             check_share(name, getattr(self, name))
         check_positive("power", self.power)
@@ -106,11 +106,8 @@ class PseudoLabelGenerator:
 
     def describe(self) -> dict[str, Any]:
         """The settings that the labels depend on, as JSON values."""
-        names = {"fixed": ["background_threshold"], "power": ["power"]}.get(self.background, ["low", "high"])
-        if self.background == "saliency":
-            names.append("saliency_threshold")
-        read = {name: getattr(self, name) for name in names}
-        return {"background": self.background, **read, "refine": list(self.refine)}
+        settings = {name: getattr(self, name) for name in BACKGROUND_SETTINGS[self.background]}
+        return {"background": self.background, **settings, "refine": list(self.refine)}
 
     def check_packages(self) -> None:
         """Raises `MissingExtraError` if a refinement needs an optional package that is not there."""

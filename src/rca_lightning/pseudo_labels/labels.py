@@ -78,6 +78,12 @@ def _check_range(values: Tensor, name: str, remedy: str) -> None:
 
 
 Background = Literal["fixed", "power", "saliency", "two_thresholds"]
+BACKGROUND_SETTINGS: dict[str, tuple[str, ...]] = {  # that each background reads
+    "fixed": ("background_threshold",),
+    "power": ("power",),
+    "saliency": ("low", "high", "saliency_threshold"),
+    "two_thresholds": ("low", "high"),
+}
 
 
 def default_thresholds(*, attention: bool) -> dict[str, float]:

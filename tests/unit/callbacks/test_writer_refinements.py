@@ -18,7 +18,7 @@ from tests.quiet_trainer import quiet_trainer
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.data.sample import collate
 from rca_lightning.data.visualization import denormalise
-from rca_lightning.errors import DataError, MissingExtraError
+from rca_lightning.errors import DataError, MissingExtraError, OutputError
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels import files as label_files
 from rca_lightning.pseudo_labels import refinement
@@ -174,10 +174,16 @@ def test_workers_write_what_the_main_process_would(tmp_path, module):
 
 
 @with_crf
-def test_error_of_a_worker_stops_the_run_by_its_name(tmp_path, module):
-    (tmp_path / "out" / "pseudo_labels" / "a.png").mkdir(parents=True)  # a folder cannot be replaced by a file
+def test_error_of_a_worker_stops_the_run_by_its_name(tmp_path, module, monkeypatch):
     writer = PseudoLabelWriter(str(tmp_path / "out"), refine=["dense_crf"], workers=1)
-    with pytest.raises(OSError, match=r"a\.png"):
+    begin = writer.folder.begin
+
+    def obstruct() -> None:
+        begin()
+        (tmp_path / "out" / "pseudo_labels" / "a.png").mkdir()  # a folder cannot be replaced by a file
+
+    monkeypatch.setattr(writer.folder, "begin", obstruct)
+    with pytest.raises(OutputError, match=r"^output_dir=.*a\.png"):
         predict(module, writer, Photographs("a", "b", "c", "d"))
     assert multiprocessing.active_children() == []
     assert not (tmp_path / "out" / "quality.json").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rca_lightning.pseudo_labels.attention_store import grid_size, onto_photographs
+from rca_lightning.pseudo_labels.attention_store import crop_maps_to_grids, grid_size
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_against_a_loop_over_cells():
     crop, cells = (40, 48), 16
     sizes = [(60, 80), (80, 60), (33, 80), (64, 64)]
     planes, windows = generator.random((4, 5, 6)), np.array(list(WINDOWS.values()))
-    found = onto_photographs(torch.from_numpy(planes), torch.from_numpy(windows), sizes, crop=crop, cells=cells)
+    found = crop_maps_to_grids(torch.from_numpy(planes), torch.from_numpy(windows), sizes, crop=crop, cells=cells)
     assert found.dtype == torch.float32
     for index, size in enumerate(sizes):
         expected = by_hand(planes[index], windows[index], size, crop, cells)
@@ -69,7 +69,7 @@ def test_peak_in_the_padding_has_no_say():
     plane[0, 0, 0], plane[0, 3, 3] = 5.0, 0.5
     # The crop of 8 pixels shows the photograph of 4 in its lower right quarter.
     window = torch.tensor([[[1.0, 0.0, -4.0], [0.0, 1.0, -4.0]]])
-    found = onto_photographs(plane, window, [(4, 4)], crop=(8, 8), cells=4)
+    found = crop_maps_to_grids(plane, window, [(4, 4)], crop=(8, 8), cells=4)
     assert found.max() == 1.0
     assert found[0, 3, 3] == 1.0
     assert found[0, 0, 0] == 0.0
@@ -78,8 +78,8 @@ def test_peak_in_the_padding_has_no_say():
 @pytest.mark.parametrize("plane", [torch.zeros(1, 3, 3), torch.full((1, 3, 3), float("nan"))])
 def test_no_activation_stays_none(plane: torch.Tensor):
     window = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-    assert torch.count_nonzero(onto_photographs(plane, window, [(6, 6)], crop=(6, 6), cells=4)) == 0
+    assert torch.count_nonzero(crop_maps_to_grids(plane, window, [(6, 6)], crop=(6, 6), cells=4)) == 0
 
 
 def test_no_map_at_all():
-    assert onto_photographs(torch.zeros(0, 2, 2), torch.zeros(0, 2, 3), [], crop=(8, 8), cells=4).shape == (0, 4, 4)
+    assert crop_maps_to_grids(torch.zeros(0, 2, 2), torch.zeros(0, 2, 3), [], crop=(8, 8), cells=4).shape == (0, 4, 4)
