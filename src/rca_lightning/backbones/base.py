@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,14 +16,16 @@ if TYPE_CHECKING:
 
 
 class Backbone(nn.Module, ABC):
-    """A network without its classifier: images in, one map of features out.
+    """A network without its classifier: images in, the map of every stage out.
 
     Attributes:
-        num_features: channels D of the map.
-        output_stride: pixels of the image a cell of the map stands for, along each side.
+        stage_channels: channels of every map that `forward` returns, from fine to coarse.
+        stage_strides: pixels of the image per cell of every map, along each side.
+        output_stride: pixels of the image per cell of the last map, the features.
     """
 
-    num_features: int
+    stage_channels: list[int]
+    stage_strides: list[int]
     output_stride: int
 
     def __init__(self) -> None:
@@ -33,64 +34,25 @@ class Backbone(nn.Module, ABC):
         self.frozen_stages = 0
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """Extract features.
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Extract the features of every stage.
 
         Args:
             images: (B, 3, H, W), RGB, normalised with the mean and standard deviation of ImageNet.
 
         Returns:
-            (B, D, ceil(H / output_stride), ceil(W / output_stride)).
+            A map per stage after the stem, each `(B, C, ceil(H / stride), ceil(W / stride))`; the last one, the
+            features, has `num_features` channels and the output stride.
         """
+
+    @property
+    def num_features(self) -> int:
+        """Channels D of the last stage."""
+        return self.stage_channels[-1]
 
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
         """The stages that can be frozen, from the image on; empty for a network that has no known stages."""
-
-    def last_stages(self, images: Tensor, count: int) -> list[Tensor]:
-        """Outputs of the last `count` stages, the features last.
-
-        Args:
-            images: as for `forward`.
-            count: at least 1.
-
-        Returns:
-            `count` maps, each `(B, C, H, W)` with sizes of its own.
-        """
-        stages = [stage[-1] for stage in self.stages() if not isinstance(stage[-1], nn.Identity)]
-        found: list[Tensor] = []
-        hooks = [
-            stage.register_forward_hook(lambda module, inputs, output: found.append(output))
-            for stage in stages[len(stages) - count : -1]
-        ]
-        try:
-            features = self(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [*found, features]
-
-    @property
-    def num_stages(self) -> int:
-        """How many stages `last_stages` offers; 1 of a network that has no known stages."""
-        return max(1, sum(not isinstance(stage[-1], nn.Identity) for stage in self.stages()))
-
-    def stage_channels(self, count: int) -> list[int]:
-        """Channels of the last `count` stages, the features' last.
-
-        Raises:
-            ArgumentError: if the network does not have so many stages.
-        """
-        if not 1 <= count <= self.num_stages:
-            raise ArgumentError("embedding_stages", count, f"{type(self).__name__} offers 1 to {self.num_stages}")
-        if count == 1:
-            return [self.num_features]
-        training = self.training
-        self.eval()
-        with torch.no_grad():
-            maps = self.last_stages(torch.zeros(1, 3, 64, 64), count)
-        self.train(training)
-        return [stage.shape[1] for stage in maps]
 
     def weights_target(self) -> nn.Module:
         """The module whose key names a file of weights uses: this one, unless it wraps another."""

@@ -53,8 +53,8 @@ def build_backbone(
     Example:
         >>> import torch
         >>> backbone = build_backbone("resnet18", output_stride=8)
-        >>> backbone(torch.zeros(1, 3, 60, 33)).shape
-        torch.Size([1, 512, 8, 5])
+        >>> [tuple(stage.shape) for stage in backbone(torch.zeros(1, 3, 60, 33))]
+        [(1, 64, 15, 9), (1, 128, 8, 5), (1, 256, 8, 5), (1, 512, 8, 5)]
     """
     _check(name, output_stride, stride_in)
     backbone = _construct(name, output_stride, stride_in)

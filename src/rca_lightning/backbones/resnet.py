@@ -124,6 +124,7 @@ class ResNet(Backbone):
         base = BASE_WIDTHS.get(name, 64)
         self._width, self._reached, self._dilation = base, 4, 1
         self.output_stride = output_stride
+        self.stage_channels, self.stage_strides = [], []
         self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
@@ -133,15 +134,16 @@ class ResNet(Backbone):
         self.layer2 = self._stage(base * 2, second, stride=2)
         self.layer3 = self._stage(base * 4, third, stride=2)
         self.layer4 = self._stage(base * 8, fourth[0], stride=2) if fourth else nn.Identity()
-        self.num_features = self._width
         init_convolutions(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """See `Backbone.forward`."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`: the outputs of `layer1` to `layer4`, of `layer3` in resnet14."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer2(self.layer1(x))
-        features: Tensor = self.layer4(self.layer3(x))
-        return features
+        stages = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4)[: len(self.stage_channels)]:
+            x = layer(x)
+            stages.append(x)
+        return stages
 
     def stages(self) -> list[list[nn.Module]]:
         """Five: the stem (`conv1`, `bn1`), then `layer1` to `layer4`."""
@@ -159,4 +161,6 @@ class ResNet(Backbone):
             dilations = (before, after) if index == 0 else (after, after)
             layers.append(self._block(self._width, width, stride if index == 0 else 1, dilations, self._stride_in))
             self._width = width * getattr(self._block, "expansion", 1)
+        self.stage_channels.append(self._width)
+        self.stage_strides.append(self._reached)
         return nn.Sequential(*layers)

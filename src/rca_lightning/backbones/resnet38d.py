@@ -71,11 +71,10 @@ class ResNet38d(Backbone):
         output_stride: pixels per cell along each side.
     """
 
-    num_features = 4096
-
     def __init__(self, *, output_stride: Literal[8, 16, 32] = 8) -> None:
         super().__init__()
         self.output_stride = output_stride
+        self.stage_channels, self.stage_strides = [128, 256, 512, 4096], [2, 4, 8, output_stride]
         dense5, dense6 = output_stride < 16, output_stride < 32
         dilation5 = 2 if dense5 else 1
         dilation6 = dilation5 * 2 if dense6 else dilation5
@@ -89,12 +88,15 @@ class ResNet38d(Backbone):
         self.bn7 = nn.BatchNorm2d(4096)
         init_convolutions(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """See `Backbone.forward`."""
-        x = images
-        for module in self.children():
-            x = module(x)
-        return relu(x)
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`: the outputs of `b2*`, `b3*`, `b4*` and `bn7`."""
+        x = self.conv1a(images)
+        outputs = []
+        for stage in self.stages()[1:]:
+            for module in stage:
+                x = module(x)
+            outputs.append(x)
+        return [*outputs[:-1], relu(x)]
 
     def stages(self) -> list[list[nn.Module]]:
         """Five: `conv1a`; `b2*`; `b3*`; `b4*`; `b5*` with `b6`, `b7` and `bn7`. AffinityNet freezes two."""

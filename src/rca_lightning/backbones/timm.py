@@ -52,10 +52,10 @@ class TimmBackbone(Backbone):
         self._match_normalisation()
         self._prefix_tokens: int | None = getattr(self.model, "num_prefix_tokens", None)
         self.output_stride = output_stride if self._prefix_tokens is None else _patch_size(self.model, model)
-        self.num_features = self._probe(model)
+        self.stage_channels, self.stage_strides = [self._probe(model)], [self.output_stride]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """See `Backbone.forward`."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`: the last stage alone."""
         stride = self.output_stride
         height, width = images.shape[-2:]
         images = pad(images, (0, -width % stride, 0, -height % stride))
@@ -63,11 +63,11 @@ class TimmBackbone(Backbone):
             images = images * self._scale + self._shift
         features: Tensor = self.model.forward_features(images)
         if self._prefix_tokens is None:
-            return features
+            return [features]
         patches = features[:, self._prefix_tokens :]
         rows, columns = images.shape[-2] // stride, images.shape[-1] // stride
         # (B, HW, D) -> (B, D, H, W)
-        return patches.transpose(1, 2).reshape(len(images), -1, rows, columns)
+        return [patches.transpose(1, 2).reshape(len(images), -1, rows, columns)]
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode.
@@ -110,7 +110,7 @@ class TimmBackbone(Backbone):
         self.eval()
         try:
             with torch.enable_grad():
-                features = self(torch.zeros(1, 3, side, side))
+                [features] = self(torch.zeros(1, 3, side, side))
         except Exception as error:  # whatever a foreign model raises, it does not serve
             raise ArgumentError(
                 "backbone", f"timm:{name}", f"timm cannot run it on an image of {side} pixels ({error}); take another"

@@ -25,11 +25,11 @@ class VGG16(Backbone):
         output_stride: pixels per cell along each side.
     """
 
-    num_features = 512
-
     def __init__(self, *, output_stride: Literal[8, 16, 32] = 8) -> None:
         super().__init__()
         self.output_stride = output_stride
+        self.stage_channels = [width for _, width in BLOCKS]
+        self.stage_strides = [min(2**block, output_stride) for block in range(1, 6)]
         layers: list[nn.Module] = []
         self._ends: list[int] = []
         width_in = 3
@@ -44,10 +44,15 @@ class VGG16(Backbone):
         self.features = nn.Sequential(*layers)
         init_convolutions(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """See `Backbone.forward`."""
-        features: Tensor = self.features(images)
-        return features
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`: the outputs of the five blocks, each after its pooling."""
+        x = images
+        outputs = []
+        for stage in self.stages():
+            for module in stage:
+                x = module(x)
+            outputs.append(x)
+        return outputs
 
     def stages(self) -> list[list[nn.Module]]:
         """Five: the blocks of convolutions between the poolings."""

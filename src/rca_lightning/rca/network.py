@@ -106,7 +106,11 @@ class RCANetwork(nn.Module):
         super().__init__()
         channels = backbone.num_features
         self.backbone = backbone
-        widths = backbone.stage_channels(embedding_stages)
+        available = len(backbone.stage_channels)
+        if not 1 <= embedding_stages <= available:
+            remedy = f"{type(backbone).__name__} offers 1 to {available}"
+            raise ArgumentError("embedding_stages", embedding_stages, remedy)
+        widths = backbone.stage_channels[-embedding_stages:]
         self.embedding_stages = embedding_stages
         self.projection = nn.Conv2d(sum(widths), embedding_dim, 1, bias=False) if embedding_dim else None
         embedded = embedding_dim or sum(widths)
@@ -133,7 +137,7 @@ class RCANetwork(nn.Module):
             tags: `(B, L)`; which classes may be read with `attention_classes="tags"`. Where they are
                 unknown (`None`) the classes with an image probability above one half stand in.
         """
-        stages = self.backbone.last_stages(images.contiguous(memory_format=self.memory_format), self.embedding_stages)
+        stages = self.backbone(images.contiguous(memory_format=self.memory_format))[-self.embedding_stages :]
         features, embeddings = stages[-1], self.embed(stages)
         if self.aggregation is not None and self.fused:
             return self._fused(self.aggregation, features, embeddings, tags)
@@ -262,10 +266,10 @@ def build_network(
         frozen_stages=frozen_stages,
     )
     # The last stage knows the class, the one before the parts.
-    stages = embedding_stages or min(2, extractor.num_stages)
+    stages = embedding_stages or min(2, len(extractor.stage_channels))
     # Made even if nothing reads it, since it refuses wrong arguments.
     reader = SemanticAggregation(
-        embedding_dim or sum(extractor.stage_channels(stages)),
+        embedding_dim or sum(extractor.stage_channels[-stages:]),
         num_classes,
         num_prototypes=num_prototypes,
         background_prototypes=background_prototypes,

@@ -38,7 +38,6 @@ def pixel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
 HeadName = Literal["linear", "deeplabv2", "deeplabv3plus"]
 
 _LOW_LEVEL_STRIDE = 4  # pixels a cell of the early stage that the decoder of v3+ reads
-_PROBE_SIDE = 64
 
 
 class SegmentationNetwork(nn.Module):
@@ -108,7 +107,7 @@ class SegmentationNetwork(nn.Module):
             logit of the image's tag; `None` without a tag head.
         """
         images = images.contiguous(memory_format=self.memory_format)
-        stages = self.backbone.last_stages(images, self.stages)
+        stages = self.backbone(images)[-self.stages :]
         return self.head(stages), None if self.tag_head is None else self.tag_head(stages[-1])
 
 
@@ -132,16 +131,11 @@ def weigh_by_tags(logits: Tensor, tag_logits: Tensor) -> Tensor:
     return logits + added[:, :, None, None]
 
 
-@torch.no_grad()
 def _early_stage(backbone: Backbone) -> tuple[int, int]:
-    """Position from the end and channels of the first stage whose cells are as coarse as the decoder wants them."""
-    if backbone.num_stages > 1:
-        training = backbone.training
-        backbone.eval()
-        maps = backbone.last_stages(torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE), backbone.num_stages)
-        backbone.train(training)
-        for index, stage in enumerate(maps[:-1]):
-            if stage.shape[3] * _LOW_LEVEL_STRIDE <= _PROBE_SIDE:
-                return len(maps) - index, stage.shape[1]
+    """Position from the end and channels of the first stage at a quarter of the image's size or below."""
+    strides = backbone.stage_strides
+    for index, stride in enumerate(strides[:-1]):
+        if stride >= _LOW_LEVEL_STRIDE:
+            return len(strides) - index, backbone.stage_channels[index]
     name = type(backbone).__name__
     raise ArgumentError("head", "deeplabv3plus", f"{name} has no known early stages to refine with; give 'deeplabv2'")

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import nn
 
 from rca_lightning.backbones.build import Backbone, build_backbone
-from rca_lightning.backbones.resnet38d import ResNet38d
 from rca_lightning.errors import ArgumentError
 
 # Counts of torchvision's networks less their classifiers.
@@ -65,8 +64,10 @@ def test_resnet38d_has_the_parameters_its_table_of_widths_adds_up_to():
 @pytest.mark.parametrize("name", list(WIDTHS))
 def test_cells_are_the_image_over_the_stride_rounded_up(name, stride, size):
     backbone = build_on_meta(name, output_stride=stride)
-    features = backbone(torch.empty(2, 3, *size, device="meta"))
-    assert features.shape == (2, WIDTHS[name], -(-size[0] // stride), -(-size[1] // stride))
+    shapes = [tuple(stage.shape) for stage in backbone(torch.empty(2, 3, *size, device="meta"))]
+    expected = zip(backbone.stage_channels, backbone.stage_strides, strict=True)
+    assert shapes == [(2, width, -(-size[0] // step), -(-size[1] // step)) for width, step in expected]
+    assert backbone.stage_strides[-1] == stride
     assert (backbone.num_features, backbone.output_stride) == (WIDTHS[name], stride)
 
 
@@ -82,12 +83,12 @@ def test_dense_network_agrees_with_the_strided_one_at_shared_cells(name, options
     with torch.device("meta"):
         networks = {stride: build_backbone(name, output_stride=stride, **options) for stride in (32, 16, 8)}
     strided = randomise(fill(networks.pop(32)))
-    expected = strided(images)
+    expected = strided(images)[-1]
     assert expected.std() > 0.01
     for stride, dense in networks.items():
         dense.load_state_dict(strided.state_dict(), assign=True)
         step = 32 // stride
-        found = dense.eval()(images)
+        found = dense.eval()(images)[-1]
         torch.testing.assert_close(
             found[..., ::step, ::step], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
         )
@@ -134,7 +135,7 @@ def test_vgg16_at_stride_32_computes_what_a_plain_vgg_does():
         for _ in range(convolutions):
             expected = nn.functional.conv2d(expected, next(weights), next(weights), padding=1).relu()
         expected = nn.functional.max_pool2d(expected, 2)
-    torch.testing.assert_close(backbone(images), expected)
+    torch.testing.assert_close(backbone(images)[-1], expected)
 
 
 def test_key_names_are_those_of_the_published_files():
@@ -150,7 +151,7 @@ def test_key_names_are_those_of_the_published_files():
 def test_frozen_batchnorm_stays_as_it_was_through_training():
     backbone = build_backbone("resnet18")
     before = {key: value.clone() for key, value in backbone.state_dict().items() if "running" in key}
-    backbone.train().float()(torch.randn(2, 3, 32, 32)).sum().backward()
+    backbone.train().float()(torch.randn(2, 3, 32, 32))[-1].sum().backward()
     after = backbone.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -163,7 +164,7 @@ def test_frozen_batchnorm_stays_as_it_was_through_training():
 def test_batchnorm_learns_when_it_is_not_frozen():
     backbone = build_backbone("resnet18", frozen_batchnorm=False)
     before = backbone.bn1.running_mean.clone()
-    backbone(torch.randn(2, 3, 32, 32)).sum().backward()
+    backbone(torch.randn(2, 3, 32, 32))[-1].sum().backward()
     assert not torch.equal(before, backbone.bn1.running_mean)
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
@@ -173,7 +174,7 @@ def test_frozen_stages_get_no_gradient_and_stay_in_evaluation_mode(stages):
     backbone = build_backbone("resnet18", frozen_batchnorm=False, frozen_stages=stages).eval().train()
     frozen = (("conv1.", "bn1."), "layer1.", "layer2.", "layer3.", "layer4.")[:stages]
     prefixes = tuple(prefix for entry in frozen for prefix in ([entry] if isinstance(entry, str) else entry))
-    features = backbone(torch.randn(2, 3, 32, 32))
+    features = backbone(torch.randn(2, 3, 32, 32))[-1]
     if stages < 5:
         features.sum().backward()
     for key, parameter in backbone.named_parameters():
@@ -205,7 +206,7 @@ def test_five_stages_are_the_whole_network(name):
 def test_dropout_of_resnet38d_is_off_in_frozen_stages_only():
     assert build_on_meta("resnet38d").b6.dropout_2b1.training
     assert not build_on_meta("resnet38d", frozen_stages=5).b6.dropout_2b1.training
-    assert (ResNet38d.num_features, build_on_meta("resnet38d").b7.dropout_2b2.p) == (4096, 0.5)
+    assert (build_on_meta("resnet38d").num_features, build_on_meta("resnet38d").b7.dropout_2b2.p) == (4096, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -229,9 +230,9 @@ def test_channels_last_bfloat16_gives_the_same_features_and_gradients():
     torch.manual_seed(0)
     backbone = build_backbone("resnet18")
     images = torch.randn(2, 3, 48, 48)
-    expected = backbone(images)
+    expected = backbone(images)[-1]
     with torch.autocast("cpu", torch.bfloat16):
-        found = backbone.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+        found = backbone.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))[-1]
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert nn.functional.cosine_similarity(found.float().flatten(), expected.flatten(), dim=0) > 0.99
     found.float().sum().backward()
@@ -279,7 +280,7 @@ def test_real_weights_recognise_dogs_and_cats(shared_root, weights_file):
         with torch.device("meta"):
             backbone = build_backbone("resnet50", output_stride=32, stride_in=stride_in)
         backbone.load_state_dict({k: v.float() for k, v in state.items() if not k.startswith("fc.")}, assign=True)
-        features[stride_in] = backbone.eval()(images)
+        features[stride_in] = backbone.eval()(images)[-1]
     logits = nn.functional.linear(
         features["1x1"].mean(dim=(2, 3)), state["fc.weight"].float(), state["fc.bias"].float()
     )

@@ -108,7 +108,7 @@ def fake_timm(monkeypatch):
 def test_convolutional_network_is_dilated_and_padded(fake_timm):
     backbone = build_backbone("timm:conv", output_stride=16).eval()
     images = torch.randn(2, 3, 33, 64)
-    found = backbone(images)
+    [found] = backbone(images)
     assert (backbone.num_features, backbone.output_stride, found.shape) == (6, 16, (2, 6, 3, 4))
     padded = torch.zeros(2, 3, 48, 64)
     padded[:, :, :33] = images
@@ -119,7 +119,7 @@ def test_convolutional_network_is_dilated_and_padded(fake_timm):
 def test_layers_of_the_classifier_ask_for_no_gradient(fake_timm):
     backbone = build_backbone("timm:conv", frozen_batchnorm=False)
     assert not any(parameter.requires_grad for parameter in backbone.model.head.parameters())
-    backbone(torch.randn(2, 3, 32, 32)).sum().backward()
+    backbone(torch.randn(2, 3, 32, 32))[-1].sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.requires_grad)
     assert backbone.model.stem.weight.requires_grad
     assert backbone.training
@@ -133,7 +133,7 @@ def test_batchnorm_of_timm_is_frozen(fake_timm):
 
 def test_sync_batchnorm_that_would_lose_activations_is_refused(fake_timm):
     backbone = build_backbone("timm:activating", frozen_batchnorm=False).train()
-    assert backbone(torch.randn(2, 3, 32, 32)).min().item() == 0
+    assert backbone(torch.randn(2, 3, 32, 32))[-1].min().item() == 0
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     with pytest.raises(ArgumentError, match=r"sync_batchnorm=True: leave it out"):
         converted.train()
@@ -149,7 +149,7 @@ def test_network_of_one_stride_accepts_that_alone(fake_timm):
 def test_transformer_gives_its_patches_in_place_and_no_other_token(fake_timm):
     backbone = build_backbone("timm:vision", output_stride=16)
     assert (backbone.num_features, backbone.output_stride) == (4, 14)
-    found = backbone(torch.zeros(2, 3, 28, 40))
+    [found] = backbone(torch.zeros(2, 3, 28, 40))
     assert found.shape == (2, 4, 2, 3)
     assert found[1, 3].tolist() == [[0, 1, 2], [3, 4, 5]]
 
@@ -158,7 +158,7 @@ def test_transformer_sees_images_in_its_own_normalisation(fake_timm):
     backbone = build_backbone("timm:vision")
     pixels = torch.tensor([0.1, 0.6, 0.9])
     given = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    found = backbone(given.view(1, 3, 1, 1).expand(1, 3, 14, 14))
+    [found] = backbone(given.view(1, 3, 1, 1).expand(1, 3, 14, 14))
     torch.testing.assert_close(found[0, :3, 0, 0], (pixels - 0.5) / 0.5)
 
 
@@ -206,7 +206,7 @@ def test_missing_timm_names_the_command(monkeypatch):
 def test_real_timm(name, asked, width, stride):
     pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
     backbone = build_backbone(f"timm:{name}", output_stride=asked)
-    found = backbone(torch.randn(1, 3, 65, 97))
+    [found] = backbone(torch.randn(1, 3, 65, 97))
     assert found.shape == (1, width, -(-65 // stride), -(-97 // stride))
     found.sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.requires_grad)
@@ -217,9 +217,9 @@ def test_real_timm_resnet_computes_what_the_resnet_of_this_library_does(tmp_path
     torch.save(timm.create_model("resnet50", num_classes=3).state_dict(), tmp_path / "resnet50.pth")
     images = torch.randn(1, 3, 64, 32)
     options = {"output_stride": 8, "weights": str(tmp_path / "resnet50.pth")}
-    expected = build_backbone("resnet50", **options).eval()(images)
+    expected = build_backbone("resnet50", **options).eval()(images)[-1]
     torch.testing.assert_close(
-        build_backbone("timm:resnet50", **options).eval()(images), expected, rtol=1e-4, atol=1e-4
+        build_backbone("timm:resnet50", **options).eval()(images)[-1], expected, rtol=1e-4, atol=1e-4
     )
 
 

@@ -21,7 +21,7 @@ class Coarse(nn.Module):
         self.classifier = nn.Conv2d(self.backbone.num_features, LABELS, 1)
 
     def forward(self, images):
-        return self.classifier(self.backbone(images))
+        return self.classifier(self.backbone(images)[-1])
 
 
 class WithDecoder(nn.Module):
@@ -30,12 +30,12 @@ class WithDecoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = build_backbone("resnet14", output_stride=16)
-        early, *_, late = self.backbone.stage_channels(4)
+        early, *_, late = self.backbone.stage_channels
         self.late = nn.Conv2d(late, 8, 1)
         self.decoder = nn.Conv2d(early + 8, LABELS, 3, padding=1)
 
     def forward(self, images):
-        early, *_, late = self.backbone.last_stages(images, 4)
+        early, *_, late = self.backbone(images)
         features = self.late(late)
         features = features + features.mean((2, 3), keepdim=True)
         enlarged = F.interpolate(features, size=early.shape[2:], mode="bilinear", align_corners=False)

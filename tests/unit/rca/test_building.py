@@ -61,15 +61,15 @@ def test_prototypes_are_as_wide_as_what_they_are_compared_with():
 class WithoutStages(Backbone):
     """A network whose stages are not known, as those of timm."""
 
-    num_features = 8
     output_stride = 16
 
     def __init__(self) -> None:
         super().__init__()
+        self.stage_channels, self.stage_strides = [8], [16]
         self.conv = nn.Conv2d(3, 8, 16, stride=16)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.conv(images)
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.conv(images)]
 
     def stages(self) -> list[list[nn.Module]]:
         return []

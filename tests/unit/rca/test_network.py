@@ -17,15 +17,15 @@ C, L, K = 6, 3, 2
 
 
 class TinyBackbone(Backbone):
-    num_features = C
     output_stride = 2
 
     def __init__(self) -> None:
         super().__init__()
+        self.stage_channels, self.stage_strides = [C], [2]
         self.conv = nn.Conv2d(3, C, 2, stride=2)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.conv(images).relu()
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.conv(images).relu()]
 
     def stages(self) -> list[list[nn.Module]]:
         return []
@@ -61,7 +61,7 @@ def test_refined_head_reads_context_at_the_length_of_the_pixel_then_features(dim
     network = build(dim, standardize=standardize)
     network(images())  # a training step, so that there are statistics
     network.eval()
-    maps, features = network(images()), network.backbone(images())
+    maps, features = network(images()), network.backbone(images())[-1]
     embeddings = features
     if dim:
         embeddings = torch.einsum("dc,bchw->bdhw", network.projection.weight[:, :, 0, 0], features)

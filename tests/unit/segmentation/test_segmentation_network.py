@@ -91,15 +91,15 @@ def test_channels_last_computes_the_same():
 class Unknown(Backbone):
     """A network without known stages."""
 
-    num_features = 8
     output_stride = 16
 
     def __init__(self) -> None:
         super().__init__()
+        self.stage_channels, self.stage_strides = [8], [16]
         self.convolution = nn.Conv2d(3, 8, 16, stride=16)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.convolution(images)
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.convolution(images)]
 
     def stages(self) -> list[list[nn.Module]]:
         return []
@@ -140,7 +140,7 @@ def test_tag_head_reads_the_same_features_and_weighs_what_is_drawn(head):
     with torch.no_grad():
         logits, maps = network.branches(images)
         assert maps.shape == (2, LABELS - 1, 3, 2)
-        torch.testing.assert_close(maps, network.tag_head(network.backbone(images)))
+        torch.testing.assert_close(maps, network.tag_head(network.backbone(images)[-1]))
         torch.testing.assert_close(network(images), weigh_by_tags(logits, maps.mean((2, 3))))
         without = build("resnet14", head, output_stride=16).eval()
         without.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("tag_head.")})
