@@ -19,7 +19,7 @@ from tests.fuzz.guard import MEMORY
 from tests.fuzz.running import failures
 from tests.fuzz.targets import TARGETS, Target
 
-CASES = 320  # of each kind of file
+CASES = 160  # of each kind of file
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
-from rca_lightning.data.synthetic.dataset import generate
+from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
+from tests.integration.running import run
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsers_built_once() -> Iterator[None]:
+    """Building the parser of `rca` takes longer than most runs here, and it is the same for all runs of a task."""
+    build, built = LightningCLI.setup_parser, {}
+    parts = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
+
+    def setup_parser(cli: LightningCLI, *args: Any, **kwargs: Any) -> None:
+        if type(cli) not in built:
+            build(cli, *args, **kwargs)
+            built[type(cli)] = {name: getattr(cli, name) for name in parts}
+        vars(cli).update(built[type(cli)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LightningCLI, "setup_parser", setup_parser)
+        yield
 
 
 @pytest.fixture
@@ -28,7 +50,77 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(tmp_path: Path, synthetic_root: Path) -> Path:
     """A configuration that trains for seconds."""
-    content = {
+    return write_config(tmp_path, synthetic_root)
+
+
+def write_config(folder: Path, synthetic_root: Path) -> Path:
+    """`config.yaml` of a run in `folder/run`."""
+    return _write(folder / "config.yaml", _localize(folder, synthetic_root))
+
+
+@pytest.fixture
+def segment(tmp_path: Path, synthetic_root: Path) -> Path:
+    """The configuration of the first stage with another module."""
+    return _write(tmp_path / "segment.yaml", _segment(tmp_path, synthetic_root))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Path:
+    """Checkpoint of a run of `config`."""
+    folder = tmp_path_factory.mktemp("trained")
+    run("fit", write_config(folder, synthetic_root))
+    return folder / "run" / "last.ckpt"
+
+
+@pytest.fixture
+def checkpoint(trained: Path, tmp_path: Path) -> Path:
+    """Where `config` would have left its checkpoint."""
+    return _link(trained, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained_segmenter(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Any:
+    """The CLI object of a run of `segment`."""
+    folder = tmp_path_factory.mktemp("trained_segmenter")
+    return run("fit", _write(folder / "segment.yaml", _segment(folder, synthetic_root)))
+
+
+@pytest.fixture
+def segment_checkpoint(trained_segmenter: Any, tmp_path: Path) -> Path:
+    """Where `segment` would have left its checkpoint."""
+    return _link(Path(trained_segmenter.trainer.default_root_dir) / "last.ckpt", tmp_path)
+
+
+def _link(checkpoint: Path, folder: Path) -> Path:
+    path = folder / "run" / checkpoint.name
+    path.parent.mkdir()
+    os.link(checkpoint, path)
+    return path
+
+
+def _write(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _segment(folder: Path, images: Path) -> dict[str, Any]:
+    content = _localize(folder, images)
+    del content["memory"]
+    content["task"] = "segment"
+    content["model"] = {
+        "backbone": "resnet14",
+        "output_stride": 8,
+        "frozen_batchnorm": False,
+        "optimizer": "adamw",
+        "lr": 0.002,
+        "new_layer_lr_ratio": 1.0,
+        "flip": False,
+    }
+    return content
+
+
+def _localize(folder: Path, images: Path) -> dict[str, Any]:
+    return {
         "seed_everything": 1,
         "trainer": {
             "accelerator": "cpu",
@@ -39,11 +131,11 @@ def config(tmp_path: Path, synthetic_root: Path) -> Path:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
-            "default_root_dir": str(tmp_path / "run"),
+            "default_root_dir": str(folder / "run"),
             "callbacks": [
                 {
                     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                    "init_args": {"dirpath": str(tmp_path / "run"), "save_last": True},
+                    "init_args": {"dirpath": str(folder / "run"), "save_last": True},
                 },
             ],
         },
@@ -63,27 +155,22 @@ def config(tmp_path: Path, synthetic_root: Path) -> Path:
         },
         "data": {
             "dataset": "folder",
-            "root": str(synthetic_root),
+            "root": str(images),
             "image_dir": "JPEGImages",
             "mask_dir": "SegmentationClass",
             "tags_file": "image_labels.txt",
-            "class_file": str(_class_file(synthetic_root)),
+            "class_file": str(_class_file(images)),
             "split_files": {
-                name: str(synthetic_root / "ImageSets" / "Segmentation" / f"{name}.txt") for name in ("train", "val")
+                name: str(images / "ImageSets" / "Segmentation" / f"{name}.txt") for name in ("train", "val")
             },
             "batch_size": 8,
             "crop_size": 64,
             "num_workers": 0,
         },
     }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def _class_file(root: Path) -> Path:
-    from rca_lightning.data.synthetic.dataset import CLASS_NAMES
-
     path = root / "classes.txt"
     path.write_text("\n".join(CLASS_NAMES) + "\n")
     return path

@@ -14,9 +14,7 @@ from tests.html_contents import Contents
 from tests.integration.running import run
 
 
-def test_atlas_of_a_checkpoint(config: Path, tmp_path: Path, synthetic_root: Path):
-    run("fit", config, "--trainer.limit_val_batches", 0)
-    checkpoint = tmp_path / "run" / "last.ckpt"
+def test_atlas_of_a_checkpoint(config: Path, checkpoint: Path, tmp_path: Path, synthetic_root: Path):
     written = file_names(tmp_path / "run")
     # A validation split that is not there does not matter.
     cli = run("atlas", config, "--ckpt_path", checkpoint, "--data.eval_split", "none")

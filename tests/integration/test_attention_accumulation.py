@@ -11,6 +11,7 @@ import yaml
 from rca_lightning import AttentionAccumulation
 from rca_lightning.cli.main import RCACLI, main
 from rca_lightning.errors import ArgumentError
+from tests.integration.conftest import write_config
 
 ACCUMULATION = {"class_path": "rca_lightning.AttentionAccumulation", "init_args": {"cells": 16, "warmup_epochs": 1}}
 
@@ -42,9 +43,16 @@ def assert_same(first: dict, second: dict) -> None:
         assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, name
 
 
-def test_resumed_store_equals_that_of_an_uninterrupted_run(config: Path, tmp_path: Path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> tuple[AttentionAccumulation, Path]:
+    """The callback after a run of four epochs, and its last checkpoint."""
+    folder = tmp_path_factory.mktemp("whole")
+    cli = fit(configured(write_config(folder, synthetic_root), folder, "run", ACCUMULATION))
+    return accumulation(cli), folder / "run" / "last.ckpt"
+
+
+def test_resumed_store_equals_that_of_an_uninterrupted_run(config: Path, tmp_path: Path, whole):
     stop = {"class_path": "tests.integration.stopping.StopAfter", "init_args": {"epochs": 3}}
-    whole = fit(configured(config, tmp_path, "whole", ACCUMULATION))
     stopped = fit(configured(config, tmp_path, "stopped", ACCUMULATION, stop))
     assert stopped.trainer.current_epoch == 3
     last = tmp_path / "stopped" / "last.ckpt"
@@ -53,10 +61,13 @@ def test_resumed_store_equals_that_of_an_uninterrupted_run(config: Path, tmp_pat
     assert_same(saved, at_three)
     assert len(saved["image_ids"]) == 24
     resumed = fit(configured(config, tmp_path, "resumed", ACCUMULATION), "--ckpt_path", last)
-    at_four = accumulation(whole).store.state_dict()
+    at_four = whole[0].store.state_dict()
     assert_same(at_four, accumulation(resumed).store.state_dict())
     assert not torch.equal(at_three["values"], at_four["values"])
     assert bool((at_three["values"] <= at_four["values"]).all())
+    other = {**ACCUMULATION, "init_args": {"cells": 8}}
+    with pytest.raises(ArgumentError, match="cells=8: the checkpoint holds maps made with 16"):
+        fit(configured(config, tmp_path, "other", other), "--ckpt_path", last)
 
 
 @pytest.mark.parametrize("final_map", ["coarse", "attention", "mean"])
@@ -69,11 +80,10 @@ def test_steps_hand_over_maps_without_their_graph(config: Path, tmp_path: Path, 
     assert graphs == [False] * 6
 
 
-def test_maps_come_back_in_prediction(config: Path, tmp_path: Path):
-    trained = fit(configured(config, tmp_path, "run", ACCUMULATION))
-    store = accumulation(trained).store
+def test_maps_come_back_in_prediction(config: Path, tmp_path: Path, whole):
+    store, last = whole[0].store, whole[1]
     read = {"class_path": "tests.integration.accumulated.ReadAccumulated", "init_args": {"folder": str(tmp_path)}}
-    path, last = configured(config, tmp_path, "read", ACCUMULATION, read), tmp_path / "run" / "last.ckpt"
+    path = configured(config, tmp_path, "read", ACCUMULATION, read)
     words = ["predict", "--config", str(path), "--ckpt_path", str(last), "--data.predict_split"]
     main([*words, "train"])
     names = store.state_dict()["image_ids"]
@@ -91,7 +101,7 @@ def test_maps_come_back_in_prediction(config: Path, tmp_path: Path):
 
 
 def test_checkpoint_without_maps_is_refused_before_the_first_image(config: Path, tmp_path: Path):
-    main(["fit", "--config", str(configured(config, tmp_path, "run")), "--trainer.max_epochs=1"])
+    fit(configured(config, tmp_path, "run"), "--trainer.max_epochs=1")
     read = {"class_path": "tests.integration.accumulated.ReadAccumulated", "init_args": {"folder": str(tmp_path)}}
     words = ["--ckpt_path", str(tmp_path / "run" / "last.ckpt")]
     with pytest.raises(ArgumentError, match=r"last\.ckpt': no accumulated maps in it; train with AttentionAcc"):
@@ -109,10 +119,3 @@ def test_data_that_would_not_fit_is_refused_before_the_first_step(config: Path, 
     with pytest.raises(ArgumentError, match=r"max_mib=0\.01: \d+ maps may take 0\.\d MiB; give 1 MiB, or cells=1\d"):
         fit(configured(config, tmp_path, "run", small, watch))
     assert not list((tmp_path / "run").glob("*.ckpt"))
-
-
-def test_another_grid_cannot_go_on(config: Path, tmp_path: Path):
-    fit(configured(config, tmp_path, "run", ACCUMULATION), "--trainer.max_epochs=1")
-    other = {**ACCUMULATION, "init_args": {"cells": 8}}
-    with pytest.raises(ArgumentError, match="cells=8: the checkpoint holds maps made with 16"):
-        fit(configured(config, tmp_path, "other", other), "--ckpt_path", tmp_path / "run" / "last.ckpt")

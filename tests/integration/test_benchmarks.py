@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forecast
 import pytest
 import torch
+import training_step
+from measure.result import Result
 from PIL import Image
 
 import gpu
@@ -52,7 +57,32 @@ def checked(path: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Processes that would import the library anew are forked; those that measure their memory are only noted.
+
+    The forecast is that of a small project.
+    """
+    commands: list[list[str]] = []
+
+    def stand_in(words: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+        commands.append(words)
+        return subprocess.CompletedProcess(words, 0, stdout='region memory: 1\n{"peak_mib": 2.0}\n')
+
+    def spawn(work: Callable[..., None], args: tuple[object, ...], nprocs: int) -> None:
+        torch.multiprocessing.start_processes(work, args, nprocs, start_method="fork")
+
+    monkeypatch.setattr(subprocess, "run", stand_in)
+    small = forecast.Project(1600, gpus=2, classes=2, tags=2, backbone="resnet14", side=64)
+    monkeypatch.setattr(forecast, "PROJECTS", {"small": small})
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    forking = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: forking)
+    return commands
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "startup"])
+@pytest.mark.usefixtures("cheap")
 def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     benchmark(monkeypatch, name, "--quick", "--out", tmp_path)
     content = checked(tmp_path / f"{name}.json")
@@ -64,6 +94,14 @@ def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         with Image.open(tmp_path / "growth.png") as picture:
             assert picture.format == "PNG"
         assert (tmp_path / "growth.png").stat().st_size < 60_000
+
+
+def test_peak_memory_is_that_of_a_process_for_each_method(cheap: list[list[str]]):
+    result = training_step.run(quick=True, rounds=1)
+    assert [row["peaks_mib"] for row in result.rows] == [[2.0], [2.0]]
+    script = str(ROOT / "benchmarks" / "training_step.py")
+    assert cheap == [[sys.executable, script, "tiny", method] for method in ("cam", "rca")]
+    assert 0 <= training_step._peak("tiny", "rca") < 2**20
 
 
 def test_startup_starts_a_process_for_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -89,7 +127,16 @@ def test_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert not list(tmp_path.iterdir())
 
 
-def test_gpu_writes_all_its_parts(tmp_path: Path):
+def test_gpu_writes_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With stand-ins for two benchmarks that `test_runs` runs."""
+    halved = []
+
+    def predicted(*, quick: bool) -> Result:
+        halved.append(quick and torch.is_autocast_enabled("cpu"))
+        return Result("prediction", "both ways", [{"way": "batch"}])
+
+    monkeypatch.setattr(gpu.prediction, "run", predicted)
+    monkeypatch.setattr(gpu.switches, "run", lambda *, quick: Result("switches", "steps", [{"way": "float32"}]))
     path = tmp_path / "new" / "gpu.json"
     assert gpu.main(["--quick", "--out", str(path)]) == path
     content = json.loads(path.read_text())
@@ -104,10 +151,14 @@ def test_gpu_writes_all_its_parts(tmp_path: Path):
         assert 0 < cam["tflop"] < rca["tflop"]
         assert cam["images_per_second"] == pytest.approx(2 / cam["seconds"])
     assert {row["way"] for row in parts["clustering"]["tiny"]["rows"]} >= {"torch", "auto"}
-    assert all(len(parts["prediction"][precision]["rows"]) == 2 for precision in ("bfloat16", "float32"))
+    assert {name: found["title"] for name, found in parts["prediction"].items() if name != "seconds"} == {
+        "bfloat16": "both ways, bfloat16",
+        "float32": "both ways, float32",
+    }
+    assert halved == [True, False]
     assert parts["switches"]["float32 to bfloat16"]["rows"][0]["way"] == "float32"
     trained = [(row["method"], row["split"], row["images"]) for row in parts["training"]["rows"]]
-    assert trained == [("cam", "train", 8), ("cam", "val", 2), ("rca", "train", 8), ("rca", "val", 2)]
+    assert trained == [("rca", "train", 8), ("rca", "val", 2)]
     assert all(0 <= row["miou"] <= 1 and row["fit_minutes"] > 0 for row in parts["training"]["rows"])
 
 

@@ -56,30 +56,34 @@ def test_the_blocker_blocks(tmp_path: Path, code: str, error: str):
     assert error in done.stderr
 
 
-def test_import_and_clustering_without_extras_and_network(tmp_path: Path):
+def test_what_needs_no_extra_and_no_network(tmp_path: Path):
+    """In one process, for an import of lightning takes seconds: import, clustering and help."""
     code = """
-import torch, rca_lightning, rca_lightning.cli.main
-from rca_lightning.errors import MissingExtraError
+import sys, lightning, runpy, torch
+before = set(sys.modules)
+import rca_lightning.data
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(new & {"cv2", "albumentations", "pycocotools", "scipy", "sklearn"}))
 
+import rca_lightning
+from rca_lightning.errors import MissingExtraError
 assert all(hasattr(rca_lightning, name) for name in rca_lightning.__all__)
 print(rca_lightning.kmeans(torch.eye(4), 2, backend="auto").backend)
 try:
     rca_lightning.kmeans(torch.eye(4), 2, backend="faiss")
 except MissingExtraError as error:
     print(error)
+sys.argv = ["rca", "fit", "--help"]
+runpy.run_module("rca_lightning", run_name="__main__")
 """
     done = run(tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
-    backend, refusal = done.stdout.splitlines()
+    heavy, backend, refusal, *text = done.stdout.splitlines()
+    assert heavy == "[]", "importing the data made the start slower"
     assert backend == "torch-cpu"
     assert "pip install 'rca-lightning[cpu]'" in refusal
-
-
-def test_help_names_what_can_be_chosen(tmp_path: Path):
-    done = run(tmp_path, "-m", "rca_lightning", "fit", "--help")
-    assert done.returncode == 0, done.stderr
     for option in ("--model.backbone", "--data.dataset", "--trainer.max_epochs", "--ckpt_path"):
-        assert option in done.stdout
+        assert option in "\n".join(text)
     assert "faiss" not in done.stderr
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,8 @@ from PIL import Image
 from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError, DatasetNotFoundError, OutputError
 from tests.folder_contents import file_bytes
+from tests.integration.conftest import write_config
 from tests.integration.running import run
-
-
-@pytest.fixture
-def checkpoint(config: Path, tmp_path: Path) -> Path:
-    run("fit", config, "--trainer.max_epochs", "1")
-    return tmp_path / "run" / "last.ckpt"
 
 
 def writer(folder: Path, *options: str) -> list[str]:
@@ -35,69 +32,90 @@ def read_labels(folder: Path) -> dict[str, np.ndarray]:
     return {path.stem: np.asarray(Image.open(path)) for path in sorted((folder / "pseudo_labels").glob("*.png"))}
 
 
-def test_batches_of_one_size_give_the_maps_of_single_images(config: Path, checkpoint: Path, tmp_path: Path):
-    one, four = tmp_path / "one", tmp_path / "four"
-    run("predict", config, "--ckpt_path", checkpoint, *writer(one))
-    run("predict", config, "--ckpt_path", checkpoint, "--data.eval_batch_size", 4, *writer(four))
-    for path in sorted((one / "cams").iterdir()):
-        with np.load(path) as single, np.load(four / "cams" / path.name) as batched:
+@dataclass(frozen=True)
+class Predicted:
+    """A run of `rca fit`, and folders of two writers of `rca predict`."""
+
+    config: Path
+    checkpoint: Path
+    fixed: Path
+    two: Path
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Predicted:
+    folder = tmp_path_factory.mktemp("labels")
+    config, checkpoint = write_config(folder, synthetic_root), folder / "run" / "last.ckpt"
+    run("fit", config, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0")
+    fixed, two = folder / "fixed", folder / "two"
+    options = [*writer(fixed, "background_threshold=0.4", "refine=[pamr]")]
+    options += writer(two, "background=two_thresholds", "high=0.9")
+    run("predict", config, "--ckpt_path", checkpoint, *options)
+    return Predicted(config, checkpoint, fixed, two)
+
+
+def test_batches_of_one_size_give_the_maps_of_single_images(predicted: Predicted, tmp_path: Path):
+    batches = ["--ckpt_path", predicted.checkpoint, "--data.eval_batch_size", 4]
+    run("predict", predicted.config, *batches, *writer(tmp_path))
+    for path in sorted((predicted.fixed / "cams").iterdir()):
+        with np.load(path) as single, np.load(tmp_path / "cams" / path.name) as batched:
             assert single["classes"].tolist() == batched["classes"].tolist()
             np.testing.assert_allclose(single["maps"], batched["maps"], atol=2e-3)
-    assert len(read_labels(four)) == 6
+    assert len(read_labels(tmp_path)) == 6
 
 
-def test_labels_anew_from_stored_maps(config: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    stored, again, other = tmp_path / "stored", tmp_path / "again", tmp_path / "other"
-    run("predict", config, "--ckpt_path", checkpoint, *writer(stored, "background_threshold=0.4", "refine=[pamr]"))
-    score = json.loads((stored / "pseudo_labels.json").read_text())
+def test_labels_anew_from_stored_maps(predicted: Predicted, tmp_path: Path, capsys: pytest.CaptureFixture):
+    config, maps, again, other = predicted.config, predicted.fixed / "cams", tmp_path / "again", tmp_path / "other"
+    score = json.loads((predicted.fixed / "pseudo_labels.json").read_text())
     assert (score["images"], score["threshold"], score["curve"]) == (6, None, {})
-    assert json.loads((stored / "quality.json").read_text())["images"] == 6
-    capsys.readouterr()
+    assert json.loads((predicted.fixed / "quality.json").read_text())["images"] == 6
 
-    labels(config, stored / "cams", again, "--refine=[pamr]")  # at the threshold of rca predict
+    labels(config, maps, again, "--refine=[pamr]")  # at the threshold of rca predict
     assert "Labels of split 'val', 6 images" in capsys.readouterr().out
-    first, second = read_labels(stored), read_labels(again)
+    first, second = read_labels(predicted.fixed), read_labels(again)
     assert first.keys() == second.keys()
     equal = np.concatenate([(first[name] == second[name]).ravel() for name in first])
     assert equal.mean() > 0.99  # stored maps are rounded to float16
     assert json.loads((again / "pseudo_labels.json").read_text())["miou"] == pytest.approx(score["miou"], abs=0.02)
 
     before = file_bytes(again / "pseudo_labels")
-    labels(config, stored / "cams", again, "--background_threshold=0.4", "--refine=[pamr]")  # nothing left to do
+    labels(config, maps, again, "--background_threshold=0.4", "--refine=[pamr]")  # nothing left to do
     assert file_bytes(again / "pseudo_labels") == before
     with pytest.raises(OutputError, match=r"refine: \['pamr'\] there, \[\] now"):
-        labels(config, stored / "cams", again, "--background_threshold=0.4")
-    labels(config, stored / "cams", other, "--background_threshold=0.4", "--rule=two_thresholds", "--low=0.2")
+        labels(config, maps, again, "--background_threshold=0.4")
+    labels(config, maps, other, "--background_threshold=0.4", "--background=two_thresholds", "--low=0.2")
     assert any((label == 255).any() for label in read_labels(other).values())
     assert json.loads((other / "pseudo_labels.json").read_text())["ignored"] > 0
 
 
-def test_what_cannot_be_had_without_the_network(config: Path, checkpoint: Path, tmp_path: Path):
-    run("predict", config, "--ckpt_path", checkpoint, *writer(tmp_path / "stored"))
-    maps, out = tmp_path / "stored" / "cams", tmp_path / "out"
+def test_what_cannot_be_had_without_the_network(predicted: Predicted, tmp_path: Path):
+    config, maps, out = predicted.config, tmp_path / "cams", tmp_path / "out"
+    shutil.copytree(predicted.fixed / "cams", maps)
     with pytest.raises(ArgumentError, match=r"^refine='random_walk': its features are not stored"):
         labels(config, maps, out, "--background_threshold=0.4", "--refine=[random_walk]")
     with pytest.raises(DatasetNotFoundError, match="is not a folder; give the folder cams"):
         labels(config, tmp_path / "nowhere", out, "--background_threshold=0.4")
     with pytest.raises(DatasetNotFoundError, match="none for 24 of 24 photographs"):
         labels(config, maps, out, "--background_threshold=0.4", "--data.predict_split=train")
-    (tmp_path / "stored" / "predict.json").unlink()
     with pytest.raises(ArgumentError, match=r"^background_threshold=None: give one in \[0, 1\]"):
-        labels(config, maps, out)
+        labels(config, maps, out)  # there is no predict.json beside the maps
     assert not out.exists()
     with pytest.raises(ArgumentError, match=r"^high=None: give one in \[0, 1\]"):
-        labels(config, maps, out, "--rule=two_thresholds", "--low=0.2")
-    labels(config, maps, out, "--rule=power")  # which has no threshold
+        labels(config, maps, out, "--background=two_thresholds", "--low=0.2")
+    labels(config, maps, out, "--background=power")  # which has no threshold
     assert len(read_labels(out)) == 6
 
 
-def test_levels_are_those_of_the_writer_for_the_same_maps(config: Path, checkpoint: Path, tmp_path: Path):
-    stored, two, again = tmp_path / "stored", tmp_path / "two", tmp_path / "again"
-    run("predict", config, "--ckpt_path", checkpoint, *writer(stored))
-    run("predict", config, "--ckpt_path", checkpoint, *writer(two, "rule=two_thresholds", "high=0.9"))
-    for maps, out, high in ((stored, tmp_path / "out", 0.8), (two, again, 0.9)):
-        labels(config, maps / "cams", out, "--rule=two_thresholds")
-        settings = json.loads((out / "predict.json").read_text())
+def test_thresholds_are_those_of_the_writer_for_the_same_maps(predicted: Predicted, tmp_path: Path):
+    for name, maps, high in (("fixed", predicted.fixed, 0.8), ("two", predicted.two, 0.9)):
+        labels(predicted.config, maps / "cams", tmp_path / name, "--background=two_thresholds")
+        settings = json.loads((tmp_path / name / "predict.json").read_text())
         assert (settings["low"], settings["high"]) == (0.5, high)  # the map of this network is the attention
-    labels(config, two / "cams", tmp_path / "fixed")
-    assert json.loads((tmp_path / "fixed" / "predict.json").read_text())["background_threshold"] == 0.7
+    labels(predicted.config, predicted.two / "cams", tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "predict.json").read_text())["background_threshold"] == 0.7
+
+
+def test_the_old_name_of_the_background_is_refused_with_the_new_one(predicted: Predicted, tmp_path: Path, capsys):
+    with pytest.raises(SystemExit):
+        labels(predicted.config, predicted.two / "cams", tmp_path / "out", "--rule=power")
+    assert "rule: renamed in 0.2; give background=" in capsys.readouterr().err

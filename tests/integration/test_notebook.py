@@ -26,7 +26,7 @@ def test_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("matplotlib", reason="draws in the notebook; pip install 'rca-lightning[notebook]'")
     settings = {
         "RCA_NOTEBOOK_EPOCHS": "2",
-        "RCA_NOTEBOOK_TRAIN_IMAGES": "40",
+        "RCA_NOTEBOOK_TRAIN_IMAGES": "16",
         "RCA_NOTEBOOK_VAL_IMAGES": "5",
         "RCA_CACHE": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",

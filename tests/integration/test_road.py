@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +13,7 @@ from PIL import Image
 
 from rca_lightning.cli.main import main
 from tests.folder_contents import file_bytes
+from tests.integration.children import finish, send, start, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -97,29 +94,15 @@ def test_from_tags_to_the_score_of_a_segmenter_and_again(run: Path):
     assert after[str(labels[0].relative_to(run))] == before[str(labels[0].relative_to(run))]
 
 
-def start(words: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rca_lightning", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-
-
-def kill_when(process: subprocess.Popen[bytes], folder: Path, pattern: str, count: int) -> None:
-    deadline = time.monotonic() + 200
-    while len(list(folder.glob(pattern))) < count:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@pytest.mark.timeout(600)
-def test_killed_predictions_go_on_without_half_a_file(run: Path):
+def test_killed_predictions_go_on_without_half_a_file(run: Path, tmp_path: Path):
     fit, predict, *_ = commands(run)
     main([*fit, "--trainer.max_epochs=1"])
     more = ["--data.synthetic_train_images=60", "--data.eval_batch_size=1"]
     folder = run / "labels"
-    kill_when(start([*predict, *more]), folder, "pseudo_labels/*.png", 3)
+    process = start([*predict, *more], tmp_path / "killed")
+    wait_for(lambda: len(list(folder.glob("pseudo_labels/*.png"))) >= 3, process)
+    send(process, signal.SIGKILL)
+    assert finish(process) == -signal.SIGKILL
     whole = sorted((folder / "pseudo_labels").glob("*.png"))
     assert 3 <= len(whole) < 60
     for path in whole:

@@ -7,6 +7,7 @@ import runpy
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,32 +21,18 @@ from rca_lightning.errors import ArgumentError, DataError, MissingExtraError, We
 from tests.integration.running import fit, run
 
 
-@pytest.fixture
-def segment(config: Path, tmp_path: Path) -> Path:
-    """The configuration of the first stage with another module."""
-    content = yaml.safe_load(config.read_text())
-    del content["memory"]
-    content["task"] = "segment"
-    content["model"] = {
-        "backbone": "resnet14",
-        "output_stride": 8,
-        "frozen_batchnorm": False,
-        "optimizer": "adamw",
-        "lr": 0.002,
-        "new_layer_lr_ratio": 1.0,
-        "flip": False,
-    }
-    path = tmp_path / "segment.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
 def last(tmp_path: Path) -> Path:
     return tmp_path / "run" / "last.ckpt"
 
 
-def test_fit_validate_test_predict(segment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    fitted = run("fit", segment)
+def test_fit_validate_test_predict(
+    segment: Path,
+    segment_checkpoint: Path,
+    trained_segmenter: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    fitted = trained_segmenter
     assert isinstance(fitted.model, SegmentationModule)
     assert fitted.model.class_names == fitted.datamodule.class_names
     during_fit = float(fitted.trainer.callback_metrics["val/miou"])
@@ -82,10 +69,9 @@ def test_fit_validate_test_predict(segment: Path, tmp_path: Path, capsys: pytest
 
 
 def test_scoring_in_every_way_at_once_gives_what_validate_gives(
-    segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    segment: Path, segment_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """`experiments/voc2012_mini/score_segmenter.py`."""
-    run("fit", segment, "--trainer.limit_val_batches=0")
     out, root = tmp_path / "scores.json", yaml.safe_load(segment.read_text())["data"]["root"]
     words = ["--config", segment, "--root", root, "--ckpt", last(tmp_path), "--scales", 1, 0.5, "--out", out]
     monkeypatch.setattr(sys, "argv", ["score_segmenter.py", *map(str, words)])
@@ -184,18 +170,18 @@ def test_averaging_resumed_equals_uninterrupted(segment: Path, tmp_path: Path):
             assert torch.equal(expected, resumed[part][name]), (part, name)
 
 
-def test_checkpoint_of_the_other_task_is_one_sentence(config: Path, segment: Path, tmp_path: Path):
-    run("fit", segment, "--trainer.limit_val_batches=0", "--trainer.max_epochs=1")
-    for words in (["--ckpt_path", last(tmp_path)], ["--ckpt_path", "last"]):
+def test_checkpoint_of_the_other_task_is_one_sentence(config: Path, segment_checkpoint: Path):
+    for words in (["--ckpt_path", segment_checkpoint], ["--ckpt_path", "last"]):
         with pytest.raises(WeightsError, match="of the task 'segment', not of 'localize'; give --task segment"):
             run("fit", config, *words)
 
 
-def test_missing_crf_is_told_before_the_first_image(segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run("fit", segment, "--trainer.limit_val_batches=0", "--trainer.max_epochs=1")
+def test_missing_crf_is_told_before_the_first_image(
+    segment: Path, segment_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     with pytest.raises(MissingExtraError, match=r"rca-lightning\[crf\]"):
-        run("validate", segment, "--ckpt_path", last(tmp_path), "--model.crf", "true")
+        run("validate", segment, "--ckpt_path", segment_checkpoint, "--model.crf", "true")
 
 
 @pytest.mark.parametrize(

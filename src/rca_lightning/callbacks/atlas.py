@@ -97,6 +97,6 @@ def _measured(trainer: L.Trainer, module: RCAModule) -> dict[str, dict[str, floa
     for name, numbers in (owner.diagnostics if owner else {}).items():
         measured[name].update(numbers)
     if result is not None:
-        for numbers, iou in zip(measured.values(), result.seeds.iou.tolist(), strict=True):
+        for numbers, iou in zip(measured.values(), result.iou.tolist(), strict=True):
             numbers["seed IoU"] = iou
     return measured

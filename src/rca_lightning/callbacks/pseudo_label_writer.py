@@ -1,9 +1,9 @@
-"""Writes predictions of `RCAModule`: seeds, pseudo labels, overlays, and how good they are."""
+"""Writer of the predictions of `RCAModule`: class maps, pseudo labels, overlays and their quality."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -16,12 +16,12 @@ from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
-from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.errors import ArgumentError, DataError, refuse_removed
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.files import write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import BackgroundRule, Levels, check_count, check_share
+from rca_lightning.pseudo_labels.labels import Background, check_count, default_thresholds
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
@@ -30,36 +30,37 @@ from rca_lightning.rca.inference import ClassMaps
 MapSource = Literal["network", "accumulated"]
 logger = logging.getLogger(__name__)
 
-# Until predicting starts it is not known of which kind the maps are: these fit every low and high that may be given.
-_ANY_LEVELS = Levels(0.5, 0.0, 1.0)
+# Until prediction starts the kind of maps is not known; these defaults fit every low and high that may be given.
+_ANY_THRESHOLDS = {"background_threshold": 0.5, "low": 0.0, "high": 1.0}
 
 
 class PseudoLabelWriter(PredictionWriter):
-    """Writes each prediction as soon as it is there, whole or not at all.
+    """Writes the pseudo label of each photograph as soon as its maps are computed, whole or not at all.
 
     For an image id it writes `cams/<id>.npz` (`maps` float16 `(K, H, W)` in `[0, 1]`, `classes` int64 `(K,)`, `size`
-    int64 `(2,)` height and width, and what is known of the quality; read with `numpy.load(..., allow_pickle=False)`),
+    int64 `(2,)` height and width, and the quality; read with `numpy.load(..., allow_pickle=False)`),
     `pseudo_labels/<id>.png` (mode P, VOC palette, size of the photograph, 255 undecided) and, if asked,
     `overlays/<id>.jpg`. Images that are complete already are not computed again.
 
-    At the end it writes `quality.json`, which names the images most worth a human look, and, where the data set has
-    masks, `pseudo_labels.json` with their score in the form of `rca validate`.
+    At the end it writes `quality.json`, which names the images that a human should look at, and, where the data set
+    has masks, `pseudo_labels.json` with the score in the form of `rca validate`.
 
     Args:
         output_dir: folder of the results.
-        background_threshold: of the rule "fixed": strength in `[0, 1]` a class map must exceed; the one that
+        background_threshold: of "fixed": strength in `[0, 1]` that a class map must exceed; the one that
             `rca validate` reports on images with masks is a good start. None: 0.7 for the attention, which is flat and
-            wide, and 0.2 for the peaked maps of the CAM heads; about what was best on VOC photographs.
-        rule: where the background begins; see `label_map`. "saliency" needs `saliency_dir` of the data.
+            wide, and 0.2 for the peaked maps of the CAM heads; about the best on VOC photographs.
+        background: how background is told from classes; see `PseudoLabelGenerator`. "saliency" needs `saliency_dir` of
+            the data.
         power: of "power"; 8 is for CAMs what a threshold of 0.19 is.
         low: of "two_thresholds" and "saliency". None: 0.5 for the attention, 0.05 for CAMs.
         high: of "two_thresholds" and "saliency". None: 0.8 for the attention, 0.3 for CAMs.
         saliency_threshold: of "saliency", in `[0, 1]`.
-        maps: "network", or "accumulated": those that `AttentionAccumulation`, among the callbacks, has kept of the
-            training; photographs it has not seen get those of the network, and are counted in the log.
+        maps: "network", or "accumulated": those that the callback `AttentionAccumulation` has kept of the training;
+            photographs that were not trained on get those of the network, and are counted in the log.
         refine: refinements in the order in which they act: "random_walk", "pamr", "dense_crf" (extra `crf`).
-        workers: threads that write files, or processes that run `dense_crf` and write, while the network looks at the
-            next images; 0: it waits for them.
+        workers: threads that write files, or processes that run `dense_crf` and write, while the network computes the
+            next images; 0: it waits.
         overlays: whether to write the labels over the photograph as well.
         existing: "skip" what is complete, "overwrite" everything.
 
@@ -68,16 +69,17 @@ class PseudoLabelWriter(PredictionWriter):
         MissingExtraError: when predicting starts, if a refinement needs a package that is not there.
         OutputError: when predicting starts, if the folder cannot be made or written to, or holds predictions of
             another model or setting; later, if two images have one id, or an id cannot be a file name.
-        DataError: if the rule is "saliency" and an image has no saliency map.
+        DataError: if the background is "saliency" and an image has no saliency map.
     """
 
     task = RCAModule.task
 
+    @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
     def __init__(
         self,
         output_dir: str,
         background_threshold: float | None = None,
-        rule: BackgroundRule = "fixed",
+        background: Background = "fixed",
         power: float = 8.0,
         low: float | None = None,
         high: float | None = None,
@@ -90,77 +92,75 @@ class PseudoLabelWriter(PredictionWriter):
     ) -> None:
         kinds = {"pseudo_labels": ".png", "cams": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
         super().__init__(output_dir, kinds, existing)
-        for name, value in (("background_threshold", background_threshold), ("low", low), ("high", high)):
-            if value is not None:
-                check_share(name, value)
         check_count("workers", workers, least=0)
-        self._given: Mapping[str, Any] = {
-            "rule": rule,
+        if maps not in get_args(MapSource):
+            raise ArgumentError("maps", maps, f"give one of {', '.join(get_args(MapSource))}")
+        thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
+        self._settings: dict[str, Any] = {
+            "background": background,
             "power": power,
             "saliency_threshold": saliency_threshold,
             "refine": tuple(refine),
+            **{name: value for name, value in thresholds.items() if value is not None},
         }
-        if maps not in get_args(MapSource):
-            raise ArgumentError("maps", maps, f"give one of {', '.join(get_args(MapSource))}")
         self.maps = maps
         self._accumulation: AttentionAccumulation | None = None
         self._not_accumulated = 0
-        self._levels = (background_threshold, low, high)
-        self.maker = self._maker(_ANY_LEVELS)
-        self._queue = WorkQueue(workers, threads=not self.maker.is_slow)
-
-    def _maker(self, defaults: Levels) -> PseudoLabelGenerator:
-        return PseudoLabelGenerator(**defaults.replaced(*self._levels)._asdict(), **self._given)
+        self.generator = PseudoLabelGenerator(**{**_ANY_THRESHOLDS, **self._settings})
+        self._queue = WorkQueue(workers, threads=not self.generator.is_slow)
 
     def describe(self, module: L.LightningModule) -> dict[str, Any]:
-        """What labels depend on; only now is it known which map the module reads."""
+        """Settings that labels depend on; the defaults of thresholds depend on the map that the module reads."""
         if not isinstance(module, RCAModule):
             raise ArgumentError("model", type(module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
         check_mask_classes(module.hparams["num_classes"])
         reads_attention = module.hparams["final_map"] == "attention" and module.network.aggregation is not None
-        self.maker = self._maker(Levels.of(attention=reads_attention))
-        self.maker.check_packages()
+        self.generator = PseudoLabelGenerator(**{**default_thresholds(attention=reads_attention), **self._settings})
+        self.generator.check_packages()
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in names}
-        return {"maps": self.maps, **self.maker.describe(), **settings, "reads_attention": reads_attention}
+        return {"maps": self.maps, **self.generator.describe(), **settings, "reads_attention": reads_attention}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check the folder, and ask the module for what the refinements need."""
+        """Checks the folder, and asks the module for the features that a refinement needs."""
         super().on_predict_start(trainer, pl_module)
         assert isinstance(pl_module, RCAModule)
-        pl_module.keeps_features |= self.maker.needs_features  # another writer may need them too
+        pl_module.keeps_features |= self.generator.needs_features  # another writer may need them too
 
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
-        """Begin the label where the maps are; files are written by a worker if there are any."""
+        """Scores the pixels on the device of the maps; a worker draws the label and writes the files."""
         image_id, seeds = prediction["image_id"], self._seeds(prediction)
-        made = self.maker.begin(seeds, colours(image), self._saliency(batch, index))
+        intermediate = self.generator.score(seeds, colours(image), self._saliency(batch, index))
+        maps = seeds.maps.cpu().numpy().astype(np.float16)
+        probabilities = seeds.probabilities[seeds.classes].float().cpu().numpy()
+        paths = self.folder.paths(image_id)
         with self.folder.output_errors():  # of this image, or of one before
-            self._queue.submit(
-                write_label_files, image_id, made, self.maker, *_arrays(seeds), self.folder.paths(image_id)
-            )
+            self._queue.submit(write_label_files, image_id, intermediate, self.generator, maps, probabilities, paths)
 
     def _seeds(self, prediction: dict[str, Any]) -> ClassMaps:
         seeds: ClassMaps = prediction["seeds"]
         if self._accumulation is None:
             return seeds
-        found = self._accumulation.seeds(prediction["image_id"], seeds.classes, seeds.maps.shape[1:])
-        self._not_accumulated += found is None
-        return seeds if found is None else replace(seeds, maps=found.maps.to(seeds.maps.device))
+        kept = self._accumulation.seeds(prediction["image_id"], seeds.classes, seeds.maps.shape[1:])
+        self._not_accumulated += kept is None
+        return seeds if kept is None else replace(seeds, maps=kept.maps.to(seeds.maps.device))
 
     def _saliency(self, batch: Batch, index: int) -> Tensor | None:
-        if self.maker.rule != "saliency":
+        if self.generator.background != "saliency":
             return None
-        if "saliency" not in batch:
+        if "saliency" not in batch:  # which has maps of all its images or of none
+            ids = batch["image_id"]
             raise DataError(
-                f"no saliency map of {_one_of(batch['image_id'])}, which rule='saliency' needs; give "
-                "--data.saliency_dir with a map for every photograph, or another rule"
+                f"no saliency map of {ids[0] if len(ids) == 1 else 'one of ' + ', '.join(ids)}, which "
+                "background='saliency' needs; give --data.saliency_dir with a map for every photograph, or another "
+                "background"
             )
         return batch["saliency"][index]
 
     def finish(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Wait for the workers."""
+        """Waits for the workers."""
         assert isinstance(module, RCAModule)
         module.keeps_features = False
         with self.folder.output_errors():
@@ -169,29 +169,18 @@ class PseudoLabelWriter(PredictionWriter):
             logger.warning("%d photographs were not trained on; their maps are the network's", self._not_accumulated)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave no worker behind."""
+        """Ends the workers."""
         self._queue.close()
 
     def summarise(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Write and print how good the labels are."""
+        """Writes `quality.json` and the score of the labels."""
         assert isinstance(module, RCAModule)
         data = getattr(trainer, "datamodule", None)
         with self.folder.output_errors():
             write_summary(
-                self.output_dir,
-                [(image_id, self.folder.paths(image_id)["cams"]) for image_id in self.folder.complete_ids()],
+                self.folder,
                 getattr(data, "predict_records", ()),
                 class_names=module.class_names,
                 split=getattr(data, "predict_split", "predict"),
                 tags=module.hparams["predict_tags"],
             )
-
-
-def _one_of(image_ids: Sequence[str]) -> str:
-    # a batch has saliency maps of all its images or of none
-    return image_ids[0] if len(image_ids) == 1 else f"one of {', '.join(image_ids)}"
-
-
-def _arrays(seeds: ClassMaps) -> tuple[Any, Any]:
-    kept = seeds.probabilities[seeds.classes]
-    return seeds.maps.cpu().numpy().astype(np.float16), kept.float().cpu().numpy()

@@ -11,35 +11,40 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from torch import Tensor
 
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.images import read_image, read_saliency
 from rca_lightning.data.records import Record
 from rca_lightning.data.sample import SkippedImage
-from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
+from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, explain_removed, refuse_removed
 from rca_lightning.io.output_folder import Existing, PredictionFolder
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import BackgroundRule, Levels, check_count
+from rca_lightning.pseudo_labels.labels import Background, check_count, default_thresholds
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-_LEVELS = ("background_threshold", "low", "high")
-_NEEDED = {"fixed": _LEVELS[:1], "two_thresholds": _LEVELS[1:], "saliency": _LEVELS[1:]}
+_READ = {  # thresholds that a background reads
+    "fixed": ("background_threshold",),
+    "power": (),
+    "two_thresholds": ("low", "high"),
+    "saliency": ("low", "high"),
+}
+_OF_THE_MAPS = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
 _EVERY = 100  # images between two lines of progress
 
 
+@refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
 def label_stored_maps(
     data: WSSSDataModule,
     maps: str,
     output_dir: str,
     *,
     background_threshold: float | None = None,
-    rule: BackgroundRule = "fixed",
+    background: Background = "fixed",
     power: float = 8.0,
     low: float | None = None,
     high: float | None = None,
@@ -49,7 +54,7 @@ def label_stored_maps(
     overlays: bool = False,
     existing: Existing = "skip",
 ) -> None:
-    """Make the pseudo labels of `predict_split` anew; each argument is the one of `PseudoLabelWriter` of its name.
+    """Makes pseudo labels of `predict_split` from stored maps; for the arguments see also `PseudoLabelWriter`.
 
     It writes `pseudo_labels/<id>.png`, `quality/<id>.npz`, `quality.json`, and with masks `pseudo_labels.json`; images
     that are complete are skipped.
@@ -58,9 +63,9 @@ def label_stored_maps(
         data: the photographs; with `on_bad_image="skip"` those that cannot be read need no maps.
         maps: folder `cams` of a `PseudoLabelWriter`.
         output_dir: folder of the results, another than that of the maps.
-        background_threshold: of the rule "fixed", in `[0, 1]`; default: the one `rca predict` used, or would use,
-            with these maps.
-        rule: where the background begins.
+        background_threshold: of "fixed", in `[0, 1]`; default: the one `rca predict` used, or would use, with these
+            maps.
+        background: how background is told from classes.
         power: of "power".
         low: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
         high: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
@@ -81,33 +86,36 @@ def label_stored_maps(
     source = Path(maps)
     if not source.is_dir():
         raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
-    maker = PseudoLabelGenerator(
-        rule=rule,
-        **_levels(rule, background_threshold, low, high, source)._asdict(),
+    predicted = _predicted(source)
+    thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
+    generator = PseudoLabelGenerator(
+        background=background,
+        **_with_defaults(thresholds, background, predicted),
         power=power,
         saliency_threshold=saliency_threshold,
         refine=tuple(refine),
     )
-    if maker.needs_features:
+    if generator.needs_features:
         raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")
-    maker.check_packages()
+    generator.check_packages()
     data.prepare_data()
     data.setup("predict")
     records, unread = _with_maps(data, source)
     endings = {"pseudo_labels": ".png", "quality": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
     folder = PredictionFolder(output_dir, endings, existing=existing)
     done = folder.done()
-    folder.prepare({**_settings(source), **maker.describe()})
+    source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
+    folder.prepare({**source_settings, **generator.describe()})
     folder.begin()
     data.bad_images.begin({data.predict_split: len(records) + len(unread)}, folder=folder.root, first=True)
     with folder.output_errors():
         data.bad_images.note(unread)
-    queue = WorkQueue(workers, threads=not maker.is_slow)
+    queue = WorkQueue(workers, threads=not generator.is_slow)
     try:
         for count, record in enumerate(records, start=1):
             if folder.claim(record.image_id) and record.image_id not in done:
                 with folder.output_errors():
-                    _label(record, source, maker, queue, folder, data.num_classes)
+                    _label(record, source, generator, queue, folder, data.num_classes)
             if count % _EVERY == 0 or count == len(records):
                 logger.info("labels: image %d of %d", count, len(records))
         with folder.output_errors():
@@ -116,10 +124,9 @@ def label_stored_maps(
         queue.close()
     folder.end()
     data.bad_images.summarise()
-    kept = [(image_id, folder.paths(image_id)["quality"]) for image_id in folder.complete_ids()]
-    tags = _settings(source).get("predict_tags", "image")
+    tags = predicted.get("predict_tags", "image")
     with folder.output_errors():
-        write_summary(folder.root, kept, records, class_names=data.class_names, split=data.predict_split, tags=tags)
+        write_summary(folder, records, class_names=data.class_names, split=data.predict_split, tags=tags)
 
 
 def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[SkippedImage]]:
@@ -136,38 +143,31 @@ def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[S
     return [record for record in records if record.image_id not in without], unread
 
 
-def _levels(rule: str, threshold: float | None, low: float | None, high: float | None, source: Path) -> Levels:
-    """Those given, else those that `rca predict` has used, or would with these maps."""
-    predicted = _predicted(source)
-    used = [predicted.get(name) for name in _LEVELS]
-    numbers = [value if isinstance(value, (int, float)) else None for value in used]
-    kind = predicted.get("reads_attention")
-    if not isinstance(kind, bool):
-        for name, given, known in zip(_LEVELS, (threshold, low, high), numbers, strict=True):
-            if given is None and known is None and name in _NEEDED.get(rule, ()):
+def _with_defaults(given: dict[str, float | None], background: str, predicted: dict[str, Any]) -> dict[str, float]:
+    """The given thresholds; those that `rca predict` has used, or would with these maps, in place of None."""
+    used = {name: value for name in given if isinstance(value := predicted.get(name), (int, float))}
+    known = used | {name: value for name, value in given.items() if value is not None}
+    attention = predicted.get("reads_attention")
+    if not isinstance(attention, bool):
+        for name in _READ.get(background, ()):
+            if name not in known:
                 raise ArgumentError(name, None, "give one in [0, 1]: rca predict has left none with these maps")
-    return Levels.of(attention=kind is True).replaced(*numbers).replaced(threshold, low, high)
-
-
-def _settings(source: Path) -> dict[str, Any]:
-    found = _predicted(source)
-    kept = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
-    return {name: found.get(name) for name in kept} if found else {}
+    return default_thresholds(attention=attention is True) | known
 
 
 def _predicted(source: Path) -> dict[str, Any]:
-    """What `rca predict` wrote down about the maps; empty where it is lost."""
+    """Settings that `rca predict` stored beside the maps; empty if they are lost."""
     try:
-        found = json.loads((source.parent / "predict.json").read_text())
+        settings = json.loads((source.parent / "predict.json").read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _label(
     record: Record,
     source: Path,
-    maker: PseudoLabelGenerator,
+    generator: PseudoLabelGenerator,
     queue: WorkQueue,
     folder: PredictionFolder,
     num_classes: int,
@@ -175,30 +175,29 @@ def _label(
     picture = torch.from_numpy(read_image(record.image)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
     size = (picture.shape[1], picture.shape[2])
     seeds = read_maps(source / f"{record.image_id}.npz", size=size, num_classes=num_classes)
-    made = maker.begin(seeds, picture, _saliency(record, maker))
-    probabilities = seeds.probabilities.numpy()
-    queue.submit(write_label_files, record.image_id, made, maker, None, probabilities, folder.paths(record.image_id))
-
-
-def _saliency(record: Record, maker: PseudoLabelGenerator) -> Tensor | None:
-    if maker.rule != "saliency":
-        return None
-    if record.saliency is None:
-        raise DataError(f"{record.image_id}: no saliency map, which rule='saliency' needs; give --data.saliency_dir")
-    return torch.from_numpy(read_saliency(record.saliency))
+    saliency = None
+    if generator.background == "saliency":
+        if record.saliency is None:
+            raise DataError(
+                f"{record.image_id}: no saliency map, which background='saliency' needs; give --data.saliency_dir"
+            )
+        saliency = torch.from_numpy(read_saliency(record.saliency))
+    intermediate = generator.score(seeds, picture, saliency)
+    probabilities, paths = seeds.probabilities.numpy(), folder.paths(record.image_id)
+    queue.submit(write_label_files, record.image_id, intermediate, generator, None, probabilities, paths)
 
 
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        reason = " ".join(message.split())
+        reason = explain_removed(" ".join(message.split()))
         self.exit(2, f"rca: {reason}\nSee: rca labels --help\n")
 
 
 def main(words: Sequence[str]) -> None:
-    """Make pseudo labels from the maps that `rca predict` has stored.
+    """Makes pseudo labels from the maps that `rca predict` has stored.
 
     Args:
-        words: what stands after `rca labels`.
+        words: the words after `rca labels`.
 
     Raises:
         RCAError: for arguments, folders and files that cannot be used.

@@ -1,4 +1,4 @@
-"""Images with tags: VOC 2012, COCO, a folder of one's own, and generated shapes, all as one kind of sample."""
+"""Loads VOC 2012, COCO, a folder of your own photographs and generated images as samples of one form."""
 
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.data.classes import COCO_CLASSES, VOC_CLASSES

@@ -1,4 +1,4 @@
-"""Images that could not be read and were passed over: each is listed once, and too many end the run."""
+"""Counts and lists the images that could not be read; too many end the run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ _log = logging.getLogger(__name__)
 
 
 class BadImages:
-    """Counts the images of a run that were passed over.
+    """Counts the images of a run that were skipped.
 
-    Each process notes those it meets in one file, a line as soon as it meets it. The lock of the file makes sure that
-    an image that several processes meet, or one process in several epochs, stands there once, so that the number of
-    lines is the number of images over all processes.
+    Every process writes those it meets to one file, under a lock, so that an image stands there once, whichever
+    processes meet it in whichever epochs, and the number of lines is the number over all processes.
 
     Args:
         most: share of the images of a split that may be bad, in `[0, 1]`; unless it is 0, one image always may.
@@ -38,7 +37,7 @@ class BadImages:
         >>> bad = BadImages(0.5)
         >>> bad.begin({"val": 4}, folder=None, first=True)
         >>> bad.note([SkippedImage("val", "a", "cut off"), SkippedImage("val", "a", "cut off")])
-        >>> bad.found
+        >>> bad.skipped
         [SkippedImage(split='val', image_id='a', reason='cut off')]
     """
 
@@ -51,7 +50,7 @@ class BadImages:
         self._seen: dict[tuple[str, str], SkippedImage] = {}
 
     @property
-    def found(self) -> list[SkippedImage]:
+    def skipped(self) -> list[SkippedImage]:
         """Those that this process has met, in the order in which it did."""
         return list(self._seen.values())
 
@@ -61,8 +60,8 @@ class BadImages:
         Args:
             sizes: number of images of each split that will be read.
             folder: where `bad_images.csv` is written; None: nowhere.
-            first: whether this is the process that takes lines of an earlier run on these splits out of the file; no
-                other may note anything before that.
+            first: whether this process removes the lines of an earlier run on these splits; the others must wait for
+                it before they note anything.
         """
         self._sizes = dict(sizes)
         self._seen.clear()
@@ -72,25 +71,22 @@ class BadImages:
                 lines[:] = [line for line in lines if line.split not in sizes]
 
     def note(self, unread: Iterable[SkippedImage]) -> None:
-        """Add images that were passed over.
+        """Add images that were skipped.
 
         Raises:
             DataError: they are now more than may be.
         """
         new = [image for image in unread if (image.split, image.image_id) not in self._seen]
-        if not new:
-            return
-        for image in new:
-            self._seen[image.split, image.image_id] = image
-        listed = self.found if self.path is None else self._added(self.path, new)
+        self._seen.update(((image.split, image.image_id), image) for image in new)
+        listed = self._add(new) if new else []
         for split in dict.fromkeys(image.split for image in new):
             reasons = [image.reason for image in new if image.split == split]
-            _log.warning("split %r: passed over: %s", split, first_few(reasons))
+            _log.warning("split %r: skipped: %s", split, first_few(reasons))
             self._check(split, [image for image in listed if image.split == split])
 
     def summarise(self) -> None:
-        """Say in the log how many images of each split all processes have passed over."""
-        listed = self.found
+        """Log how many images of each split all processes have skipped."""
+        listed = self.skipped
         if self.path is not None and self.path.is_file():
             with _locked(self.path) as listed:
                 pass
@@ -99,13 +95,20 @@ class BadImages:
                 where = self.path or "no file, for there is no Trainer"
                 _log.warning("split %r: %d of %d images could not be read; listed in %s", split, count, size, where)
 
-    def _added(self, path: Path, new: list[SkippedImage]) -> list[SkippedImage]:
+    def _add(self, new: list[SkippedImage]) -> list[SkippedImage]:
+        """Write those that are not in the file yet; returns all of the file, else all of this process."""
+        if self.path is None:
+            return self.skipped
         try:
-            return _add(path, new)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.path) as lines:
+                listed = {(line.split, line.image_id) for line in lines}
+                lines.extend(image for image in new if (image.split, image.image_id) not in listed)
+            return lines
         except OSError as error:
-            _log.warning("%s cannot be written (%s): each process counts its own bad images", path, error)
+            _log.warning("%s cannot be written (%s): each process counts its own bad images", self.path, error)
             self.path = None
-            return self.found
+            return self.skipped
 
     def _check(self, split: str, listed: list[SkippedImage]) -> None:
         size = self._sizes.get(split, 0)
@@ -119,18 +122,9 @@ class BadImages:
             )
 
 
-def _add(path: Path, new: list[SkippedImage]) -> list[SkippedImage]:
-    """Write down those that are not there yet; returns all of the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path) as lines:
-        there = {(line.split, line.image_id) for line in lines}
-        lines.extend(image for image in new if (image.split, image.image_id) not in there)
-    return lines
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[list[SkippedImage]]:
-    """The content of the file, to be changed while no other process can; it is written back afterwards."""
+    """Yields the lines of the file under its lock and writes them back if they were changed."""
     with path.open("a+", encoding="utf-8", newline="", errors="surrogateescape") as file:
         lock(file.fileno())  # until the file is closed
         file.seek(0)

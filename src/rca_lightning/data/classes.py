@@ -1,4 +1,4 @@
-"""Class names and colours of the data sets, and the one place where a tag becomes a class index."""
+"""Class names and colours of the data sets, and the class indices of tags."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COCO_CLASSES: tuple[str, ...] = tuple(COCO_CATEGORIES.values())
 
 
 class ClassIndex:
-    """Turns tag names into class indices and says what was probably meant when a name is unknown.
+    """Turns tag names into class indices; for an unknown name it proposes the nearest one.
 
     Args:
         names: the foreground classes; the position of a name is its class index.
@@ -59,11 +59,7 @@ class ClassIndex:
         self._index = {name: number for number, name in enumerate(self.names)}
 
     def lookup(self, tag: str, *, where: str) -> int:
-        """Return the class index of `tag`.
-
-        Args:
-            tag: the class name as written in a data file.
-            where: the file and line it came from, for the error.
+        """Return the class index of a tag that was read at this file and line.
 
         Raises:
             DataError: the name is none of the classes; the nearest one is proposed.
@@ -82,20 +78,13 @@ class ClassIndex:
 
 
 def check_mask_classes(num_classes: int) -> None:
-    """Refuse more classes than an index mask holds, where masks are to be made or read.
-
-    Raises:
-        ArgumentError: more than 254. Maps have no such bound.
-    """
+    """Raise `ArgumentError` for more classes than an index mask holds, 254; maps have no such bound."""
     if num_classes > MAX_CLASSES:
         raise ArgumentError("num_classes", num_classes, f"give at most {MAX_CLASSES}: that many fit into an index mask")
 
 
 def read_class_file(path: Path) -> tuple[str, ...]:
-    """Read a class file: one foreground class name a line, in the order of the mask values 1, 2, ...
-
-    Args:
-        path: the text file (UTF-8); empty lines are skipped, background is not listed.
+    """Read a class file (UTF-8): one foreground class name a line, in the order of the mask values 1, 2, ...
 
     Raises:
         DatasetNotFoundError: no such file.
@@ -113,16 +102,10 @@ def read_class_file(path: Path) -> tuple[str, ...]:
 
 
 def voc_palette(n: int = 256) -> npt.NDArray[np.uint8]:
-    """Colours of the first `n` label values, as in the official VOC development kit.
+    """RGB colours `(n, 3)` of the first `n` label values, as in the official VOC development kit.
 
-    The bits of a label are dealt out in turn to red, green and blue, most significant bit of the colour first,
-    so that 0 is black, 1 is (128, 0, 0) and 255, the void label, is (224, 224, 192).
-
-    Args:
-        n: number of colours, 0 to 256.
-
-    Returns:
-        `(n, 3)` RGB colours.
+    The bits of a label go in turn to red, green and blue, most significant bit of the colour first, so that 0 is
+    black, 1 is (128, 0, 0) and 255, the void label, is (224, 224, 192).
 
     Example:
         >>> voc_palette()[15].tolist()  # person

@@ -1,4 +1,4 @@
-"""COCO 2014 and 2017 instances, as tags and semantic masks."""
+"""Reads COCO 2014 and 2017 instances as tags and semantic masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES, ClassIndex
 from rca_lightning.data.coco_index import IndexSources, kept_records
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.records import Record, RecordTable
-from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file
+from rca_lightning.data.tag_files import read_id_list, read_tag_file
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, RCAError
 from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, list_by_stem, locate, require_folder
 
@@ -144,7 +144,8 @@ def _table(sources: IndexSources, split: str, list_file: Path | None) -> RecordT
         if image_id in wanted:
             shown = objects.pop(image["id"], [])
             shapes = _shapes(image, shown, path) if sources.with_masks else None
-            records.append(Record(image_id, present[image_id], sources.tags.get(image_id, _tags(shown)), shapes))
+            tags = tuple(sorted({index for index, _ in shown}))
+            records.append(Record(image_id, present[image_id], sources.tags.get(image_id, tags), shapes))
     return RecordTable.of(records)
 
 
@@ -154,23 +155,15 @@ def _read_instances(path: Path) -> tuple[dict[str, Any], dict[int, list[tuple[in
     images = {Path(image["file_name"]).stem: image for image in sorted(content["images"], key=lambda i: i["id"])}
     objects: dict[int, list[tuple[int, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
-        index = _class_index(annotation["category_id"], path)
-        objects[annotation["image_id"]].append((index, annotation["segmentation"]))
+        category = annotation["category_id"]
+        if category not in _INDEX_OF:
+            raise DataError(f"{path}: category id {category!r} is none of the 80 of COCO; correct the annotations")
+        objects[annotation["image_id"]].append((_INDEX_OF[category], annotation["segmentation"]))
     if len(images) != len(content["images"]):
         raise DataError(f"{path}: two images share a file name; rename one of them")
     for image in images.values():
         check_image_id(image["file_name"], where=str(path))
     return images, objects
-
-
-def _class_index(category: int, path: Path) -> int:
-    if category not in _INDEX_OF:
-        raise DataError(f"{path}: category id {category!r} is none of the 80 of COCO; correct the annotations")
-    return _INDEX_OF[category]
-
-
-def _tags(objects: list[tuple[int, Any]]) -> Tags:
-    return tuple(sorted({index for index, _ in objects}))
 
 
 def _shapes(image: Mapping[str, Any], objects: list[tuple[int, Any]], path: Path) -> CocoShapes:

@@ -1,4 +1,4 @@
-"""The annotated objects of a COCO image: polygons and run lengths, and the mask they draw."""
+"""Draws masks from the annotated objects of COCO: polygons and run-length codes."""
 
 from __future__ import annotations
 
@@ -74,10 +74,7 @@ _LONGEST = 100_000  # pixels that an outline may have in the smallest image
 
 @dataclass(frozen=True)
 class CocoShapes:
-    """Objects of one image, packed as one string of bytes.
-
-    Packed, the objects of 118,000 images stay a few hundred megabytes that loader processes share;
-    as Python lists every process would end up with a copy of its own.
+    """Annotated objects of one image as one string of bytes, for workers copy the pages of Python lists they read.
 
     Attributes:
         height: height of the image.
@@ -122,24 +119,21 @@ class CocoShapes:
 
     def _code(self, segmentation: Any) -> Any:
         """The region of an object in the run-length code of pycocotools."""
-        if isinstance(segmentation, dict):
-            from pycocotools import mask as coco_mask
+        from pycocotools import mask as coco_mask
 
+        if isinstance(segmentation, dict):
             region = decode_rle(segmentation, height=self.height, width=self.width, where=self.where)
             return coco_mask.encode(np.asfortranarray(region, dtype=np.uint8))
         if isinstance(segmentation, list):
-            return self._outlined(segmentation)
+            polygons = [self._checked(polygon) for polygon in segmentation]
+            polygons = [
+                polygon for polygon in polygons if len(polygon) >= 6
+            ]  # fewer than three corners enclose nothing
+            return coco_mask.merge(coco_mask.frPyObjects(polygons or [_NOTHING], self.height, self.width))
         raise DataError(
             f"{self.where}: a segmentation of type {type(segmentation).__name__}; polygons or a run-length code belong "
             "there"
         )
-
-    def _outlined(self, polygons: list[Any]) -> Any:
-        from pycocotools import mask as coco_mask
-
-        drawn = [self._checked(polygon) for polygon in polygons]
-        drawn = [polygon for polygon in drawn if len(polygon) >= 6]  # fewer than three corners enclose nothing
-        return coco_mask.merge(coco_mask.frPyObjects(drawn or [_NOTHING], self.height, self.width))
 
     def _checked(self, polygon: Any) -> list[float]:
         try:

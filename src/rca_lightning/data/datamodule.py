@@ -1,4 +1,4 @@
-"""One LightningDataModule for every data set."""
+"""The LightningDataModule of every data set."""
 
 from __future__ import annotations
 
@@ -21,64 +21,10 @@ from rca_lightning.data.sources import DatasetName, SourceOptions, evaluation_re
 from rca_lightning.data.transforms import TrainAugmentation
 from rca_lightning.errors import ArgumentError
 
-
-class SkippingDataModule(L.LightningDataModule):
-    """Takes `unread` out of every batch before a module sees it; see `BadImages`.
-
-    Args:
-        on_bad_image: "raise" or "skip".
-        max_bad_images: see `BadImages`.
-
-    Attributes:
-        bad_images: those of the present stage.
-
-    Raises:
-        ArgumentError: a value is out of range.
-    """
-
-    def __init__(self, on_bad_image: OnBadImage, max_bad_images: float) -> None:
-        super().__init__()
-        if on_bad_image not in get_args(OnBadImage):
-            raise ArgumentError("on_bad_image", on_bad_image, f"give one of {', '.join(get_args(OnBadImage))}")
-        self.on_bad_image = on_bad_image
-        self.bad_images = BadImages(max_bad_images)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Note the images that were passed over; a module sees the others only.
-
-        Raises:
-            DataError: there are more of them than `max_bad_images`.
-        """
-        if isinstance(batch, dict):
-            self.bad_images.note(batch.pop("unread", ()))
-        return batch
-
-    def skip_of(self, split: str) -> str | None:
-        """The split if its bad images are passed over; see `TaggedImages`."""
-        return split if self.on_bad_image == "skip" else None
-
-    def teardown(self, stage: str) -> None:
-        """Say how many images were passed over, and where they are listed."""
-        if self.trainer is None or self.trainer.is_global_zero:
-            self.bad_images.summarise()
-
-    def begin_bad_images(self, *opened: TaggedImages) -> None:
-        """Start the list for the images that will be read; every process has to call it."""
-        sizes = {images.skip_of: len(images) for images in opened if images.skip_of is not None}
-        if not sizes:
-            return
-        if self.trainer is None:
-            self.bad_images.begin(sizes, folder=None, first=True)
-            return
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        self.bad_images.begin(sizes, folder=folder, first=self.trainer.is_global_zero)
-        self.trainer.strategy.barrier("list of bad images")
-
-
 _log = logging.getLogger(__name__)
 
 
-class WSSSDataModule(SkippingDataModule):
+class WSSSDataModule(L.LightningDataModule):
     """Images with tags for training, with masks for scoring, all in one form (see `Sample` and `Batch`).
 
     Training gives random crops of one size; validation, test and prediction give whole photographs in their own
@@ -181,7 +127,11 @@ class WSSSDataModule(SkippingDataModule):
         synthetic_val_images: int = 16,
         synthetic_image_size: int = 128,
     ) -> None:
-        super().__init__(on_bad_image, max_bad_images)
+        super().__init__()
+        if on_bad_image not in get_args(OnBadImage):
+            raise ArgumentError("on_bad_image", on_bad_image, f"give one of {', '.join(get_args(OnBadImage))}")
+        self.on_bad_image = on_bad_image
+        self.bad_images = BadImages(max_bad_images)
         self.options = SourceOptions(
             dataset=dataset,
             root=root,
@@ -259,7 +209,9 @@ class WSSSDataModule(SkippingDataModule):
         if stage in {"fit", None}:
             self._train = self._training_images(source)
             opened.append(self._train)
-        if stage in {"validate", "test", None} or (stage == "fit" and self._validates_in_fit()):
+        # A data set without a validation part can be trained on with Trainer(limit_val_batches=0).
+        validates = self.trainer is None or self.trainer.limit_val_batches != 0
+        if stage in {"validate", "test", None} or (stage == "fit" and validates):
             need_masks = stage in {"validate", "test"}
             self._eval = self._evaluation_images(source, self.eval_split, need_masks=need_masks, need_tags=True)
             opened.append(self._eval)
@@ -267,11 +219,27 @@ class WSSSDataModule(SkippingDataModule):
             self._predict = self._evaluation_images(source, self.predict_split, need_masks=False, need_tags=False)
             self._predicted = frozenset()  # of a prediction before
             opened.append(self._predict)
-        self.begin_bad_images(*opened)
+        self._begin_bad_images(opened)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Take the skipped images out of a batch and note them.
+
+        Raises:
+            DataError: there are more of them than `max_bad_images`.
+        """
+        if isinstance(batch, dict):
+            self.bad_images.note(batch.pop("unread", ()))
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Log how many images were skipped, and where they are listed."""
+        if self.trainer is None or self.trainer.is_global_zero:
+            self.bad_images.summarise()
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return shuffled batches of crops; the last batch is dropped if it is not full, unless it is the only one."""
-        if self.cache_decoded and self.num_workers and self._reloads():
+        reloads = self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined]
+        if self.cache_decoded and self.num_workers and reloads:
             _log.warning("cache_decoded: the trainer starts new loading processes for its epochs, which keep nothing")
         expect_whole_loaders()
         return training_loader(
@@ -306,6 +274,17 @@ class WSSSDataModule(SkippingDataModule):
         """Those of the named images that no prediction can read; see `TaggedImages.unread`."""
         return _set_up(self._predict, "predict").unread(image_ids)
 
+    def _begin_bad_images(self, opened: list[TaggedImages]) -> None:
+        sizes = {images.skip_of: len(images) for images in opened if images.skip_of is not None}
+        if not sizes:
+            return
+        if self.trainer is None:
+            self.bad_images.begin(sizes, folder=None, first=True)
+            return
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        self.bad_images.begin(sizes, folder=folder, first=self.trainer.is_global_zero)
+        self.trainer.strategy.barrier("list of bad images")
+
     def _training_images(self, source: Source) -> TaggedImages:
         records = training_records(
             source,
@@ -314,38 +293,28 @@ class WSSSDataModule(SkippingDataModule):
             mask_dir=self.train_mask_dir,
             saliency_dir=self.saliency_dir,
         )
-        return TaggedImages(
+        return self._images(
             records,
-            num_classes=self.num_classes,
+            self.train_split,
             augmentation=self.augmentation,
             seed=run_seed(),
             reduced_decoding=self.reduced_decoding,
             cache_mib=self.cache_decoded,
-            skip_of=self.skip_of(self.train_split),
         )
 
     def _evaluation_images(self, source: Source, split: str, *, need_masks: bool, need_tags: bool) -> TaggedImages:
-        records = evaluation_records(
-            source,
-            split,
-            mask_dir=self.mask_dir,
-            saliency_dir=self.saliency_dir,
-            need_masks=need_masks,
-            need_tags=need_tags,
-        )
-        return TaggedImages(records, num_classes=self.num_classes, skip_of=self.skip_of(split))
+        folders = {"mask_dir": self.mask_dir, "saliency_dir": self.saliency_dir}
+        records = evaluation_records(source, split, **folders, need_masks=need_masks, need_tags=need_tags)
+        return self._images(records, split)
+
+    def _images(self, records: Sequence[Record], split: str, **options: Any) -> TaggedImages:
+        skip_of = split if self.on_bad_image == "skip" else None
+        return TaggedImages(records, num_classes=self.num_classes, skip_of=skip_of, **options)
 
     def _evaluation_loader(self, dataset: TaggedImages) -> DataLoader[Sample]:
         return evaluation_loader(
             dataset, batch_size=self.eval_batch_size, num_workers=self.num_workers, pin_memory=self.pin_memory
         )
-
-    def _reloads(self) -> bool:
-        return self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined]
-
-    def _validates_in_fit(self) -> bool:
-        # A data set without a validation part can be trained on with Trainer(limit_val_batches=0).
-        return self.trainer is None or self.trainer.limit_val_batches != 0
 
 
 def _set_up(dataset: TaggedImages | None, stage: str) -> TaggedImages:

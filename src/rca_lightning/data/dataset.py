@@ -1,4 +1,4 @@
-"""The records of a split as a PyTorch data set."""
+"""PyTorch data sets that read the images of a split."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.images import DecodedCache, check_same_size, image_size, read_image, read_mask, read_saliency
 from rca_lightning.data.records import Record, RecordTable
 from rca_lightning.data.sample import Batch, Sample, SkippedImage, collate_read
@@ -50,32 +51,29 @@ class Reader:
 
     def mask(self, record: Record, *, size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
         """Return the mask of a photograph of this size, (H, W)."""
-        if record.mask is None:
+        source = record.mask
+        if source is None:
             return None
-        return self._cache.get(("mask", record.image_id), lambda: self._mask(record, size))
+        return self._cache.get(("mask", record.image_id), lambda: self._mask(record.image, source, size))
 
     def saliency(self, record: Record, *, size: tuple[int, int]) -> npt.NDArray[np.float32] | None:
         """Return the saliency map of a photograph of this size, (H, W)."""
         if record.saliency is None:
             return None
         saliency = read_saliency(record.saliency)
-        name = f"the saliency map {record.saliency}"
-        check_same_size(size, saliency.shape, image_path=record.image, other_name=name)
+        check_same_size(size, saliency.shape, image_path=record.image, other_name=f"the saliency map {record.saliency}")
         return saliency
 
     def _decoded(self, record: Record, by: int) -> npt.NDArray[np.uint8]:
         return self._cache.get((by, record.image_id), lambda: read_image(record.image, reduction=by))
 
-    def _mask(self, record: Record, size: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
-        source = record.mask
-        if source is None:
-            return None
+    def _mask(self, image: Path, source: Path | CocoShapes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         if isinstance(source, Path):
             mask = read_mask(source, num_classes=self.num_classes)
-            check_same_size(size, mask.shape, image_path=record.image, other_name=f"the mask {source}")
+            check_same_size(size, mask.shape, image_path=image, other_name=f"the mask {source}")
             return mask
         name = f"the annotation in {source.where}"
-        check_same_size(size, (source.height, source.width), image_path=record.image, other_name=name)
+        check_same_size(size, (source.height, source.width), image_path=image, other_name=name)
         return source.draw()
 
 
@@ -85,9 +83,9 @@ _UNREADABLE = (DataError, DatasetNotFoundError)
 class TaggedImages(Dataset["Sample | SkippedImage"]):
     """Images with tags, read when they are asked for.
 
-    Of an image that cannot be read, `skip_of` lets the others go on. With an augmentation the next image that can be
-    read, in the order of the records, is given in its place: which one depends on the files only, so batches stay as
-    many and as large, and the same in every process, epoch and resumed run. Without one `SkippedImage` is given.
+    With `skip_of`, an image that cannot be read is skipped: in training the next readable one, in the order of the
+    records, takes its place, so batches keep their number and size and are the same in every process, epoch and
+    resumed run; without an augmentation a `SkippedImage` does.
 
     Args:
         records: the images; kept as a `RecordTable`.
@@ -96,7 +94,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         seed: seed of the augmentation.
         reduced_decoding: whether to decode photographs smaller where the augmentation makes them smaller anyway.
         cache_mib: room for decoded photographs and masks in each process that reads them, in MiB.
-        skip_of: name of the split whose images that cannot be read are passed over; None: they are an error.
+        skip_of: name of the split if images that cannot be read are skipped; None: they are an error.
     """
 
     def __init__(
@@ -134,7 +132,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         if self.skip_of is None:
             return []
         rows = [row for row, image_id in enumerate(self.records.image_ids) if image_id in image_ids]
-        return [found for row in rows if isinstance(found := self[row], SkippedImage)]
+        return [image for row in rows if isinstance(image := self[row], SkippedImage)]
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | SkippedImage:
         """Read one image, or what comes in its place.
@@ -152,12 +150,12 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         """
         if self.skip_of is None:
             return self.read(key)
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        index = key[1] if isinstance(key, tuple) else key
         unread: list[SkippedImage] = []
         for place in range(index, index + (1 if self.augmentation is None else len(self))):
             record = self.records[place % len(self)]
             try:
-                sample = self._read(record, (self.seed, epoch, index))
+                sample = self.read(key, record)
             except _UNREADABLE as error:
                 unread.append(SkippedImage(self.skip_of, record.image_id, " ".join(str(error).split())))
                 continue
@@ -168,21 +166,21 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
             return unread[0]
         raise DataError(f"split {self.skip_of!r}: none of its {len(self)} images can be read: {unread[0].reason}")
 
-    def read(self, key: int | tuple[int, int]) -> Sample:
+    def read(self, key: int | tuple[int, int], record: Record | None = None) -> Sample:
         """Read one image.
 
         Args:
             key: the index, or a pair (epoch, index). The augmentation depends on seed, epoch and
                 index only: not on the order, the number of loader processes, or what was drawn before.
+            record: another image to read in the place of that one.
 
         Raises:
             DatasetNotFoundError: a file is gone.
             DataError: a file is damaged, or the mask does not fit the image or the classes.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self._read(self.records[index], (self.seed, epoch, index))
-
-    def _read(self, record: Record, seed: tuple[int, int, int]) -> Sample:
+        record = self.records[index] if record is None else record
+        seed = (self.seed, epoch, index)
         size, image = self._reader.photograph(record)
         saliency = self._reader.saliency(record, size=size)
         mask = self._reader.mask(record, size=size)
@@ -190,10 +188,9 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
             pixels = Pixels(image(size), mask, saliency)
         else:
             pixels = self.augmentation.decoded(image, size, mask=mask, saliency=saliency, seed=seed)
-        original_size = torch.tensor(size, dtype=torch.int64)
         tags = torch.zeros(self.num_classes)
         tags[list(record.tags or ())] = 1.0
-        sample = Sample(image=normalise(pixels), tags=tags, image_id=record.image_id, original_size=original_size)
+        sample = Sample(image=normalise(pixels), tags=tags, image_id=record.image_id, original_size=torch.tensor(size))
         if pixels.mask is not None:
             sample["mask"] = torch.from_numpy(pixels.mask.astype(np.int64))
         if pixels.saliency is not None:
@@ -227,12 +224,14 @@ class BatchedImages(Dataset["Batch"]):
             DatasetNotFoundError: a file is gone, and that is an error.
             DataError: a file is not an image, and that is an error.
         """
-        return [(*self._size(record), record.mask is None, record.saliency is None) for record in self.images.records]
 
-    def _size(self, record: Record) -> tuple[int, int]:
-        try:
-            return image_size(record.image)
-        except _UNREADABLE:
-            if self.images.skip_of is None:
-                raise
-            return (0, 0)
+        def size(record: Record) -> tuple[int, int]:
+            try:
+                return image_size(record.image)
+            except _UNREADABLE:
+                if self.images.skip_of is None:
+                    raise
+                return (0, 0)
+
+        records = self.images.records
+        return [(size(record), record.mask is None, record.saliency is None) for record in records]

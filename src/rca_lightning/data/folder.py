@@ -1,4 +1,4 @@
-"""A folder of one's own photographs."""
+"""Reads a folder of your own photographs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.data.records import Record
-from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file
+from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file, require_listed
 from rca_lightning.errors import DataError
-from rca_lightning.io.listing import IMAGE_EXTENSIONS, first_few, list_by_stem, locate, require_folder
+from rca_lightning.io.listing import IMAGE_EXTENSIONS, list_by_stem, locate, require_folder
 
 
 class FolderSource:
@@ -40,7 +40,11 @@ class FolderSource:
     ) -> None:
         self.root = require_folder(root, what="root", remedy="give the folder that holds your images")
         self._split_files = dict(split_files or {})
-        self._folder = self._image_folder(image_dir)
+        if image_dir is not None:
+            self._folder = locate(image_dir, self.root)
+            require_folder(self._folder, what="image_dir", remedy="give the folder of the images")
+        else:
+            self._folder = self.root / "images" if (self.root / "images").is_dir() else self.root
         self._images = list_by_stem(self._folder, IMAGE_EXTENSIONS)
         if not self._images:
             raise DataError(f"{self._folder}: no image in it; give image_dir, the folder with your images")
@@ -62,19 +66,9 @@ class FolderSource:
         if split in self._split_files:
             list_file = locate(self._split_files[split], self.root)
             ids = read_id_list(list_file)
-            self._require_images(ids, list_file)
-        return [Record(image_id, self._images[image_id], self._tags_of(image_id)) for image_id in ids]
-
-    def _tags_of(self, image_id: str) -> Tags | None:
-        return None if self._tags is None else self._tags.get(image_id, ())
-
-    def _image_folder(self, image_dir: str | None) -> Path:
-        if image_dir is not None:
-            return require_folder(
-                locate(image_dir, self.root), what="image_dir", remedy="give the folder of the images"
-            )
-        images = self.root / "images"
-        return images if images.is_dir() else self.root
+            require_listed(ids, self._images, listed_in=list_file, folder=self._folder)
+        tags = self._tags
+        return [Record(name, self._images[name], None if tags is None else tags.get(name, ())) for name in ids]
 
     def _read_tags(self, tags_file: str | None, classes: ClassIndex) -> dict[str, Tags] | None:
         candidates = [self.root / "tags.csv", self.root / "tags.txt"]
@@ -82,13 +76,5 @@ class FolderSource:
         if path is None:
             return None
         tags = read_tag_file(path, classes)
-        self._require_images(list(tags), path)
+        require_listed(tags, self._images, listed_in=path, folder=self._folder)
         return tags
-
-    def _require_images(self, ids: list[str], listed_in: Path) -> None:
-        absent = [image_id for image_id in ids if image_id not in self._images]
-        if absent:
-            raise DataError(
-                f"{listed_in}: {len(absent)} of its {len(ids)} images are not in {self._folder}: "
-                f"{first_few(absent)}; add them or take them out of the file"
-            )

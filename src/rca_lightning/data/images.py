@@ -1,4 +1,4 @@
-"""Reading photographs, masks and saliency maps, with their sizes and values checked."""
+"""Reads photographs, masks and saliency maps, and checks their sizes and values."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ _TURNED_ON_THE_SIDE = frozenset({5, 6, 7, 8})
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image file with every failure of reading and decoding turned into one clear error.
-
-    Args:
-        path: the file; decoding may happen anywhere inside the `with` block.
+    """Open an image file; any failure to read or decode it inside the `with` block becomes one clear error.
 
     Raises:
         DatasetNotFoundError: no such file.
@@ -113,37 +110,26 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_saliency(path: Path) -> npt.NDArray[np.float32]:
-    """Read a saliency map.
+    """Read a saliency map, (H, W) float32 from 0 (background) to 1 (salient).
 
-    Args:
-        path: an 8- or 16-bit grey image; colour is converted to luminance. It is not turned by EXIF.
-
-    Returns:
-        The map, (H, W) float32 from 0 (background) to 1 (salient).
+    The file is an 8- or 16-bit grey image; colour is converted to luminance. It is not turned by EXIF.
 
     Raises:
         DatasetNotFoundError: no such file.
         DataError: not an image, damaged or too large.
     """
     with open_image(path) as image:
-        if is_16_bit(image.mode):
-            saliency = read_16_bit(image, path).astype(np.float32) / 65535
-        else:
-            saliency = np.asarray(image.convert("L"), dtype=np.float32) / 255
-        return saliency.astype(np.float32, copy=False)
+        if _is_16_bit(image.mode):
+            return np.asarray(_read_16_bit(image, path).astype(np.float32) / 65535, dtype=np.float32)
+        return np.asarray(np.asarray(image.convert("L"), dtype=np.float32) / 255, dtype=np.float32)
 
 
-def is_16_bit(mode: str) -> bool:
-    """Whether a Pillow mode holds integers of more than 8 bits."""
+def _is_16_bit(mode: str) -> bool:
     return mode == "I" or mode.startswith("I;16")
 
 
-def read_16_bit(image: Image.Image, path: Path) -> npt.NDArray[np.int64]:
-    """Return the pixels of a grey image of more than 8 bits, (H, W) int64 in 0..65535.
-
-    Raises:
-        DataError: a value does not fit 16 bits.
-    """
+def _read_16_bit(image: Image.Image, path: Path) -> npt.NDArray[np.int64]:
+    """The pixels of a grey image of more than 8 bits, (H, W) int64 in 0..65535."""
     pixels = np.asarray(image).astype(np.int64)
     if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
         raise DataError(f"{path}: values {pixels.min()}..{pixels.max()} do not fit 16 bits; save it with 8 or 16 bits")
@@ -151,8 +137,8 @@ def read_16_bit(image: Image.Image, path: Path) -> npt.NDArray[np.int64]:
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if is_16_bit(image.mode):
-        scaled = (read_16_bit(image, path) * 255 + 32767) // 65535
+    if _is_16_bit(image.mode):
+        scaled = (_read_16_bit(image, path) * 255 + 32767) // 65535
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.mode == "RGB":
         return image  # converting it would copy it
@@ -180,10 +166,10 @@ _OVERHEAD = 400  # bytes of the objects around an array
 
 
 class DecodedCache:
-    """What comes first is kept until there is no more room; nothing is ever thrown out.
+    """Keeps what comes first until there is no more room; nothing is ever evicted.
 
-    In random order the images of an epoch come once each, so throwing out the one that was not used for longest would
-    throw out every one before it comes again.
+    The images of an epoch come once each, in random order: evicting the least recently used one would evict most of
+    them before they come again.
 
     Args:
         max_mib: room in MiB; 0 keeps nothing.
@@ -205,8 +191,7 @@ class DecodedCache:
     def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
         """Return what is kept, or make it and keep it if it fits; arrays that are kept become read-only."""
         if key in self._kept:
-            found: _Value = self._kept[key]
-            return found
+            return self._kept[key]  # type: ignore[no-any-return]
         value = make()
         size = _OVERHEAD + (value.nbytes if isinstance(value, np.ndarray) else 0)
         if self.used + size <= self.max_mib * 2**20:
@@ -224,15 +209,12 @@ _INDEX_MODES = frozenset({"P", "L", "1"})
 
 
 def read_mask(path: Path, *, num_classes: int) -> npt.NDArray[np.uint8]:
-    """Read an index mask.
+    """Read an index mask, (H, W) uint8: 0 background, 1..L classes, 255 void.
 
     Args:
         path: an image with one number a pixel: palette, 8-bit grey or 16-bit grey. It is not turned by
             EXIF: a mask is taken as drawn for the upright image.
         num_classes: L, the foreground classes.
-
-    Returns:
-        The mask, (H, W) uint8: 0 background, 1..L classes, 255 void.
 
     Raises:
         ArgumentError: more classes than a mask holds.
@@ -241,8 +223,8 @@ def read_mask(path: Path, *, num_classes: int) -> npt.NDArray[np.uint8]:
     """
     check_mask_classes(num_classes)
     with open_image(path) as image:
-        if is_16_bit(image.mode):
-            values: npt.NDArray[np.int64] | npt.NDArray[np.uint8] = read_16_bit(image, path)
+        if _is_16_bit(image.mode):
+            values: npt.NDArray[np.int64] | npt.NDArray[np.uint8] = _read_16_bit(image, path)
         elif image.mode in _INDEX_MODES:
             values = np.array(image, dtype=np.uint8)
         else:
@@ -261,17 +243,7 @@ def read_mask(path: Path, *, num_classes: int) -> npt.NDArray[np.uint8]:
 
 
 def check_same_size(size: tuple[int, int], other: tuple[int, int], *, image_path: Path, other_name: str) -> None:
-    """Check that a mask or saliency map covers its image pixel by pixel.
-
-    Args:
-        size: height and width of the upright image.
-        other: height and width of the mask or map.
-        image_path: file of the image, for the error.
-        other_name: what and where the other one is, for the error.
-
-    Raises:
-        DataError: the sizes differ; both are named as width x height.
-    """
+    """Raise `DataError` unless a mask or saliency map has the (height, width) of its upright image."""
     if other != size:
         raise DataError(
             f"{other_name} is {other[1]} x {other[0]} pixels, but its image {image_path} is {size[1]} x {size[0]} "

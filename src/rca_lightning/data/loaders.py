@@ -1,4 +1,4 @@
-"""Data loaders whose batches depend on the seed and the epoch only."""
+"""Samplers and data loaders whose batches depend on the seed and the epoch only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from rca_lightning.data.dataset import BatchedImages, TaggedImages
@@ -17,17 +18,16 @@ from rca_lightning.errors import ArgumentError
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffles for training and says which epoch it is: yields pairs (epoch, index).
+    """Shuffles for training by seed and epoch alone; yields pairs (epoch, index).
 
-    The order is a function of seed and epoch, so a run that is resumed sees what an uninterrupted one sees.
     Every process gets equally many images; up to world size - 1 images come twice in an epoch.
 
     Args:
         dataset: the data set, only asked for its length.
         seed: seed of the order, the same in every process.
         shuffle: False keeps the order of the data set.
-        seen: tells at the start of an epoch how many images of it this process has had in a run before; they are left
-            out.
+        seen: returns, at the start of an epoch, how many of its images this process has had before a resume; they are
+            left out.
 
     Example:
         >>> sampler = EpochSampler([0, 0, 0], seed=1, shuffle=False)
@@ -48,10 +48,8 @@ class EpochSampler(DistributedSampler[Any]):
         return iter([(epoch, index) for index in super().__iter__()][first:])
 
 
-class ShardSampler(DistributedSampler[Any]):
-    """Gives every image to exactly one process, in order: for exact scores and one prediction an image.
-
-    Processes may differ by one image. PyTorch's own sampler repeats images instead.
+class ShardSampler(UnrepeatedDistributedSampler):
+    """Gives every image to exactly one process, in order; PyTorch's own sampler repeats some.
 
     Args:
         dataset: the data set, only asked for its length.
@@ -70,21 +68,11 @@ class ShardSampler(DistributedSampler[Any]):
             raise ArgumentError(
                 "devices", world_size, f"more processes than the {len(dataset)} images to evaluate; use fewer"
             )
-        super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=False)
-        self._indices = range(rank, len(dataset), world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
+        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
 
 
-class GroupedBatchSampler(DistributedSampler[Any]):
-    """Gives every image to exactly one process, in batches of images that are alike; yields lists of indices.
-
-    A process has the images that `ShardSampler` gives it and puts those with one key together, in the order of the
-    first image of each batch.
+class GroupedBatchSampler(ShardSampler):
+    """Batches the images of a shard by key, in the order of the first image of each batch; yields lists of indices.
 
     Args:
         keys: of each image, such as its size; only images of equal keys share a batch.
@@ -99,11 +87,10 @@ class GroupedBatchSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, keys: Sequence[Hashable], *, batch_size: int) -> None:
-        indices = ShardSampler(keys)
-        super().__init__(cast("Dataset[Any]", keys), num_replicas=indices.num_replicas, rank=indices.rank)
+        super().__init__(keys)
         self._batches: list[list[int]] = []
         open_batches: dict[Hashable, list[int]] = {}
-        for index in indices:
+        for index in range(self.rank, len(keys), self.num_replicas):
             batch = open_batches.get(keys[index])
             if batch is None or len(batch) == batch_size:
                 batch = open_batches[keys[index]] = []
@@ -123,10 +110,10 @@ def run_seed() -> int:
 
 
 class LazyDataLoader(DataLoader[Any]):
-    """A DataLoader that begins to load when the first batch is asked for, not when its iterator is made.
+    """Starts to load at the first batch, not when its iterator is made.
 
-    Lightning makes the iterator before it restores a checkpoint, and only then tells the sampler the epoch: loading
-    processes that work ahead would begin with the images of another epoch.
+    Lightning makes the iterator before it restores a checkpoint and sets the epoch of the sampler, so workers that
+    prefetch would begin with the images of another epoch.
     """
 
     def __iter__(self) -> Any:
@@ -156,22 +143,14 @@ def training_loader(
         pin_memory: page-locked memory; None means whether a CUDA device is there.
         seen_batches: tells at the start of an epoch how many batches of it were trained on in a run before.
     """
-
-    def seen() -> int:
-        return seen_batches() * batch_size
-
-    sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle, seen=seen)
+    sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle, seen=lambda: seen_batches() * batch_size)
     return LazyDataLoader(
         dataset=dataset,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=len(sampler) >= batch_size,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=_pin(pin_memory),
         collate_fn=collate,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else every epoch would draw from the generator the network uses
+        **_worker_options(num_workers, pin_memory),
     )
 
 
@@ -193,19 +172,17 @@ def evaluation_loader(
     else:
         images = BatchedImages(dataset)
         batching = {"batch_size": None, "sampler": GroupedBatchSampler(images.keys(), batch_size=batch_size)}
-    return DataLoader(
-        dataset=images,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=_pin(pin_memory),
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),
-        **batching,
-    )
+    return DataLoader(dataset=images, **batching, **_worker_options(num_workers, pin_memory))
 
 
-def _pin(pin_memory: bool | None) -> bool:
-    return torch.cuda.is_available() if pin_memory is None else pin_memory
+def _worker_options(num_workers: int, pin_memory: bool | None) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available() if pin_memory is None else pin_memory,
+        "worker_init_fn": _start_worker,
+        "generator": torch.Generator(),  # else every epoch would draw from the generator the network uses
+    }
 
 
 def _start_worker(worker_id: int) -> None:

@@ -1,19 +1,23 @@
-"""What is known of each image of a split before its pixels are read, in flat arrays that loader processes share."""
+"""Records of the images of a split (files, tags), packed in arrays that loading processes share."""
 
 from __future__ import annotations
 
 import itertools
-import os
+import json
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import IO, Any, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.tag_files import Tags
+from rca_lightning.errors import DataError
+from rca_lightning.io.atomic import write_atomically
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Record:
     Attributes:
         image_id: name of the image file without its ending.
         image: the image file.
-        tags: class indices present; empty if none of the classes, None if nobody said.
-        mask: index mask file or annotated objects to draw it from; None without a mask.
+        tags: class indices present; empty if none of the classes, None if unknown.
+        mask: index mask file, or annotated objects to draw it from; None without a mask.
         saliency: saliency map file; None without one.
     """
 
@@ -41,12 +45,7 @@ class Source(Protocol):
     root: Path
 
     def records(self, split: str, *, with_masks: bool) -> Sequence[Record]:
-        """Return the images of a split, sorted as the split lists them.
-
-        Args:
-            split: name of the split.
-            with_masks: whether masks that the data set itself brings are wanted.
-        """
+        """Return the images of a split in their order; `with_masks` asks for masks that come with the records."""
         ...
 
     def default_mask_dir(self) -> Path | None:
@@ -54,160 +53,58 @@ class Source(Protocol):
         ...
 
 
-Array = npt.NDArray[Any]
-
-
 @dataclass(frozen=True, eq=False)
-class Strings:
-    """N strings of bytes.
+class PackedStrings:
+    """N byte strings end to end in one array.
+
+    Reading a Python object changes its reference count, so forked workers copy its pages. They share an array.
 
     Attributes:
-        data: all of them, end to end, uint8.
+        data: all strings, (bytes,) uint8.
         ends: (N + 1,) int64; string i is `data[ends[i] : ends[i + 1]]`.
+        origin: file and range of its strings if the arrays are mapped from one; pickled instead of the arrays.
     """
 
-    data: Array
-    ends: Array
+    data: npt.NDArray[np.uint8]
+    ends: npt.NDArray[np.int64]
+    origin: tuple[Path, int, int] | None = None
 
     @classmethod
-    def pack(cls, values: Sequence[bytes]) -> Strings:
-        """Lay strings end to end."""
-        return cls(np.frombuffer(b"".join(values), dtype=np.uint8), _ends(map(len, values)))
+    def pack(cls, strings: Sequence[bytes]) -> PackedStrings:
+        """Copy strings into one array."""
+        ends = np.fromiter(itertools.accumulate(map(len, strings), initial=0), dtype=np.int64)
+        return cls(np.frombuffer(b"".join(strings), dtype=np.uint8), ends)
 
-    @classmethod
-    def pack_text(cls, values: Iterable[str]) -> Strings:
-        """The same for text, which may hold what the file system knows and UTF-8 does not."""
-        return cls.pack([os.fsencode(value) for value in values])
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, row: int) -> bytes:
         return self.data[self.ends[row] : self.ends[row + 1]].tobytes()
 
-    def text(self, row: int) -> str:
-        """A string that was packed as text."""
-        return os.fsdecode(self[row])
+    def part(self, path: Path, start: int, stop: int) -> PackedStrings:
+        """Strings `start` to `stop` of those mapped from `path`."""
+        return PackedStrings(self.data, self.ends[start : stop + 1], (path, start, stop))
 
-    def texts(self) -> list[str]:
-        """All strings, packed as text; faster than one by one."""
-        data = self.data.tobytes()
-        return [os.fsdecode(data[start:end]) for start, end in itertools.pairwise(self.ends.tolist())]
+    def __reduce__(self) -> Any:
+        return (PackedStrings, (self.data, self.ends)) if self.origin is None else (_reopen, self.origin)
 
 
-@dataclass(frozen=True, eq=False)
-class Paths:
-    """N files or None.
-
-    Attributes:
-        folders: those they lie in.
-        folder: (N,) int32, the index of each one's folder; -1 for None.
-        names: their names in it.
-    """
-
-    folders: tuple[Path, ...]
-    folder: Array
-    names: Strings
-
-    @classmethod
-    def pack(cls, values: Iterable[Path | None]) -> Paths:
-        """Take paths apart."""
-        folders: dict[Path, int] = {}
-        rows = [
-            (-1, "") if path is None else (folders.setdefault(path.parent, len(folders)), path.name) for path in values
-        ]
-        folder = np.array([number for number, _ in rows], dtype=np.int32)
-        return cls(tuple(folders), folder, Strings.pack_text(name for _, name in rows))
-
-    def __getitem__(self, row: int) -> Path | None:
-        number = int(self.folder[row])
-        return None if number < 0 else self.folders[number] / self.names.text(row)
-
-    @property
-    def present(self) -> npt.NDArray[np.bool_]:
-        """(N,), where there is a file."""
-        return np.asarray(self.folder >= 0)
-
-
-@dataclass(frozen=True, eq=False)
-class TagLists:
-    """N tuples of class indices or None.
-
-    Attributes:
-        values: all indices, int32.
-        ends: (N + 1,) int64, like those of `Strings`.
-        known: (N,) uint8, 0 for None.
-    """
-
-    values: Array
-    ends: Array
-    known: Array
-
-    @classmethod
-    def pack(cls, values: Sequence[Tags | None]) -> TagLists:
-        """Lay tags end to end."""
-        flat = np.fromiter(itertools.chain.from_iterable(tags or () for tags in values), dtype=np.int32)
-        known = np.array([tags is not None for tags in values], dtype=np.uint8)
-        return cls(flat, _ends(len(tags or ()) for tags in values), known)
-
-    def __getitem__(self, row: int) -> Tags | None:
-        if not self.known[row]:
-            return None
-        return tuple(self.values[self.ends[row] : self.ends[row + 1]].tolist())
-
-
-@dataclass(frozen=True, eq=False)
-class Shapes:
-    """N annotations of `CocoShapes` or None.
-
-    Attributes:
-        sizes: (2 N,) int32, height and width of each in turn; -1 for None.
-        where: file and image of each, for errors.
-        packed: the objects.
-    """
-
-    sizes: Array
-    where: Strings
-    packed: Strings
-
-    @classmethod
-    def pack(cls, values: Sequence[CocoShapes | None]) -> Shapes:
-        """Lay packed objects end to end."""
-        sizes = [(-1, -1) if shapes is None else (shapes.height, shapes.width) for shapes in values]
-        return cls(
-            np.array(sizes, dtype=np.int32).reshape(-1),
-            Strings.pack_text("" if shapes is None else shapes.where for shapes in values),
-            Strings.pack([b"" if shapes is None else shapes.packed for shapes in values]),
-        )
-
-    def __getitem__(self, row: int) -> CocoShapes | None:
-        height, width = int(self.sizes[2 * row]), int(self.sizes[2 * row + 1])
-        if height < 0:
-            return None
-        return CocoShapes(height=height, width=width, where=self.where.text(row), packed=self.packed[row])
-
-    @property
-    def present(self) -> npt.NDArray[np.bool_]:
-        """(N,), where there is an annotation."""
-        return np.asarray(self.sizes[::2] >= 0)
-
-
-def _ends(lengths: Iterable[int]) -> Array:
-    return np.fromiter(itertools.accumulate(lengths, initial=0), dtype=np.int64)
-
-
-_Number = TypeVar("_Number", bound=np.generic)
+_MAGIC = b"RCAINDEX"
+_START = struct.Struct("<8sIIQ")  # magic, CRC-32 of key and content, number of images, number of strings
 
 
 @dataclass(frozen=True, eq=False)
 class RecordTable(Sequence[Record]):
-    """Records that are made when they are asked for.
+    """Records that are decoded when they are asked for.
 
     Attributes:
-        names: of the images.
-        images: their files.
-        tags: their classes.
-        masks: index mask files; None without any.
-        shapes: annotated objects to draw masks from, which come before files; None without any.
-        saliency: saliency maps; None without any.
-        rows: which rows of the columns belong to the table, in this order; None for all.
+        heads: of each image, JSON of id, image file, tags, mask and saliency map. A mask is a file, or height, width
+            and source of annotated objects.
+        shapes: the annotated objects of each image; None without any.
+        rows: which rows belong to the table, in this order; None for all.
 
     Example:
         >>> table = RecordTable.of([Record("a", Path("a.jpg"), tags=(0,)), Record("b", Path("b.jpg"))])
@@ -215,33 +112,63 @@ class RecordTable(Sequence[Record]):
         ['b']
     """
 
-    names: Strings
-    images: Paths
-    tags: TagLists
-    masks: Paths | None = None
-    shapes: Shapes | None = None
-    saliency: Paths | None = None
+    heads: PackedStrings
+    shapes: PackedStrings | None = None
     rows: npt.NDArray[np.int32] | None = None
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> RecordTable:
-        """Lay records out as a table; one that is a table already is returned as it is."""
+        """Pack records; a table is returned as it is."""
         if isinstance(records, RecordTable):
             return records
-        records = list(records)
-        files = [record.mask if isinstance(record.mask, Path) else None for record in records]
-        shapes = [record.mask if isinstance(record.mask, CocoShapes) else None for record in records]
-        return cls(
-            names=Strings.pack_text(record.image_id for record in records),
-            images=Paths.pack(record.image for record in records),
-            tags=TagLists.pack([record.tags for record in records]),
-            masks=Paths.pack(files) if any(files) else None,
-            shapes=Shapes.pack(shapes) if any(shape is not None for shape in shapes) else None,
-            saliency=Paths.pack(record.saliency for record in records) if any(r.saliency for r in records) else None,
-        )
+        heads, shapes = [], []
+        for record in records:
+            mask: Any = record.mask
+            shapes.append(mask.packed if isinstance(mask, CocoShapes) else b"")
+            mask = [mask.height, mask.width, mask.where] if isinstance(mask, CocoShapes) else _text(mask)
+            heads.append(_encode([record.image_id, str(record.image), record.tags, mask, _text(record.saliency)]))
+        return cls(PackedStrings.pack(heads), PackedStrings.pack(shapes) if any(shapes) else None)
+
+    @classmethod
+    def read(cls, path: Path, *, key: str) -> RecordTable:
+        """Map the records of a file into memory, which all processes share.
+
+        Args:
+            path: written by `write`.
+            key: the one it was written with.
+
+        Raises:
+            OSError: no such file, or it cannot be read.
+            ValueError: not such a file, damaged, or written with another key.
+        """
+        count, checksum, strings = _map(path)
+        if checksum != _checksum(key, count, strings):
+            raise ValueError("it is damaged or belongs to other sources")
+        shapes = strings.part(path, count, len(strings)) if len(strings) > count else None
+        return cls(strings.part(path, 0, count), shapes)
+
+    def write(self, path: Path, *, key: str) -> None:
+        """Write the records to a file, whole or not at all.
+
+        Args:
+            path: the file.
+            key: what `read` has to ask for.
+
+        Raises:
+            OSError: from the file system.
+        """
+        strings = PackedStrings.pack([*self.heads, *(self.shapes or ())])
+        checksum = _checksum(key, len(self.heads), strings)
+
+        def write(file: IO[bytes]) -> None:
+            file.write(_START.pack(_MAGIC, checksum, len(self.heads), len(strings)))
+            file.write(strings.ends.data)
+            file.write(strings.data.data)
+
+        write_atomically(path, write)
 
     def __len__(self) -> int:
-        return len(self.tags.known) if self.rows is None else len(self.rows)
+        return len(self.heads) if self.rows is None else len(self.rows)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -250,64 +177,93 @@ class RecordTable(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | RecordTable:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
-        return self._record(index if self.rows is None else int(self.rows[index]))
+        return self._record(self._all_rows()[index])
 
     def __iter__(self) -> Iterator[Record]:
-        return map(self._record, range(len(self)) if self.rows is None else self.rows.tolist())
+        return map(self._record, self._all_rows())
 
     def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> RecordTable:
-        """Some of the records, by their numbers or by a mark for each; the columns are shared."""
+        """Some of the records, by their numbers or by a mark for each; the packed strings are shared."""
         rows = (np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen).astype(np.int32)
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
     def with_mask_files(self, files: Mapping[str, Path]) -> RecordTable:
         """The same with mask files by image id instead of the masks it has."""
-        return replace(self, masks=self._by_name(files), shapes=None)
+        return self._with_files(3, files)
 
     def with_saliency(self, files: Mapping[str, Path]) -> RecordTable:
         """The same with saliency maps by image id."""
-        return replace(self, saliency=self._by_name(files))
+        return self._with_files(4, files)
 
     @property
     def image_ids(self) -> list[str]:
         """The image id of each record."""
-        names = self.names.texts()
-        return names if self.rows is None else [names[row] for row in self.rows.tolist()]
+        return [head[0] for head in self._heads()]
 
     @property
     def tag_counts(self) -> npt.NDArray[np.int64]:
         """How many tags each record has, -1 where they are unknown; (len,)."""
-        return self._chosen(np.where(self.tags.known, np.diff(self.tags.ends), -1))
+        return np.array([-1 if head[2] is None else len(head[2]) for head in self._heads()], dtype=np.int64)
 
     @property
     def has_mask(self) -> npt.NDArray[np.bool_]:
         """Whether each record has a mask, (len,)."""
-        has = np.zeros(len(self.tags.known), dtype=np.bool_)
-        for column in (self.masks, self.shapes):
-            if column is not None:
-                has |= column.present
-        return self._chosen(has)
+        return np.array([head[3] is not None for head in self._heads()], dtype=np.bool_)
 
     @property
     def has_saliency(self) -> npt.NDArray[np.bool_]:
         """Whether each record has a saliency map, (len,)."""
-        none = np.zeros(len(self.tags.known), dtype=np.bool_)
-        return self._chosen(none if self.saliency is None else self.saliency.present)
+        return np.array([head[4] is not None for head in self._heads()], dtype=np.bool_)
+
+    def _all_rows(self) -> Any:
+        return range(len(self.heads)) if self.rows is None else self.rows
+
+    def _heads(self) -> Iterator[list[Any]]:
+        return (json.loads(self.heads[row]) for row in self._all_rows())
 
     def _record(self, row: int) -> Record:
-        image = self.images[row]
-        assert image is not None  # only masks and saliency maps may be missing
-        mask: Path | CocoShapes | None = None if self.shapes is None else self.shapes[row]
-        if mask is None and self.masks is not None:
-            mask = self.masks[row]
-        saliency = None if self.saliency is None else self.saliency[row]
-        return Record(self.names.text(row), image, self.tags[row], mask, saliency)
+        image_id, image, tags, mask, saliency = json.loads(self.heads[row])
+        if isinstance(mask, list) and self.shapes is not None:
+            height, width, where = mask
+            mask = CocoShapes(height=height, width=width, where=where, packed=self.shapes[row])
+        elif mask is not None:
+            mask = Path(mask)
+        known = None if tags is None else tuple(tags)
+        return Record(image_id, Path(image), known, mask, None if saliency is None else Path(saliency))
 
-    def _by_name(self, files: Mapping[str, Path]) -> Paths:
-        return Paths.pack(files.get(name) for name in self.names.texts())
+    def _with_files(self, place: int, files: Mapping[str, Path]) -> RecordTable:
+        heads = [json.loads(head) for head in self.heads]
+        for head in heads:
+            head[place] = _text(files.get(head[0]))
+        return replace(self, heads=PackedStrings.pack([_encode(head) for head in heads]))
 
-    def _chosen(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
-        return values if self.rows is None else values[self.rows]
+
+def _encode(head: list[Any]) -> bytes:
+    return json.dumps(head, separators=(",", ":")).encode()  # ASCII, also of names that are not UTF-8
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _map(path: Path) -> tuple[int, int, PackedStrings]:
+    """Number of images, checksum and strings of a file."""
+    content = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    if len(content) < _START.size or content[: len(_MAGIC)].tobytes() != _MAGIC:
+        raise ValueError("it is a file of another kind")
+    _, checksum, count, number = _START.unpack_from(content.data)
+    data = _START.size + 8 * (number + 1)
+    return count, checksum, PackedStrings(content[data:], content[_START.size : data].view(np.int64))
+
+
+def _checksum(key: str, count: int, strings: PackedStrings) -> int:
+    head = key.encode() + _START.pack(_MAGIC, 0, count, len(strings))
+    return zlib.crc32(strings.data.data, zlib.crc32(strings.ends.data, zlib.crc32(head)))
+
+
+def _reopen(path: Path, start: int, stop: int) -> PackedStrings:
+    """Map strings again in a worker of the process that has checked the file."""
+    try:
+        return _map(path)[2].part(path, start, stop)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be opened again ({error}); start the run anew to rebuild it") from error

@@ -1,16 +1,16 @@
-"""What a data set gives for one image, and how images become a batch."""
+"""Samples (one image), batches, and the collation of one to the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 
 class SkippedImage(NamedTuple):
-    """An image that was passed over, since it, its mask or its saliency map could not be read.
+    """An image that was skipped, since it, its mask or its saliency map could not be read.
 
     Attributes:
         split: name of its split.
@@ -45,7 +45,7 @@ class Sample(_SampleAlways, total=False):
             photograph, scale, padding, crop and flip undone. In both, x = 0 is the left edge of the first pixel and
             0.5 its centre. Where `image` is padding it points outside the photograph. Missing outside training,
             where `image` is the photograph.
-        unread: images that were passed over before this one was read instead. Missing if there was none.
+        unread: images that were skipped before this one was read instead. Missing if there was none.
     """
 
     mask: Tensor
@@ -72,8 +72,7 @@ class Batch(_BatchAlways, total=False):
         mask: (B, H, W) int64; only if every sample has one.
         saliency: (B, H, W) float32; only if every sample has one.
         window: (B, 2, 3) float32; only if every sample has one.
-        unread: images that were passed over, if there were any; `WSSSDataModule` takes them out before a batch reaches
-            a module.
+        unread: images that were skipped, if any; `WSSSDataModule` takes them out before a batch reaches a module.
     """
 
     mask: Tensor
@@ -104,12 +103,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         image_id=[sample["image_id"] for sample in samples],
         original_size=torch.stack([sample["original_size"] for sample in samples]),
     )
-    if all("mask" in sample for sample in samples):
-        batch["mask"] = torch.stack([sample["mask"] for sample in samples])
-    if all("saliency" in sample for sample in samples):
-        batch["saliency"] = torch.stack([sample["saliency"] for sample in samples])
-    if all("window" in sample for sample in samples):
-        batch["window"] = torch.stack([sample["window"] for sample in samples])
+    optional: tuple[Literal["mask", "saliency", "window"], ...] = ("mask", "saliency", "window")
+    for name in optional:
+        if all(name in sample for sample in samples):
+            batch[name] = torch.stack([sample[name] for sample in samples])
     unread = [image for sample in samples for image in sample.get("unread", ())]
     if unread:
         batch["unread"] = unread
@@ -117,24 +114,22 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def collate_read(samples: Sequence[Sample | SkippedImage], *, num_classes: int) -> Batch:
-    """The same where samples may be missing.
+    """Stack the samples that were read, and list those that were not.
 
     Args:
         samples: at least one; those that were read are of one height and width.
         num_classes: L, for a batch in which nothing was read: its tensors have no rows.
     """
-    read = [sample for sample in samples if not isinstance(sample, SkippedImage)]
     unread = [sample for sample in samples if isinstance(sample, SkippedImage)]
-    batch = collate(read) if read else _empty(num_classes)
+    if len(unread) < len(samples):
+        batch = collate([sample for sample in samples if not isinstance(sample, SkippedImage)])
+    else:
+        batch = Batch(
+            image=torch.zeros(0, 3, 1, 1),
+            tags=torch.zeros(0, num_classes),
+            image_id=[],
+            original_size=torch.zeros(0, 2, dtype=torch.int64),
+        )
     if unread:
         batch["unread"] = [*batch.get("unread", ()), *unread]
     return batch
-
-
-def _empty(num_classes: int) -> Batch:
-    return Batch(
-        image=torch.zeros(0, 3, 1, 1),
-        tags=torch.zeros(0, num_classes),
-        image_id=[],
-        original_size=torch.zeros(0, 2, dtype=torch.int64),
-    )

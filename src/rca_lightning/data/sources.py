@@ -1,4 +1,4 @@
-"""Opening the data set that the arguments describe, and choosing the records of each stage."""
+"""Opens the data set that the arguments describe and selects the records of each stage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,7 @@ def training_records(
         DatasetNotFoundError: a folder is missing.
     """
     records = RecordTable.of(source.records(split, with_masks=with_masks and mask_dir is None))
-    _require_known_tags(records, split)
-    has_tag = records.tag_counts > 0
+    has_tag = _known_tag_counts(records, split) > 0
     if not has_tag.any():
         raise DataError(f"split {split!r}: none of its {len(records)} images has a tag; there is nothing to train on")
     tagged = records
@@ -54,7 +53,7 @@ def training_records(
     if with_masks:
         tagged = _with_masks(tagged, source, mask_dir)
         if mask_dir is not None:
-            _require_masks(tagged, split, remedy="add them, or give another train_mask_dir")
+            _require(tagged, tagged.has_mask, split, what="a mask", remedy="add them, or give another train_mask_dir")
     tagged = _with_saliency(tagged, source, split, saliency_dir)
     if saliency_dir is not None and not tagged.has_saliency.any():
         raise DataError(
@@ -92,11 +91,13 @@ def evaluation_records(
     if not records:
         raise DataError(f"split {split!r}: no image in it")
     if need_tags:
-        _require_known_tags(records, split)
+        _known_tag_counts(records, split)
     records = _with_masks(records, source, mask_dir, required=need_masks)
+    has_mask = records.has_mask
     if need_masks:
-        _require_masks(records, split, remedy="scores need masks: add them, give mask_dir, or name another eval_split")
-    elif missing := int((~records.has_mask).sum()):
+        remedy = "scores need masks: add them, give mask_dir, or name another eval_split"
+        _require(records, has_mask, split, what="a mask", remedy=remedy)
+    elif missing := int((~has_mask).sum()):
         _warn("split %r: %d of %d images have no mask, so they get no score", split, missing, len(records))
     return _with_saliency(records, source, split, saliency_dir)
 
@@ -113,25 +114,21 @@ def _with_masks(records: RecordTable, source: Source, mask_dir: str | None, *, r
 def _with_saliency(records: RecordTable, source: Source, split: str, saliency_dir: str | None) -> RecordTable:
     if saliency_dir is None:
         return records
-    folder = require_folder(
-        locate(saliency_dir, source.root), what="saliency_dir", remedy="give the folder of the saliency maps"
-    )
-    found = records.with_saliency(list_by_stem(folder, IMAGE_EXTENSIONS))
-    if missing := int((~found.has_saliency).sum()):
-        _note("split %r: %d of %d images have no saliency map in %s", split, missing, len(found), folder)
-    return found
+    folder = locate(saliency_dir, source.root)
+    require_folder(folder, what="saliency_dir", remedy="give the folder of the saliency maps")
+    records = records.with_saliency(list_by_stem(folder, IMAGE_EXTENSIONS))
+    if missing := int((~records.has_saliency).sum()):
+        _note("split %r: %d of %d images have no saliency map in %s", split, missing, len(records), folder)
+    return records
 
 
-def _require_masks(records: RecordTable, split: str, *, remedy: str) -> None:
-    _require(records, records.has_mask, split, what="a mask", remedy=remedy)
-
-
-def _require_known_tags(records: RecordTable, split: str) -> None:
+def _known_tag_counts(records: RecordTable, split: str) -> npt.NDArray[np.int64]:
     remedy = "give tags_file (a line an image: id tag tag), or leave the images out by split_files"
-    known = records.tag_counts >= 0
-    if len(records) and not known.any():
+    counts = records.tag_counts
+    if len(records) and (counts < 0).all():
         raise DatasetNotFoundError(f"tags_file: split {split!r} has no tags at all; {remedy}")
-    _require(records, known, split, what="tags", remedy=remedy)
+    _require(records, counts >= 0, split, what="tags", remedy=remedy)
+    return counts
 
 
 def _require(records: RecordTable, has: npt.NDArray[np.bool_], split: str, *, what: str, remedy: str) -> None:
@@ -195,12 +192,7 @@ class SourceOptions:
         return cache_folder() / "synthetic"
 
     def class_names(self) -> tuple[str, ...]:
-        """Return the foreground classes in the order of their mask values.
-
-        Raises:
-            DatasetNotFoundError: the class file of a "folder" is missing.
-            DataError: it cannot be used.
-        """
+        """Return the foreground classes in the order of their mask values."""
         if self.dataset == "folder":
             return read_class_file(locate(self.class_file or "classes.txt", self.folder))
         if self.dataset == "synthetic":
@@ -215,14 +207,13 @@ class SourceOptions:
             return self.folder
         from rca_lightning.data.synthetic.dataset import generate
 
-        root: Path = generate(
+        return generate(
             self.folder,
             seed=self.synthetic_seed,
             train_images=self.synthetic_train_images,
             val_images=self.synthetic_val_images,
             image_size=self.synthetic_image_size,
         )
-        return root
 
     def open(self) -> Source:
         """Return the data set.
@@ -232,21 +223,11 @@ class SourceOptions:
             DataError: a file cannot be used.
         """
         root = self.prepare()
+        lists: Any = {"split_files": self.split_files, "tags_file": self.tags_file}
         if self.dataset == "folder":
-            return FolderSource(
-                root,
-                classes=self.class_names(),
-                image_dir=self.image_dir,
-                tags_file=self.tags_file,
-                split_files=self.split_files,
-            )
+            return FolderSource(root, classes=self.class_names(), image_dir=self.image_dir, **lists)
         if self.dataset in {"coco2014", "coco2017"}:
-            return COCOSource(
-                root,
-                year=2014 if self.dataset == "coco2014" else 2017,
-                split_files=self.split_files,
-                annotation_file=self.annotation_file,
-                image_dir=self.image_dir,
-                tags_file=self.tags_file,
-            )
-        return VOCSource(root, split_files=self.split_files, tags_file=self.tags_file, classes=self.class_names())
+            year: Literal[2014, 2017] = 2014 if self.dataset == "coco2014" else 2017
+            files: Any = {"annotation_file": self.annotation_file, "image_dir": self.image_dir}
+            return COCOSource(root, year=year, **files, **lists)
+        return VOCSource(root, classes=self.class_names(), **lists)

@@ -1,21 +1,21 @@
-"""The small text files that describe a data set: lists of images and of their tags."""
+"""Reads the text files that describe a data set: lists of image ids and of tags."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.errors import DataError
-from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, read_lines
+from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, read_lines
 
 _SBD_LINE = re.compile(r"/?JPEGImages/(?P<id>[^/\\\s]+)\.jpg(\s+/?SegmentationClass\w*/(?P<mask>[^/\\\s]+)\.png)?")
 
 
 def read_id_list(path: Path, *, what: str = "split_files") -> list[str]:
-    """Read the image ids of a split.
+    """Read the image ids of a split, in the order of the file.
 
     A line is an id (the file name without ending), or a pair of paths as lists of the augmented
     VOC training set have them: `/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png`.
@@ -24,33 +24,34 @@ def read_id_list(path: Path, *, what: str = "split_files") -> list[str]:
         path: the text file.
         what: the argument the file came by, for the error.
 
-    Returns:
-        The ids in the order of the file.
-
     Raises:
         DatasetNotFoundError: no such file.
         DataError: no id at all, an id twice, or a line that is not one plain id.
     """
     ids: dict[str, int] = {}
     for number, line in read_lines(path, what=what):
-        image_id = _id_of_line(line, where=f"{path}, line {number}")
-        if image_id in ids:
+        where, pair = f"{path}, line {number}", _SBD_LINE.fullmatch(line)
+        if pair and pair["mask"] not in {None, pair["id"]}:
             raise DataError(
-                f"{path}, line {number}: id {image_id!r} stands in line {ids[image_id]} already; remove one of them"
+                f"{where}: image {pair['id']!r} is paired with the mask of {pair['mask']!r}; correct the line"
             )
+        image_id = check_image_id(pair["id"] if pair else line, where=where)
+        if image_id in ids:
+            raise DataError(f"{where}: id {image_id!r} stands in line {ids[image_id]} already; remove one of them")
         ids[image_id] = number
     if not ids:
         raise DataError(f"{path}: no image id in it; write one id a line")
     return list(ids)
 
 
-def _id_of_line(line: str, *, where: str) -> str:
-    pair = _SBD_LINE.fullmatch(line)
-    if pair is None:
-        return check_image_id(line, where=where)
-    if pair["mask"] not in {None, pair["id"]}:
-        raise DataError(f"{where}: image {pair['id']!r} is paired with the mask of {pair['mask']!r}; correct the line")
-    return check_image_id(pair["id"], where=where)
+def require_listed(ids: Collection[str], images: Collection[str], *, listed_in: Path, folder: Path) -> None:
+    """Raise `DataError` if a file lists ids of images that are not in their folder."""
+    absent = [image_id for image_id in ids if image_id not in images]
+    if absent:
+        raise DataError(
+            f"{listed_in}: {len(absent)} of its {len(ids)} images are not in {folder}: {first_few(absent)}; "
+            "add them or take them out of the file"
+        )
 
 
 Tags = tuple[int, ...]
@@ -70,9 +71,6 @@ def read_tag_file(path: Path, classes: ClassIndex) -> dict[str, Tags]:
         path: the file.
         classes: the known classes.
 
-    Returns:
-        The class indices of every image in the file.
-
     Raises:
         DatasetNotFoundError: no such file.
         DataError: wrong header, unknown tag, an image twice, or an id with a path in it.
@@ -85,43 +83,30 @@ def read_tag_file(path: Path, classes: ClassIndex) -> dict[str, Tags]:
         {'a': (0, 1), 'b': ()}
     """
     lines = read_lines(path, what="tags_file")
-    rows = _csv_rows(path, lines) if path.suffix.lower() == ".csv" else _text_rows(lines)
-    found: dict[str, Tags] = {}
-    for number, image, names in rows:
+    is_csv = path.suffix.lower() == ".csv"
+    rows = _csv_rows(path, lines) if is_csv else ((number, line.split()) for number, line in lines)
+    tags: dict[str, Tags] = {}
+    for number, (image, *names) in rows:
         where = f"{path}, line {number}"
-        image_id = check_image_id(_without_ending(image), where=where)
-        if image_id in found:
+        stem, dot, ending = image.rpartition(".")
+        image_id = check_image_id(stem if dot and f".{ending.lower()}" in IMAGE_EXTENSIONS else image, where=where)
+        if image_id in tags:
             raise DataError(f"{where}: image {image_id!r} has tags in an earlier line already; keep one of the lines")
-        found[image_id] = tuple(sorted({classes.lookup(name, where=where) for name in names}))
-    return found
+        tags[image_id] = tuple(sorted({classes.lookup(name, where=where) for name in names}))
+    return tags
 
 
-def _text_rows(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str, list[str]]]:
-    for number, line in lines:
-        image, *names = line.split()
-        yield number, image, names
-
-
-def _csv_rows(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, str, list[str]]]:
+def _csv_rows(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """Line number, and image and tags, of each row."""
     header = lines[0][1] if lines else ""
     if [name.strip() for name in header.split(",")] != ["image", "tags"]:
         raise DataError(f"{path}: the header is {header!r}; the first line has to be 'image,tags'")
     for number, line in lines[1:]:
-        cells = _cells(line, where=f"{path}, line {number}")
+        where = f"{path}, line {number}"
+        try:
+            cells = next(csv.reader([line]))
+        except csv.Error as error:
+            raise DataError(f"{where}: no line of a CSV file ({error}); correct it") from error
         if len(cells) != 2:
-            raise DataError(
-                f"{path}, line {number}: {len(cells)} columns instead of 2 (image,tags); separate the tags by ';'"
-            )
-        yield number, cells[0].strip(), [name.strip() for name in cells[1].split(";") if name.strip()]
-
-
-def _cells(line: str, *, where: str) -> list[str]:
-    try:
-        return next(csv.reader([line]))
-    except csv.Error as error:
-        raise DataError(f"{where}: no line of a CSV file ({error}); correct it") from error
-
-
-def _without_ending(image: str) -> str:
-    stem, dot, ending = image.rpartition(".")
-    return stem if dot and f".{ending.lower()}" in IMAGE_EXTENSIONS else image
+            raise DataError(f"{where}: {len(cells)} columns instead of 2 (image,tags); separate the tags by ';'")
+        yield number, [cells[0].strip(), *(name.strip() for name in cells[1].split(";") if name.strip())]

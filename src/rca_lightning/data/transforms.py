@@ -1,4 +1,4 @@
-"""From decoded pixels to tensors: augmentation for training, normalisation for everything."""
+"""Augments and normalises decoded images."""
 
 from __future__ import annotations
 
@@ -47,15 +47,10 @@ def reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
 def resized_targets(
     image: npt.NDArray[np.uint8], target: tuple[int, int], **masks: npt.NDArray[Any] | None
 ) -> dict[str, npt.NDArray[Any]]:
-    """Resize a photograph and what lies over it.
-
-    Args:
-        image: (h, w, 3), the photograph, possibly decoded smaller.
-        target: height and width to come out.
-        masks: (H, W) by name, or None.
+    """Resize a photograph (h, w, 3), possibly decoded smaller, and the masks (H, W) of it that are not None.
 
     Returns:
-        `image`, the masks that are there, and `inside`, which is 0 everywhere.
+        `image`, the masks, and `inside`, which is 0 everywhere, all of the target height and width.
     """
     import cv2
 
@@ -80,21 +75,17 @@ ANCHORS: npt.NDArray[np.float32] = np.array([(0, 0), (1, 0), (0, 1)], dtype=np.f
 
 
 def scaled(size: tuple[int, int], original: tuple[int, int]) -> Affine:
-    """From a resized picture to the original; both sizes are (height, width)."""
+    """Map of a resized picture to the original; both sizes are (height, width)."""
     return np.diag([original[1] / size[1], original[0] / size[0], 1.0])
 
 
 def shifted(left: int, top: int) -> Affine:
-    """From a picture to the one it was cut from at this column and row."""
+    """Map of a picture to the one it was cut from at this column and row."""
     return np.array([[1.0, 0.0, left], [0.0, 1.0, top], [0.0, 0.0, 1.0]])
 
 
 def undone(moved: npt.NDArray[np.float32]) -> Affine:
-    """From a picture to the one before some pads, crops and flips.
-
-    Args:
-        moved: (3, 2), the pixel indices at which `ANCHORS` have come out.
-    """
+    """Map of a picture to the one before pads, crops and flips; `moved` (3, 2) is where `ANCHORS` have come out."""
     origin, right, below = np.asarray(moved, dtype=np.float64)
     linear = np.stack([right - origin, below - origin], axis=1)
     forward = np.eye(3)
@@ -178,15 +169,7 @@ class TrainAugmentation:
         self._steps: Callable[..., Any] | None = None
 
     def __call__(self, pixels: Pixels, *, seed: tuple[int, ...]) -> Pixels:
-        """Augment one image.
-
-        Args:
-            pixels: the decoded image, mask and saliency map.
-            seed: non-negative numbers that decide every random choice, such as (run, epoch, index).
-
-        Returns:
-            Arrays of `crop_size` x `crop_size`.
-        """
+        """Augment one image to a crop; the seed, such as (run, epoch, index), decides every random choice."""
         size = pixels.image.shape[:2]
         return self.decoded(lambda _: pixels.image, size, mask=pixels.mask, saliency=pixels.saliency, seed=seed)
 
@@ -199,16 +182,10 @@ class TrainAugmentation:
         saliency: npt.NDArray[np.float32] | None,
         seed: tuple[int, ...],
     ) -> Pixels:
-        """Augment one image that is decoded when it is known how large it has to be.
-
-        Args:
-            image: decodes the photograph.
-            size: height and width of the photograph, H and W.
-            mask: (H, W), or None.
-            saliency: (H, W), or None.
-            seed: as for a call.
-        """
-        crop = self._pipeline()
+        """Augment an image of this (H, W) that is decoded once it is known how large it has to be."""
+        if self._steps is None:
+            self._steps = self._build()
+        crop = self._steps
         # One pair of generators for all steps: albumentations' own seeding gives every step the same stream,
         # which would tie the flip to the crop and the jitter.
         generator = np.random.default_rng(seed)
@@ -226,17 +203,17 @@ class TrainAugmentation:
         if labelled.size == 0:
             return _from_targets(drawn, scaled(target, size))
         row, column = labelled[python_generator.randrange(len(labelled))]
+        top, left = (
+            min(max(int(at) - self.crop_size // 2, 0), max(side - self.crop_size, 0))
+            for at, side in zip((row, column), size, strict=True)
+        )
+        window = slice(top, top + self.crop_size), slice(left, left + self.crop_size)
         whole = resized_targets(image(size), size, **beside)
-        part, placed = _window(whole, int(row), int(column), self.crop_size)
-        return _from_targets(crop(**part, keypoints=ANCHORS), placed)
+        part = {name: np.ascontiguousarray(array[window]) for name, array in whole.items()}
+        return _from_targets(crop(**part, keypoints=ANCHORS), shifted(left, top))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": None}  # loader processes build their own
-
-    def _pipeline(self) -> Callable[..., Any]:
-        if self._steps is None:
-            self._steps = self._build()
-        return self._steps
 
     def _build(self) -> Callable[..., Any]:
         import albumentations as A
@@ -253,8 +230,7 @@ class TrainAugmentation:
             crop.append(A.ColorJitter(brightness=part, contrast=part, saturation=part, hue=part / 5, p=0.8))
         points = A.KeypointParams(format="xy", remove_invisible=False)
         extra = {"saliency": "mask", "inside": "mask"}
-        pipeline: Callable[..., Any] = A.Compose(crop, keypoint_params=points, additional_targets=extra)
-        return pipeline
+        return A.Compose(crop, keypoint_params=points, additional_targets=extra)  # type: ignore[no-any-return]
 
 
 def _from_targets(targets: dict[str, npt.NDArray[Any]], placed: Affine) -> Pixels:
@@ -267,13 +243,3 @@ def _from_targets(targets: dict[str, npt.NDArray[Any]], placed: Affine) -> Pixel
         padded=padded,
         window=placed @ undone(targets["keypoints"]),
     )
-
-
-def _window(
-    targets: dict[str, npt.NDArray[Any]], row: int, column: int, size: int
-) -> tuple[dict[str, npt.NDArray[Any]], Affine]:
-    height, width = targets["image"].shape[:2]
-    top = min(max(row - size // 2, 0), max(height - size, 0))
-    left = min(max(column - size // 2, 0), max(width - size, 0))
-    part = {name: np.ascontiguousarray(array[top : top + size, left : left + size]) for name, array in targets.items()}
-    return part, shifted(left, top)

@@ -1,4 +1,4 @@
-"""Pictures of maps and masks: overlays and panels."""
+"""Draws maps and masks over photographs, and panels of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 in the layout of its VOCdevkit."""
+"""Reads PASCAL VOC 2012 in the layout of its VOCdevkit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from rca_lightning.data.classes import VOC_CLASSES, ClassIndex
 from rca_lightning.data.records import Record
-from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file
+from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file, require_listed
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.io.listing import first_few, list_by_stem, locate, require_folder, require_regular_file
 
@@ -22,10 +22,6 @@ def read_xml_tags(path: Path, classes: ClassIndex) -> Tags:
 
     The parser expands no entity and refuses a document type, so a file cannot reach beyond itself
     or blow up in memory.
-
-    Args:
-        path: the XML file.
-        classes: the known classes.
 
     Raises:
         DatasetNotFoundError: no such file.
@@ -115,12 +111,7 @@ class VOCSource:
         """
         list_file = self._list_file(split)
         ids = read_id_list(list_file)
-        absent = [image_id for image_id in ids if image_id not in self._images]
-        if absent:
-            raise DataError(
-                f"{list_file}: {len(absent)} of its {len(ids)} images are not in {self.root / 'JPEGImages'}: "
-                f"{first_few(absent)}; add them or take them out of the list"
-            )
+        require_listed(ids, self._images, listed_in=list_file, folder=self.root / "JPEGImages")
         return [Record(image_id, self._images[image_id], self._tags(image_id)) for image_id in ids]
 
     def _tags(self, image_id: str) -> Tags | None:

@@ -1,11 +1,12 @@
-"""The result of `rca validate`: a table to read and a JSON file to keep."""
+"""Scores of a split: the numbers by class, as a table to read and as a JSON file to keep."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,92 +16,100 @@ from torch import Tensor
 from rca_lightning.io.atomic import write_atomically
 
 
-class ClassScores(Protocol):
-    """Scores by class; class 0 is the background.
+@dataclass(kw_only=True)
+class Scores:
+    """Scores of one split; class 0 is the background.
 
     Attributes:
-        miou: mean IoU over the classes that take part.
-        iou: `(L + 1,)`; NaN for a class that takes no part.
-        precision: `(L + 1,)`.
-        recall: `(L + 1,)`.
+        images: how many were scored.
+        miou: mean IoU over the classes that occur in the masks or the predictions.
+        iou: `(L + 1,)`; NaN for a class in neither.
+        precision: `(L + 1,)`; NaN for a class never drawn.
+        recall: `(L + 1,)`; NaN for a class in no mask.
+        threshold: background threshold of the seeds; `None` for label images.
+        curve: mIoU by background threshold; empty for label images.
+        classification_map: mean average precision of the image probabilities; `None` where there are none.
+        ignored: share of the scored pixels that are 255 in the label images, NaN if none was scored; `None` for seeds.
     """
 
+    images: int
     miou: float
     iou: Tensor
     precision: Tensor
     recall: Tensor
+    threshold: float | None = None
+    curve: Mapping[float, float] = field(default_factory=dict)
+    classification_map: float | None = None
+    ignored: float | None = None
+
+    def logged(self, tags: str, prefix: str) -> dict[str, Any]:
+        """Scores of seeds for the logger; the name says whose tags were used."""
+        return {
+            f"{prefix}/seed_miou/{tags}_tags": self.miou,
+            f"{prefix}/seed_threshold/{tags}_tags": self.threshold,
+            f"{prefix}/classification_map": self.classification_map,
+        }
+
+    def as_dict(self, *, split: str, class_names: Sequence[str], tags: str | None = None) -> dict[str, Any]:
+        """Content of `validate.json`; NaN becomes null.
+
+        Args:
+            split: name of the split.
+            class_names: names of the `L` classes, without the background.
+            tags: whose tags were used, "image" or "predicted"; `None`: none were.
+
+        Raises:
+            ValueError: if there are not as many names as classes.
+        """
+        names = ["background", *class_names]
+        by_class = {
+            f"per_class_{name}": {
+                label: _number(value) for label, value in zip(names, getattr(self, name).tolist(), strict=True)
+            }
+            for name in ("iou", "precision", "recall")
+        }
+        content = {
+            "split": split,
+            "images": self.images,
+            "tags": tags,
+            "threshold": self.threshold,
+            "miou": _number(self.miou),
+            "curve": {f"{threshold:g}": _number(miou) for threshold, miou in self.curve.items()},
+            **by_class,
+            "classification_map": _number(self.classification_map),
+        }
+        return content if self.ignored is None else {**content, "ignored": _number(self.ignored)}
 
 
-def score_content(
-    scores: ClassScores,
-    *,
-    split: str,
-    images: int,
-    tags: str | None,
-    class_names: Sequence[str],
-    threshold: float | None = None,
-    curve: Mapping[float, float] | None = None,
-    classification_map: float | None = None,
-) -> dict[str, Any]:
-    """The content of `validate.json`; NaN becomes null.
+def class_scores(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """IoU, precision and recall by class, each `(..., C)`; 0 / 0 is NaN: the class takes no part.
 
     Args:
-        scores: of the split.
-        split: its name.
-        images: how many were scored.
-        tags: whose tags were used, "image" or "predicted"; `None`: none were.
-        class_names: names of the `L` classes, without the background.
-        threshold: of the background; `None` for labels, which have none.
-        curve: mIoU by threshold; nothing for labels.
-        classification_map: mean average precision of image probabilities; `None` where there are none.
-
-    Raises:
-        ValueError: if there are not as many names as classes.
+        confusion: pixels by true and drawn class, `(..., C, C)`, or `(..., C, C + 1)` if the last ones are not drawn.
     """
-    names = ["background", *class_names]
-    return {
-        "split": split,
-        "images": images,
-        "tags": tags,
-        "threshold": threshold,
-        "miou": number(scores.miou),
-        "curve": {f"{value:g}": number(miou) for value, miou in (curve or {}).items()},
-        "per_class_iou": _by_class(names, scores.iou),
-        "per_class_precision": _by_class(names, scores.precision),
-        "per_class_recall": _by_class(names, scores.recall),
-        "classification_map": None if classification_map is None else number(classification_map),
-    }
-
-
-def number(value: float) -> float | None:
-    """The value, or `None` for NaN, which JSON does not know."""
-    return None if value != value else value
-
-
-def _by_class(names: Sequence[str], values: Tensor) -> dict[str, float | None]:
-    return {name: number(value) for name, value in zip(names, values.tolist(), strict=True)}
-
-
-_TAGS = {"image": "true tags", "predicted": "predicted tags"}
+    matrix = confusion.double()
+    hit = matrix.diagonal(dim1=-2, dim2=-1)
+    true, drawn = matrix.sum(-1), matrix[..., : matrix.shape[-2]].sum(-2)
+    return hit / (true + drawn - hit), hit / drawn, hit / true
 
 
 def write_report(result: dict[str, Any], path: Path) -> None:
-    """Write `validate.json` whole or not at all."""
+    """Writes a JSON file whole or not at all; NaN is refused."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def print_report(result: dict[str, Any], console: Console | None = None) -> None:
-    """Print scores by class under a line that says of what they are.
+    """Prints scores by class under a title that names the split.
 
     Args:
-        result: see `EvaluationResult.as_dict` for seeds, `LabelScores.as_dict` for labels, which have no threshold.
+        result: see `Scores.as_dict`.
         console: where to print; default standard output.
     """
     console = console or Console()
-    what = "Labels" if result["threshold"] is None else "Seeds"
-    tags = f", {_TAGS[result['tags']]}" if result["tags"] is not None else ""
-    table = Table(title=f"{what} of split {result['split']!r}, {result['images']} images{tags}")
+    predictions = "Labels" if result["threshold"] is None else "Seeds"
+    tags = {None: "", "image": ", true tags", "predicted": ", predicted tags"}[result["tags"]]
+    table = Table(title=f"{predictions} of split {result['split']!r}, {result['images']} images{tags}")
     table.add_column("class")
     for column in ("IoU", "precision", "recall"):
         table.add_column(column, justify="right")
@@ -115,6 +124,10 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
         console.print(f"background threshold {result['threshold']:g}, classification mAP {classification}")
     if result.get("ignored"):
         console.print(f"{_percent(result['ignored'])} % of the pixels have no label")
+
+
+def _number(value: float | None) -> float | None:
+    return None if value != value else value  # JSON has no NaN
 
 
 def _percent(value: float | None) -> str:

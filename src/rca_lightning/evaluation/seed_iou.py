@@ -1,10 +1,10 @@
-"""The score of class maps over a whole split, for every background threshold in one pass."""
+"""IoU of seeds over a whole split, for every background threshold in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,45 +14,24 @@ from torchmetrics.functional.classification import binary_average_precision
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
-from rca_lightning.evaluation.report import score_content
+from rca_lightning.evaluation.report import Scores, class_scores
 from rca_lightning.rca.inference import ClassMaps
 
+TagSource = Literal["image", "predicted"]
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
-
-
-@dataclass
-class SeedScores:
-    """Scores of one split; class 0 is the background.
-
-    Attributes:
-        miou: mean IoU at `threshold`, over classes that occur in the masks or the seeds.
-        threshold: the fixed threshold, or the one with the best mIoU.
-        curve: mIoU by threshold.
-        iou: `(L + 1,)`; NaN for a class in neither masks nor seeds.
-        precision: `(L + 1,)`; NaN for a class never drawn.
-        recall: `(L + 1,)`; NaN for a class in no mask.
-    """
-
-    miou: float
-    threshold: float
-    curve: dict[float, float]
-    iou: Tensor
-    precision: Tensor
-    recall: Tensor
 
 
 class SeedIoU(Metric):
     """mIoU of seeds from one confusion matrix over the whole split and for each background threshold.
 
-    Pixels are counted by true class, strongest class and the interval of thresholds its strength falls in:
-    the confusion matrix of every threshold is a partial sum of that one table, so
-    a curve costs no more than a single threshold. Void pixels (255) do not count.
+    Pixels are counted by true class, strongest class and the interval between thresholds that its strength falls in.
+    The confusion matrix of every threshold is a partial sum of that table, so a curve costs no more than a single
+    threshold. Void pixels (255) do not count.
 
     Args:
         num_classes: foreground classes `L`.
         thresholds: background thresholds in `[0, 1]`, ascending.
-        fixed_threshold: report this one, so that nothing is tuned on the masks; `None`: the best of
-            `thresholds`.
+        fixed_threshold: report this one, so that nothing is tuned on the masks; `None`: the best of `thresholds`.
 
     Example:
         >>> metric = SeedIoU(num_classes=1, thresholds=[0.5])
@@ -64,6 +43,7 @@ class SeedIoU(Metric):
     full_state_update = False
     higher_is_better = True
     counts: Tensor
+    images: Tensor
 
     def __init__(
         self,
@@ -74,50 +54,45 @@ class SeedIoU(Metric):
         super().__init__()
         if fixed_threshold is not None:
             thresholds = sorted({*thresholds, fixed_threshold})
-        if (
-            not thresholds
-            or list(thresholds) != sorted(set(thresholds))
-            or not 0 <= thresholds[0] <= thresholds[-1] <= 1
-        ):
+        ascending = thresholds and list(thresholds) == sorted(set(thresholds))
+        if not ascending or not 0 <= thresholds[0] <= thresholds[-1] <= 1:
             raise ArgumentError("thresholds", list(thresholds), "give ascending numbers in [0, 1]")
         self.num_classes = num_classes
         self.thresholds = [float(value) for value in thresholds]
         self.fixed_threshold = fixed_threshold
         shape = (num_classes + 1, num_classes, len(self.thresholds) + 1)
         self.add_state("counts", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, maps: Tensor, mask: Tensor, classes: Tensor | None = None) -> None:
-        """Count one image.
+    def update(self, preds: Tensor, target: Tensor, classes: Tensor | None = None) -> None:
+        """Counts one image.
 
         Args:
-            maps: `(K, H, W)` in `[0, 1]`. Without a map (`K = 0`) all of the image is background.
-            mask: `(H, W)` integer: 0 background, 1..L, 255 void.
+            preds: class maps `(K, H, W)` in `[0, 1]`. Without a map (`K = 0`) all of the image is background.
+            target: mask `(H, W)` integer: 0 background, 1..L, 255 void.
             classes: `(K,)` class index in `[0, L)` of each map; `None`: `K = L`, all classes in order.
 
         Raises:
-            ArgumentError: if the sizes differ, or the mask or `classes` hold another value.
+            ArgumentError: if the sizes differ, or the target or `classes` hold another value.
         """
         if classes is None:
-            classes = torch.arange(self.num_classes, device=maps.device)
-        if maps.shape != (len(classes), *mask.shape):
-            raise ArgumentError("maps", tuple(maps.shape), f"give {(len(classes), *mask.shape)} for this mask")
+            classes = torch.arange(self.num_classes, device=preds.device)
+        if preds.shape != (len(classes), *target.shape):
+            raise ArgumentError("preds", tuple(preds.shape), f"give {(len(classes), *target.shape)} for this target")
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
             raise ArgumentError("classes", classes.tolist(), f"give class indices in [0, {self.num_classes})")
-        scored = mask != IGNORE_INDEX
-        truth = mask[scored].long()
-        if truth.numel() == 0:
-            return
-        if int(truth.min()) < 0 or int(truth.max()) > self.num_classes:
-            raise ArgumentError("mask", sorted(set(truth.tolist())), f"give 0..{self.num_classes} or {IGNORE_INDEX}")
+        scored = target != IGNORE_INDEX
+        truth = target[scored].long()
+        if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) <= self.num_classes:
+            raise ArgumentError("target", sorted(set(truth.tolist())), f"give 0..{self.num_classes} or {IGNORE_INDEX}")
         if len(classes) == 0:
-            maps, classes = maps.new_zeros(1, *mask.shape), classes.new_zeros(1)
-        strength, winner = maps[:, scored].float().max(dim=0)
-        label = classes[winner]
-        edges = torch.tensor(self.thresholds, device=strength.device)
-        interval = torch.bucketize(strength, edges)  # thresholds below the strength
-        _, labels, intervals = self.counts.shape
-        cell = (truth * labels + label) * intervals + interval
+            preds, classes = preds.new_zeros(1, *target.shape), classes.new_zeros(1)
+        strength, winner = preds[:, scored].float().max(dim=0)
+        interval = torch.bucketize(strength, torch.tensor(self.thresholds, device=strength.device))
+        _, num_classes, intervals = self.counts.shape
+        cell = (truth * num_classes + classes[winner]) * intervals + interval
         self.counts += torch.bincount(cell, minlength=self.counts.numel()).reshape(self.counts.shape)
+        self.images += 1
 
     def confusion(self) -> Tensor:
         """Confusion matrices `(T, L + 1, L + 1)`: threshold, true class, drawn class."""
@@ -127,68 +102,27 @@ class SeedIoU(Metric):
         background = below.sum(dim=1, keepdim=True)
         return torch.cat([background, drawn], dim=1).permute(2, 0, 1)
 
-    def compute(self) -> SeedScores:
-        """Scores of all images so far."""
-        matrix = self.confusion().double()
-        hit = matrix.diagonal(dim1=1, dim2=2)  # (T, L + 1)
-        true, drawn = matrix.sum(dim=2), matrix.sum(dim=1)
-        iou = hit / (true + drawn - hit)  # 0 / 0 is NaN: the class does not take part
+    def compute(self) -> Scores:
+        """Scores of all images so far, at the fixed threshold or at the one with the best mIoU."""
+        iou, precision, recall = class_scores(self.confusion())  # (T, L + 1) each
         curve = iou.nanmean(dim=1)
         if self.fixed_threshold is None:
             index = int(curve.nan_to_num(-1).argmax())
         else:
             index = self.thresholds.index(float(self.fixed_threshold))
-        return SeedScores(
+        return Scores(
+            images=int(self.images),
             miou=float(curve[index]),
+            iou=iou[index].cpu(),
+            precision=precision[index].cpu(),
+            recall=recall[index].cpu(),
             threshold=self.thresholds[index],
             curve=dict(zip(self.thresholds, curve.tolist(), strict=True)),
-            iou=iou[index].cpu(),
-            precision=(hit / drawn)[index].cpu(),
-            recall=(hit / true)[index].cpu(),
-        )
-
-
-TagSource = Literal["image", "predicted"]
-
-
-@dataclass
-class EvaluationResult:
-    """What one pass over a split gave.
-
-    Attributes:
-        images: how many images were scored.
-        seeds: scores of the seeds.
-        classification_map: mean average precision of the image probabilities over classes that occur.
-    """
-
-    images: int
-    seeds: SeedScores
-    classification_map: float
-
-    def logged(self, tags: TagSource, prefix: str) -> dict[str, float]:
-        """Numbers for the logger; whether true tags were used is part of the name."""
-        return {
-            f"{prefix}/seed_miou/{tags}_tags": self.seeds.miou,
-            f"{prefix}/seed_threshold/{tags}_tags": self.seeds.threshold,
-            f"{prefix}/classification_map": self.classification_map,
-        }
-
-    def as_dict(self, *, split: str, tags: TagSource, class_names: list[str]) -> dict[str, Any]:
-        """The content of `validate.json`; NaN becomes null."""
-        return score_content(
-            self.seeds,
-            split=split,
-            images=self.images,
-            tags=tags,
-            class_names=class_names,
-            threshold=self.seeds.threshold,
-            curve=self.seeds.curve,
-            classification_map=self.classification_map,
         )
 
 
 class Evaluation(nn.Module):
-    """Collects scores image by image, exact over all ranks.
+    """Scores the seeds and the image probabilities of a split batch by batch, exact over all ranks.
 
     Args:
         num_classes: foreground classes `L`.
@@ -206,10 +140,10 @@ class Evaluation(nn.Module):
         self.register_buffer("none", torch.zeros(0, num_classes), persistent=False)
         self.probabilities: list[Tensor] = []
         self.tags: list[Tensor] = []
-        self.last_result: EvaluationResult | None = None
+        self.last_result: Scores | None = None
 
     def update(self, seeds: list[ClassMaps], tags: Tensor, masks: Tensor | None) -> None:
-        """Add a batch; one without masks is passed over.
+        """Adds a batch; one without masks is passed over.
 
         Args:
             seeds: of each image.
@@ -224,20 +158,20 @@ class Evaluation(nn.Module):
         self.probabilities.extend(image.probabilities for image in seeds)
         self.tags.extend(tags > 0)
 
-    def finish(self) -> EvaluationResult | None:
-        """Scores over all ranks, then start anew; `None` when no image had a mask on any rank."""
+    def finish(self) -> Scores | None:
+        """Scores over all ranks, then a reset; `None` when no image had a mask on any rank."""
         probabilities = torch.stack(self.probabilities) if self.probabilities else self.none
         tags = torch.stack(self.tags) if self.tags else self.none.bool()
         probabilities, present = gather_uneven(probabilities, tags.to(torch.uint8))
         self.last_result = None
         if len(present):
             average_precision = mean_average_precision(probabilities, present.long())
-            self.last_result = EvaluationResult(len(present), self._metric().compute(), average_precision)
+            self.last_result = replace(self._metric().compute(), classification_map=average_precision)
         self.reset()
         return self.last_result
 
     def reset(self) -> None:
-        """Forget what was added; the last result stays."""
+        """Forgets the images that were added; the last result stays."""
         if self.seed_iou is not None:
             self.seed_iou.reset()
         self.probabilities.clear()
@@ -250,7 +184,7 @@ class Evaluation(nn.Module):
 
 
 def mean_average_precision(probabilities: Tensor, tags: Tensor) -> float:
-    """Mean over the classes that occur of their average precision; NaN if none does.
+    """Mean average precision over the classes that occur; NaN if none does.
 
     Args:
         probabilities: `(I, L)`.

@@ -1,1 +1,1 @@
-"""Files: found, read, written."""
+"""Lists, downloads, reads and writes files."""

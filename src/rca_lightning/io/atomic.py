@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and locks for processes that take turns."""
+"""Writes files atomically and locks files and folders between processes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, durabl
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(path)
-        if durable:
-            _sync_folder(path.parent)
+        if durable and os.name == "posix":  # elsewhere a folder cannot be opened
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -49,16 +53,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, durabl
 
 @contextmanager
 def output_errors(name: str, path: str | Path, remedy: str = "give a folder where files can be made") -> Iterator[None]:
-    """Say of a refusal by the file system, such as a full disk, which argument it is about.
-
-    Args:
-        name: of the argument.
-        path: its value.
-        remedy: what to do.
-
-    Raises:
-        OutputError: in place of an `OSError`; errors of this library pass.
-    """
+    """Turn an `OSError`, such as a full disk, into an `OutputError` with the argument's name, value and remedy."""
     try:
         yield
     except RCAError:  # some are OSErrors too, and name another file
@@ -68,14 +63,14 @@ def output_errors(name: str, path: str | Path, remedy: str = "give a folder wher
 
 
 def check_writable(name: str, *folders: Path) -> None:
-    """Find out before the long work whether folders take files; they are made if missing.
+    """Make folders and check that they take files, before any long work.
 
     Args:
-        name: of the argument.
-        folders: the first is its value, others belong to it.
+        name: of the argument; its value is the first folder.
+        folders: the folders.
 
     Raises:
-        OutputError: if one cannot be made or written to.
+        OutputError: one cannot be made or written to.
     """
     with output_errors(name, folders[0]):
         for folder in folders:
@@ -85,7 +80,7 @@ def check_writable(name: str, *folders: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left of a file that was to be written as `path`; nobody may be writing it."""
+    """Remove the temporary files that killed writers of `path` have left; no process may be writing it now."""
     for part in path.parent.glob(f"{glob.escape(_beginning(path))}{'?' * _RANDOM}{_ENDING}"):
         part.unlink(missing_ok=True)
 
@@ -97,18 +92,8 @@ def _beginning(path: Path) -> str:
     return f".{path.stem[:40]}."
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def lock(file: int) -> None:
-    """Wait until no other process holds this file or folder, and hold it until the descriptor is closed."""
+    """Lock a file or folder against other processes until the descriptor is closed."""
     if os.name == "posix":
         import fcntl
 
@@ -118,7 +103,7 @@ def lock(file: int) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if missing; without a lock where that cannot be."""
+    """Make a folder if it is missing and lock it; go on without a lock where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Finding the files of a data set, with one directory listing instead of a question a file, and reading its lists."""
+"""Lists the files of a data set (one listing a folder, no call for each file) and reads its text lists."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ def check_image_id(image_id: str, *, where: str) -> str:
         where: the file (and line) it came from, for the error.
 
     Raises:
-        DataError: empty, `.`, `..`, or holds a path separator or a control character: such an id
-            could lead out of the folder of the data set.
+        DataError: empty, `.`, `..`, or holds a path separator, a control character or what no file name can hold: such
+            an id could lead out of the folder of the data set.
     """
-    if image_id in {"", ".", ".."} or any(sign in "/\\" or ord(sign) < 32 for sign in image_id):
+    try:
+        os.fsencode(image_id)
+        plain = image_id not in {"", ".", ".."} and not any(sign in "/\\" or ord(sign) < 32 for sign in image_id)
+    except UnicodeEncodeError:
+        plain = False
+    if not plain:
         raise DataError(
             f"{where}: image id {image_id!r} is not a plain file name; "
             "write the name of the file without folder and ending, such as 2007_000032"
@@ -80,21 +85,19 @@ def list_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
     Raises:
         DataError: two files share a name and differ in the ending only, or a name is no usable id.
     """
-    found: dict[str, Path] = {}
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries)
-    for name in names:
+    files: dict[str, Path] = {}
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208 - see below
         stem, extension = os.path.splitext(name)  # noqa: PTH122 - ten times faster than Path on 118,000 names
         if extension.lower() not in extensions or name.startswith("."):
             continue
-        if stem in found:
-            raise DataError(f"{folder}: {found[stem].name} and {name} would share the id {stem!r}; rename one of them")
-        found[check_image_id(stem, where=str(folder))] = folder / name
-    return found
+        if stem in files:
+            raise DataError(f"{folder}: {files[stem].name} and {name} would share the id {stem!r}; rename one of them")
+        files[check_image_id(stem, where=str(folder))] = folder / name
+    return files
 
 
 def first_few(names: Iterable[str], *, limit: int = 3) -> str:
-    """Write out the first names of a list and say how many there are in all: `a, b, c, ... (12 in all)`."""
+    """Join the first names of a list, with the number of all: `a, b, c, ... (12 in all)`."""
     listed = list(names)
     return ", ".join(listed[:limit]) + (f", ... ({len(listed)} in all)" if len(listed) > limit else "")
 

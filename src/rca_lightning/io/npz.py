@@ -1,4 +1,4 @@
-"""Arrays of an npz file that is not trusted: nothing is unpickled, and no more unpacked than was asked for."""
+"""Reads untrusted npz files: unpickles nothing and bounds what is decompressed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,8 @@ _KINDS = frozenset("fiub")  # of numbers; anything else might be objects, which 
 def read_npz(path: Path, most: Mapping[str, int], *, remedy: str) -> dict[str, npt.NDArray[Any]]:
     """Read arrays of numbers from an npz file.
 
-    `numpy.load` makes room for what the head of an array announces, and unpacks all that a member holds: a file of a
-    few kilobytes fills the memory. Here the head is compared with the bound before anything is unpacked.
+    `numpy.load` allocates what the head of an array announces and decompresses a whole member, so a file of a few
+    kilobytes fills the memory. Here the head is compared with the bound before anything is decompressed.
 
     Args:
         path: the file.
@@ -45,7 +45,10 @@ def _read(archive: zipfile.ZipFile, name: str, most: int) -> npt.NDArray[Any]:
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed in an unknown way")
     with archive.open(name) as file:
-        shape, by_column, dtype = _head(file)
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):  # NumPy writes later ones for records only; their heads may be 4 GB long
+            raise ValueError(f"an array of version {version}")
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype.kind not in _KINDS:
             raise ValueError(f"{name} holds {dtype}, not numbers")
         count = math.prod(shape)
@@ -56,11 +59,3 @@ def _read(archive: zipfile.ZipFile, name: str, most: int) -> npt.NDArray[Any]:
             raise ValueError(f"{name} is longer than its shape {shape}")
     array = np.frombuffer(bytearray(content), dtype, count)
     return array.reshape(shape, order="F" if by_column else "C")
-
-
-def _head(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):  # NumPy writes later ones for records only; their heads may be 4 GB long
-        raise ValueError(f"an array of version {version}")
-    shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-    return shape, by_column, dtype

@@ -1,4 +1,4 @@
-"""A folder of predictions: one file of each kind for an image, all made by one model with one setting."""
+"""Folder of predictions: one file of each kind for an image, all made by one model with one setting."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SETTINGS_FILE = "predict.json"
 
 
 class PredictionFolder:
-    """Knows which files an image has, which images are complete, and by which settings they were made.
+    """Lists the files of each image, the images that are complete, and the settings that they were made with.
 
     Args:
         root: the folder.
-        kinds: subfolder to ending of its files, such as `{"masks": ".png"}`; the first one decides which images there
-            are.
-        existing: "skip" what is complete, "overwrite" everything; what another setting has made is then removed, also
-            of images that are not predicted now.
+        kinds: subfolder and ending of its files, such as `{"masks": ".png"}`; the images are those with a file of the
+            first kind.
+        existing: "skip" what is complete, or "overwrite" everything; files that another setting has made are then
+            removed, also those of images that are not predicted now.
     """
 
     def __init__(self, root: str | Path, kinds: Mapping[str, str], *, existing: Existing = "skip") -> None:
@@ -44,8 +44,8 @@ class PredictionFolder:
     def complete_ids(self) -> list[str]:
         """Images whose every file is there, sorted."""
         kind, ending = next(iter(self.kinds.items()))
-        found = (path.name.removesuffix(ending) for path in (self.root / kind).glob(f"*{ending}"))
-        return sorted(image_id for image_id in found if self.is_complete(image_id))
+        image_ids = (path.name.removesuffix(ending) for path in (self.root / kind).glob(f"*{ending}"))
+        return sorted(image_id for image_id in image_ids if self.is_complete(image_id))
 
     def done(self) -> set[str]:
         """Images that need no prediction; starts a new run.
@@ -58,10 +58,10 @@ class PredictionFolder:
             return set() if self.existing == "overwrite" else set(self.complete_ids())
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
-        """Make the folders, and refuse one that holds predictions made otherwise.
+        """Makes the folders; refuses one that holds predictions made with other settings.
 
         Args:
-            settings: what the predictions depend on, as JSON values.
+            settings: that the predictions depend on, as JSON values.
 
         Raises:
             OutputError: if the folder cannot be made or written to, or was made by other settings.
@@ -72,9 +72,9 @@ class PredictionFolder:
         check_writable("output_dir", self.root, *(path.parent for path in self.paths("any").values()))
 
     def begin(self) -> None:
-        """Write down the settings, and remove what is to be overwritten of other ones; for one process."""
+        """Writes the settings, and removes files made with other ones if they are to be overwritten; on one rank."""
         other = self.existing == "overwrite" and self._differences()
-        # An overwriting that was cut short leaves results of two settings; the mark makes the next run refuse them.
+        # A run that is cut short leaves results of two settings; this mark makes the next run refuse them.
         self._write_settings(overwriting=self.existing == "overwrite")
         if other:
             with self.output_errors():
@@ -82,14 +82,14 @@ class PredictionFolder:
                     path.unlink(missing_ok=True)
 
     def end(self) -> None:
-        """Write down that all of it is of one setting; for one process."""
+        """Writes that all files were made with one setting; on one rank."""
         self._write_settings(overwriting=False)
 
     def claim(self, image_id: str) -> bool:
         """Whether the files of an image are still to be written.
 
         Raises:
-            OutputError: if the id cannot be the name of a file, or came before.
+            OutputError: if the id cannot be the name of a file, or belongs to two images.
         """
         if not image_id or image_id in {".", ".."} or any(mark in image_id for mark in "/\\\0"):
             raise OutputError(f"image_id={image_id!r} cannot be a file name; rename the image")
@@ -117,21 +117,24 @@ class PredictionFolder:
             )
 
     def _differences(self) -> list[str]:
-        """Settings of what is there that are not those of now, or that they cannot be read but overwritten."""
+        """Stored settings that differ from those of this run; unreadable ones count if they are to be overwritten."""
         path = self.root / _SETTINGS_FILE
         if not path.is_file():
             return []
         try:
-            found = _read_settings(path)
+            stored = _read_settings(path)
         except OutputError as error:
             if self.existing == "overwrite":
                 return [str(error)]
             raise
-        different = [key for key in self._settings if found.get(key) != self._settings[key]]
-        return [f"{key}: {found.get(key)!r} there, {self._settings[key]!r} now" for key in different]
+        return [
+            f"{key}: {stored.get(key)!r} there, {value!r} now"
+            for key, value in self._settings.items()
+            if stored.get(key) != value
+        ]
 
     def _files(self) -> Iterator[Path]:
-        """Every file of every kind."""
+        """All files of all kinds."""
         for kind, ending in self.kinds.items():
             yield from (self.root / kind).glob(f"*{ending}")
 
@@ -141,7 +144,7 @@ class PredictionFolder:
             write_atomically(self.root / _SETTINGS_FILE, lambda file: file.write(text.encode()))
 
     def output_errors(self) -> AbstractContextManager[None]:
-        """Say of a refusal by the file system which argument it is about."""
+        """Names the argument `output_dir` in errors of the file system."""
         return output_errors("output_dir", self.root)
 
 
@@ -152,4 +155,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path} is not JSON ({error}); delete it, or give existing='overwrite'") from error
     if not isinstance(settings, dict):
         raise OutputError(f"{path} holds no settings; delete it, or give existing='overwrite'")
+    if "rule" in settings:  # the name of this setting before version 0.2
+        settings["background"] = settings.pop("rule")
     return settings

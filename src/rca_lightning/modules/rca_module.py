@@ -1,4 +1,4 @@
-"""`RCAModule`: network, losses, optimiser and steps of RCA for the Lightning Trainer."""
+"""`RCAModule`: network, loss, optimiser and steps of RCA for the Lightning Trainer."""
 
 from __future__ import annotations
 

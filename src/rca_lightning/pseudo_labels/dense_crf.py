@@ -1,12 +1,8 @@
-"""Fully connected conditional random field, by the optional package pydensecrf2."""
+"""Dense CRF (fully connected conditional random field) by the optional package pydensecrf2."""
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -56,45 +52,31 @@ def dense_crf(
             another number or size than the maps.
         MissingExtraError: without the package; the extra `crf` brings it.
     """
+    weights = {"smooth_weight": smooth_weight, "smooth_reach": smooth_reach, "colour_weight": colour_weight}
     check_count("iterations", iterations, least=1)
-    for name, value in (
-        ("smooth_weight", smooth_weight),
-        ("smooth_reach", smooth_reach),
-        ("colour_weight", colour_weight),
-        ("colour_reach", colour_reach),
-        ("colour_tolerance", colour_tolerance),
-    ):
+    for name, value in (weights | {"colour_reach": colour_reach, "colour_tolerance": colour_tolerance}).items():
         check_positive(name, value)
     check_maps(maps, dims=4)
     check_images(images, maps)
     package = require_extra("pydensecrf.densecrf", extra="crf", needed_for="dense_crf")
     marginals = torch.zeros_like(maps, dtype=torch.float32)
-    for scores, image, found in zip(maps, images, marginals, strict=True):
+    for scores, image, result in zip(maps, images, marginals, strict=True):
         present = scores.flatten(1).gt(0).any(1)
         if not present.any():
             continue
-        field = _field(package, _probabilities(scores[present]), smooth_weight, smooth_reach)
-        field.addPairwiseBilateral(sxy=colour_reach, srgb=colour_tolerance, rgbim=_pixels(image), compat=colour_weight)
+        probabilities = scores[present].float().cpu().clamp_min(_LEAST_PROBABILITY)
+        probabilities /= probabilities.sum(0)
+        count, height, width = probabilities.shape
+        field = package.DenseCRF2D(width, height, count)
+        # (C', H, W) -> (C', HW)
+        field.setUnaryEnergy(np.ascontiguousarray((-probabilities.log()).flatten(1).numpy()))
+        field.addPairwiseGaussian(sxy=smooth_reach, compat=smooth_weight)
+        # (3, H, W) in [0, 1] -> (H, W, 3) in 0..255
+        pixels = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+        field.addPairwiseBilateral(
+            sxy=colour_reach, srgb=colour_tolerance, rgbim=np.ascontiguousarray(pixels), compat=colour_weight
+        )
         inferred = np.asarray(field.inference(iterations), dtype=np.float32)
         # (C', HW) -> (C', H, W)
-        found[present] = torch.from_numpy(inferred).view(-1, *scores.shape[1:]).to(found)
+        result[present] = torch.from_numpy(inferred).view(count, height, width).to(result)
     return marginals
-
-
-def _field(package: ModuleType, probabilities: Tensor, weight: float, reach: float) -> Any:
-    labels, height, width = probabilities.shape
-    field = package.DenseCRF2D(width, height, labels)
-    # (C', H, W) -> (C', HW)
-    field.setUnaryEnergy(np.ascontiguousarray((-probabilities.log()).flatten(1).numpy()))
-    field.addPairwiseGaussian(sxy=reach, compat=weight)
-    return field
-
-
-def _probabilities(scores: Tensor) -> Tensor:
-    positive = scores.float().cpu().clamp_min(_LEAST_PROBABILITY)
-    return positive / positive.sum(0)
-
-
-def _pixels(image: Tensor) -> npt.NDArray[np.uint8]:
-    # (3, H, W) in [0, 1] -> (H, W, 3) in 0..255
-    return np.ascontiguousarray((image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0))

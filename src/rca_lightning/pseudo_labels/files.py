@@ -1,4 +1,4 @@
-"""The files of one photograph: its maps, its pseudo label, how good it is, and a picture of it."""
+"""Files of one photograph: maps (npz), pseudo label (PNG), quality (npz) and overlay (JPEG)."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _REMEDY = "delete it and predict again"
 
 def write_label_files(
     image_id: str,
-    made: IntermediateLabel,
-    maker: PseudoLabelGenerator,
+    intermediate: IntermediateLabel,
+    generator: PseudoLabelGenerator,
     maps: npt.NDArray[np.float16] | None,
     probabilities: npt.NDArray[np.float32],
     paths: Mapping[str, Path],
 ) -> None:
-    """Finish a pseudo label and write its files, each whole or not at all, the label last.
+    """Draws a pseudo label and writes its files, each whole or not at all, the label last.
 
     Args:
         image_id: of the photograph.
-        made: first half of the label.
-        maker: makes the second half.
+        intermediate: scores of the photograph.
+        generator: draws the label from them.
         maps: `(K, H, W)` in `[0, 1]`, before any refinement; None where they are stored elsewhere.
         probabilities: `(K,)`, image probability of each class of the label.
         paths: of "pseudo_labels" (PNG), of "cams" (npz, with the maps) or "quality" (npz, without), and perhaps of
             "overlays" (JPEG).
     """
-    label = maker.finish(made)
-    classes, chances = torch.from_numpy(made.classes), torch.from_numpy(probabilities)
-    quality = label_quality(image_id, label, made.evidence, classes, chances)
+    label = generator.draw(intermediate)
+    classes, chances = torch.from_numpy(intermediate.classes), torch.from_numpy(probabilities)
+    quality = label_quality(image_id, label, intermediate.evidence, classes, chances)
     arrays = {
-        "classes": made.classes,
+        "classes": intermediate.classes,
         "size": np.array(label.shape, dtype=np.int64),
         "confidence": np.float32(quality.confidence),
         "coverage": np.array(quality.coverage, dtype=np.float32),
@@ -61,18 +61,18 @@ def write_label_files(
     path = paths["quality" if maps is None else "cams"]
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
     if "overlays" in paths:
-        picture = (made.picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (3, H, W) -> (H, W, 3)
+        picture = (intermediate.picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)  # (3, H, W) -> (H, W, 3)
         write_overlay_file(picture, label, paths["overlays"])
     write_mask_file(label, paths["pseudo_labels"])
 
 
 def write_mask_file(label: Tensor, path: Path, *, notes: Mapping[str, str] | None = None) -> None:
-    """Write a label image `(H, W)` uint8 as PNG with the VOC palette, whole or not at all.
+    """Writes a label image `(H, W)` uint8 as PNG with the VOC palette, whole or not at all.
 
     Args:
         label: the label image.
         path: the file.
-        notes: what else the file shall say, by keyword.
+        notes: texts to store in the file, by keyword.
     """
     picture = Image.fromarray(label.numpy())
     picture.putpalette(voc_palette().flatten().tolist())
@@ -83,13 +83,13 @@ def write_mask_file(label: Tensor, path: Path, *, notes: Mapping[str, str] | Non
 
 
 def write_overlay_file(picture: npt.NDArray[np.uint8], label: Tensor, path: Path) -> None:
-    """Write a label image `(H, W)` over its photograph `(H, W, 3)` as JPEG, whole or not at all."""
+    """Writes a label image `(H, W)` over its photograph `(H, W, 3)` as JPEG, whole or not at all."""
     drawn = Image.fromarray(overlay_mask(picture, label.numpy()))
     write_atomically(path, lambda file: drawn.save(file, format="JPEG", quality=90))
 
 
 def read_qualities(files: Iterable[tuple[str, Path]], *, num_classes: int = MAX_CLASSES) -> list[LabelQuality]:
-    """What `write_label_files` noted of each image id and npz file; their maps are not read.
+    """Reads the qualities that `write_label_files` stored in npz files; maps are not read.
 
     Args:
         files: image ids and files.
@@ -132,7 +132,7 @@ _SMALL = 1 << 22  # numbers; maps of so few are read, and their size is named if
 
 
 def read_maps(path: Path, *, size: tuple[int, int], num_classes: int) -> ClassMaps:
-    """Maps that `PseudoLabelWriter` has written; the probabilities are those of their classes.
+    """Reads maps that `PseudoLabelWriter` has written, with the probabilities of their classes.
 
     Args:
         path: `cams/<id>.npz`.
@@ -150,24 +150,20 @@ def read_maps(path: Path, *, size: tuple[int, int], num_classes: int) -> ClassMa
         raise DataError(f"{path}: {maps.shape} maps of {classes.shape} classes; {_MAPS_REMEDY}")
     if maps.shape[1:] != size:
         raise DataError(f"{path}: maps of {maps.shape[1:]} cells for a photograph of {size} pixels; {_MAPS_REMEDY}")
-    if classes.dtype != np.int64 or not _ascending(classes, num_classes):
+    ascending = bool((np.diff(classes, prepend=-1, append=num_classes) > 0).all())
+    if classes.dtype != np.int64 or not ascending:
         raise DataError(f"{path}: classes {classes.tolist()[:8]} of {num_classes}; {_MAPS_REMEDY}")
     chances = _floats(probabilities)
     if not bool(((chances >= 0) & (chances <= 1)).all()):
         raise DataError(f"{path}: probabilities {chances.tolist()[:8]} outside [0, 1]; {_MAPS_REMEDY}")
-    found = torch.from_numpy(_floats(maps))
+    values = torch.from_numpy(_floats(maps))
     try:
-        check_maps(found)
+        check_maps(values)
     except ArgumentError as error:
         raise DataError(f"{path}: {error}; {_MAPS_REMEDY}") from error
-    return ClassMaps(found, torch.from_numpy(classes), torch.from_numpy(chances))
-
-
-def _ascending(classes: npt.NDArray[Any], num_classes: int) -> bool:
-    steps = np.diff(classes, prepend=-1, append=num_classes)
-    return bool((steps > 0).all())
+    return ClassMaps(values, torch.from_numpy(classes), torch.from_numpy(chances))
 
 
 def _floats(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become infinite, and are refused
         return values.astype(np.float32)

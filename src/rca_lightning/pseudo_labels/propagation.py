@@ -1,4 +1,4 @@
-"""Evidence that spreads between cells: along like colours (PAMR) and over like features (random walk)."""
+"""Propagation of maps between cells: over like colours (PAMR) and over like features (random walk)."""
 
 from __future__ import annotations
 
@@ -19,59 +19,30 @@ from rca_lightning.pseudo_labels.labels import (
     check_same_cells,
 )
 
-Offset = tuple[int, int]  # rows down, columns right
-Beyond = Literal["border", "nothing"]
+_Offset = tuple[int, int]  # rows down, columns right
+_Beyond = Literal["border", "nothing"]  # outside the grid a cell sees the nearest cell inside, or zeros
 
 
-def ring(dilations: Sequence[int]) -> list[Offset]:
-    """The 8 neighbours at each distance, in rows and columns."""
-    around = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
-    return [(row * dilation, column * dilation) for dilation in dilations for row, column in around]
-
-
-def disc(radius: float) -> list[Offset]:
-    """All cells within a Euclidean distance, with the cell itself."""
-    reach = range(-int(radius), int(radius) + 1)
-    return [(row, column) for row in reach for column in reach if row**2 + column**2 <= radius**2]
-
-
-def shifted(values: Tensor, offsets: Sequence[Offset], *, beyond: Beyond) -> Iterator[Tensor]:
-    """For each offset, what every cell sees there.
-
-    Args:
-        values: `(B, C, H, W)`.
-        offsets: where to look.
-        beyond: what is seen outside: the nearest cell at the "border", or zeros ("nothing").
-
-    Yields:
-        `(B, C, H, W)`, a view of one padded copy: do not write to it.
-    """
+def _neighbours(values: Tensor, offsets: Sequence[_Offset], beyond: _Beyond) -> Iterator[Tensor]:
+    """Neighbours of every cell of `(B, C, H, W)` at each offset; views of a padded copy, not to be written to."""
     height, width = values.shape[2:]
-    margin = max((max(abs(row), abs(column)) for row, column in offsets), default=0)
+    margin = max(max(abs(row), abs(column)) for row, column in offsets)
     padded = F.pad(values, (margin,) * 4, mode="replicate" if beyond == "border" else "constant")
     for row, column in offsets:
         yield padded[:, :, margin + row : margin + row + height, margin + column : margin + column + width]
 
 
-def weighted_sum(values: Tensor, weights: Tensor, offsets: Sequence[Offset], *, beyond: Beyond) -> Tensor:
-    """For each cell, the sum of its neighbours by weight.
-
-    Args:
-        values: `(B, C, H, W)`.
-        weights: `(B, N, H, W)`, of each of the N offsets as seen from each cell.
-        offsets: N of them.
-        beyond: see `shifted`.
-
-    Returns:
-        `(B, C, H, W)`.
-    """
-    total = torch.zeros_like(values)
-    for index, seen in enumerate(shifted(values, offsets, beyond=beyond)):
-        total.addcmul_(weights[:, index, None], seen)
-    return total
+def _propagate(values: Tensor, weights: Tensor, offsets: Sequence[_Offset], beyond: _Beyond, times: int) -> Tensor:
+    """Replaces each cell of `(B, C, H, W)` by the sum of its N neighbours by weight `(B, N, H, W)`, so many times."""
+    for _ in range(times):
+        total = torch.zeros_like(values)
+        for index, seen in enumerate(_neighbours(values, offsets, beyond)):
+            total.addcmul_(weights[:, index, None], seen)
+        values = total
+    return values
 
 
-# A quarter of a grey level of 255: on a plain surface, rounding alone must not look like an edge.
+# A quarter of a grey level of 255: on a plain surface, rounding must not look like an edge.
 _LEAST_STD = 1e-3
 
 
@@ -84,16 +55,16 @@ def pamr(
     dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
     sharpness: float = 10.0,
 ) -> Tensor:
-    """Draw maps towards the colour edges of the photograph, without training (Araslanov & Roth, CVPR 2020).
+    """Refines maps along the colour edges of the photograph, without training (Araslanov & Roth, CVPR 2020).
 
     Each iteration replaces the value of a pixel `i` by the mean of its neighbours `j`, the 8 around it at every
     dilation, with weights
 
         `a_ij = softmax_j(-sharpness * mean_c(|x_ic - x_jc| / s_ic))`,
 
-    where `x` are the colours and `s_ic` is the standard deviation of colour `c` over the pixel and its neighbours. Thus
-    contrast does not matter: the edge in a dim photograph holds as well as one in a bright one. As the weights sum
-    to 1, maps stay in their range and a constant map stays as it is. Outside the photograph its border goes on.
+    where `x` are the colours and `s_ic` is the standard deviation of colour `c` over the pixel and its neighbours, so
+    that an edge in a dim photograph counts as much as one in a bright photograph. As the weights sum to 1, maps stay in
+    their range and a constant map stays as it is. Neighbours outside the photograph have the values of its border.
 
     It works in float32 and holds `8 * len(dilations)` weights a pixel (36 MB for 375 x 500), whatever the number of
     maps. Source: arXiv 2005.08104, the part on pixel-adaptive mask refinement.
@@ -127,18 +98,17 @@ def pamr(
     values = maps.float()
     if values.numel() == 0 or iterations == 0:
         return values
-    offsets = ring(dilations)
-    weights = _weights(images.float(), offsets, sharpness)
-    for _ in range(iterations):
-        values = weighted_sum(values, weights, offsets, beyond="border")
-    return values
+    around = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
+    offsets = [(row * dilation, column * dilation) for dilation in dilations for row, column in around]
+    return _propagate(values, _colour_weights(images.float(), offsets, sharpness), offsets, "border", iterations)
 
 
-def _weights(images: Tensor, offsets: Sequence[Offset], sharpness: float) -> Tensor:
+def _colour_weights(images: Tensor, offsets: list[_Offset], sharpness: float) -> Tensor:
+    """Softmax weights of PAMR, `(B, N, H, W)`."""
     std = _local_std(images, offsets).add_(_LEAST_STD)
     batch, _, height, width = images.shape
     weights = images.new_empty(batch, len(offsets), height, width)
-    for index, seen in enumerate(shifted(images, offsets, beyond="border")):
+    for index, seen in enumerate(_neighbours(images, offsets, "border")):
         weights[:, index] = ((seen - images).abs_() / std).mean(1)
     weights *= -sharpness
     weights -= weights.amax(1, keepdim=True)  # softmax in place: this tensor is by far the largest
@@ -147,15 +117,16 @@ def _weights(images: Tensor, offsets: Sequence[Offset], sharpness: float) -> Ten
     return weights
 
 
-def _local_std(images: Tensor, offsets: Sequence[Offset]) -> Tensor:
-    # In two passes: the mean square minus the squared mean would leave rounding on a plain surface.
+def _local_std(images: Tensor, offsets: list[_Offset]) -> Tensor:
+    """Standard deviation of each colour over a pixel and its neighbours, `(B, 3, H, W)`."""
+    # In two passes: the mean square minus the squared mean would leave rounding errors on a plain surface.
     around = [(0, 0), *offsets]
     mean = torch.zeros_like(images)
-    for seen in shifted(images, around, beyond="border"):
+    for seen in _neighbours(images, around, "border"):
         mean += seen
     mean /= len(around)
     square = torch.zeros_like(images)
-    for seen in shifted(images, around, beyond="border"):
+    for seen in _neighbours(images, around, "border"):
         difference = seen - mean
         square.addcmul_(difference, difference)
     return (square / len(around)).sqrt_()
@@ -163,7 +134,7 @@ def _local_std(images: Tensor, offsets: Sequence[Offset]) -> Tensor:
 
 @torch.no_grad()
 def random_walk(maps: Tensor, features: Tensor, *, radius: float = 5.0, beta: float = 8.0, steps: int = 16) -> Tensor:
-    """Carry maps from cell to cell of like features, `steps` times `M <- T M`.
+    """Random walk of maps over cells with like features: `steps` times `M <- T M`.
 
     `T` goes from each cell `i` to the cells `j` within `radius`, itself included, with probability
     `T_ij = a_ij / sum_j a_ij` and `a_ij = max(cos(f_i, f_j), 0)^beta`. This is the walk of AffinityNet (Ahn & Kwak,
@@ -203,20 +174,19 @@ def random_walk(maps: Tensor, features: Tensor, *, radius: float = 5.0, beta: fl
     values = maps.float()
     if values.numel() == 0 or steps == 0:
         return values
-    offsets = disc(radius)
-    transition = _transition(features.float(), offsets, beta)
-    for _ in range(steps):
-        values = weighted_sum(values, transition, offsets, beyond="nothing")
-    return values
+    reach = range(-int(radius), int(radius) + 1)
+    offsets = [(row, column) for row in reach for column in reach if row**2 + column**2 <= radius**2]
+    return _propagate(values, _transition(features.float(), offsets, beta), offsets, "nothing", steps)
 
 
-def _transition(features: Tensor, offsets: list[Offset], beta: float) -> Tensor:
+def _transition(features: Tensor, offsets: list[_Offset], beta: float) -> Tensor:
+    """Rows of `T`, `(B, N, H, W)`: the probability of each step from each cell."""
     directions = F.normalize(features, dim=1)
     batch, _, height, width = features.shape
     affinity = features.new_empty(batch, len(offsets), height, width)
-    for index, seen in enumerate(shifted(directions, offsets, beyond="nothing")):
+    for index, seen in enumerate(_neighbours(directions, offsets, "nothing")):
         affinity[:, index] = (directions * seen).sum(1)  # 0 with what lies outside
-    affinity[:, offsets.index((0, 0))] = 1  # also where there are no features: no row of T may be empty
+    affinity[:, offsets.index((0, 0))] = 1  # also where the features are 0: no row of T may be empty
     affinity.clamp_(0, 1).pow_(beta)
     affinity /= affinity.sum(1, keepdim=True)
     return affinity

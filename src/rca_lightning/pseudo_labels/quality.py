@@ -1,4 +1,4 @@
-"""How far a pseudo label can be trusted, without any mask."""
+"""Confidence of pseudo labels, estimated without any mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from rca_lightning.constants import IGNORE_INDEX
 
 LOOK_AT = 100
-"""How many images the list for a human names at most."""
+"""Most images that `quality.json` names for a human to look at."""
 
 _NEARLY_NOTHING = 0.002  # of the photograph: 375 pixels of 375 x 500
 _NEARLY_ALL = 0.98
@@ -20,7 +20,7 @@ _NEARLY_ALL = 0.98
 
 @dataclass(frozen=True)
 class LabelQuality:
-    """What is known of one pseudo label.
+    """Quality of one pseudo label.
 
     Attributes:
         image_id: of the photograph.
@@ -39,24 +39,24 @@ class LabelQuality:
     ignored: float = 0.0
 
     def reasons(self, class_names: Sequence[str], *, doubted: float = 0.5) -> list[str]:
-        """What is odd about the label, in words; often nothing."""
-        found = []
+        """Reasons to look at the label, in words; often none."""
+        reasons = []
         for index, share, probability in zip(self.classes, self.coverage, self.probabilities, strict=True):
             if share < _NEARLY_NOTHING:
-                found.append(f"{class_names[index]} is hardly drawn")
+                reasons.append(f"{class_names[index]} is hardly drawn")
             if probability < doubted:
-                found.append(f"the network doubts {class_names[index]} ({probability:.2f})")
+                reasons.append(f"the network doubts {class_names[index]} ({probability:.2f})")
         if not self.classes:
-            found.append("no class")
+            reasons.append("no class")
         elif sum(self.coverage) > _NEARLY_ALL:
-            found.append("no background")
+            reasons.append("no background")
         if self.ignored > 0.5:
-            found.append(f"{100 * self.ignored:.0f} % undecided")
-        return found
+            reasons.append(f"{100 * self.ignored:.0f} % undecided")
+        return reasons
 
 
 def label_confidence(label: Tensor, evidence: Tensor, classes: Tensor) -> float:
-    """How much of the evidence speaks for what is drawn.
+    """Confidence of a label image: the share of the evidence that agrees with it.
 
     At each pixel, the evidence for its label is the share of that score in the sum of all. It is averaged over the
     pixels of the background and over those of each class, and then over these, so that a small object counts as much
@@ -94,15 +94,7 @@ def label_confidence(label: Tensor, evidence: Tensor, classes: Tensor) -> float:
 def label_quality(
     image_id: str, label: Tensor, evidence: Tensor, classes: Tensor, probabilities: Tensor
 ) -> LabelQuality:
-    """Quality of one pseudo label.
-
-    Args:
-        image_id: of the photograph.
-        label: `(H, W)` uint8: 0 background, class + 1, 255 undecided.
-        evidence: `(1 + K, H, W)`, see `label_confidence`.
-        classes: `(K,)`.
-        probabilities: `(K,)`, image probability of each of them.
-    """
+    """Measures one pseudo label; see `label_confidence` and `LabelQuality` for the arguments."""
     counts = torch.bincount(label.flatten().long(), minlength=IGNORE_INDEX + 1).double() / label.numel()
     kept = classes.long().cpu()
     return LabelQuality(
@@ -116,15 +108,12 @@ def label_quality(
 
 
 def quality_report(labels: Sequence[LabelQuality], class_names: Sequence[str]) -> dict[str, Any]:
-    """What `quality.json` holds: the spread of the confidence, and the images most worth a human look.
+    """Content of `quality.json`: the spread of the confidence, and the images that a human should look at.
 
-    Images with something odd about them come first, then by rising confidence.
-
-    Args:
-        labels: of all images.
-        class_names: of the `L` classes.
+    Images with a reason to look at come first, then the others by rising confidence.
     """
-    order = sorted(labels, key=lambda label: (not label.reasons(class_names), label.confidence, label.image_id))
+    reasons = {label.image_id: label.reasons(class_names) for label in labels}
+    order = sorted(labels, key=lambda label: (not reasons[label.image_id], label.confidence, label.image_id))
     values = torch.tensor([label.confidence for label in labels], dtype=torch.float64)
     quantiles = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     spread = torch.quantile(values, quantiles).tolist() if len(values) else [None] * 3
@@ -134,13 +123,9 @@ def quality_report(labels: Sequence[LabelQuality], class_names: Sequence[str]) -
             "mean": float(values.mean()) if len(values) else None,
             **dict(zip(("10 %", "median", "90 %"), spread, strict=True)),
         },
-        "odd": sum(bool(label.reasons(class_names)) for label in labels),
+        "odd": sum(map(bool, reasons.values())),
         "look_at": [
-            {
-                "image_id": label.image_id,
-                "confidence": round(label.confidence, 4),
-                "reasons": label.reasons(class_names),
-            }
+            {"image_id": label.image_id, "confidence": round(label.confidence, 4), "reasons": reasons[label.image_id]}
             for label in order[:LOOK_AT]
         ],
     }

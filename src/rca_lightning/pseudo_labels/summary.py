@@ -1,4 +1,4 @@
-"""What is told of a folder of pseudo labels once it is complete."""
+"""Quality and score of a complete folder of pseudo labels."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.records import Record
 from rca_lightning.errors import DataError
-from rca_lightning.evaluation.label_iou import LabelIoU, LabelScores
-from rca_lightning.evaluation.report import print_report, write_report
+from rca_lightning.evaluation.label_iou import LabelIoU
+from rca_lightning.evaluation.report import Scores, print_report, write_report
 from rca_lightning.evaluation.seed_iou import TagSource
+from rca_lightning.io.output_folder import PredictionFolder
 from rca_lightning.pseudo_labels.files import read_qualities
 from rca_lightning.pseudo_labels.quality import quality_report
 
 logger = logging.getLogger(__name__)
 
 
-def score_label_files(folder: str | Path, records: Sequence[Record], *, num_classes: int) -> LabelScores | None:
-    """Score `<folder>/<id>.png` of every image that has a mask and a label.
+def score_label_files(folder: str | Path, records: Sequence[Record], *, num_classes: int) -> Scores | None:
+    """Scores `<folder>/<id>.png` of every image that has a mask and a label.
 
     Args:
         folder: index images: 0 background, 1..L, 255 undecided, which is counted as not drawn.
@@ -41,7 +41,11 @@ def score_label_files(folder: str | Path, records: Sequence[Record], *, num_clas
         path = Path(folder) / f"{record.image_id}.png"
         if record.mask is None or not path.is_file():
             continue
-        label, mask = torch.from_numpy(read_mask(path, num_classes=num_classes)), _mask(record, num_classes)
+        label = torch.from_numpy(read_mask(path, num_classes=num_classes))
+        if isinstance(record.mask, Path):
+            mask = torch.from_numpy(read_mask(record.mask, num_classes=num_classes))
+        else:
+            mask = torch.from_numpy(np.ascontiguousarray(record.mask.draw()))
         if label.shape != mask.shape:
             raise DataError(
                 f"{path}: {label.shape[1]} x {label.shape[0]} pixels, but the mask of {record.image_id} has "
@@ -51,28 +55,13 @@ def score_label_files(folder: str | Path, records: Sequence[Record], *, num_clas
     return metric.compute() if int(metric.images) else None
 
 
-def _mask(record: Record, num_classes: int) -> Tensor:
-    source = record.mask
-    assert source is not None
-    if isinstance(source, Path):
-        return torch.from_numpy(read_mask(source, num_classes=num_classes))
-    return torch.from_numpy(np.ascontiguousarray(source.draw()))
-
-
 def write_summary(
-    folder: Path,
-    qualities: Sequence[tuple[str, Path]],
-    records: Sequence[Record],
-    *,
-    class_names: Sequence[str],
-    split: str,
-    tags: TagSource,
+    folder: PredictionFolder, records: Sequence[Record], *, class_names: Sequence[str], split: str, tags: TagSource
 ) -> None:
-    """Write `quality.json`, and `pseudo_labels.json` with the score where there are masks; print the latter.
+    """Writes `quality.json`, and `pseudo_labels.json` with the score where there are masks; prints the latter.
 
     Args:
-        folder: of the results, with the labels in `pseudo_labels`.
-        qualities: image id and npz file of every label.
+        folder: complete, with the kinds "pseudo_labels" and "cams" or "quality".
         records: images of the data set; those with masks are scored.
         class_names: of the `L` classes.
         split: name of the split.
@@ -81,11 +70,13 @@ def write_summary(
     Raises:
         DataError: for a label or mask that cannot be read; see `score_label_files`.
     """
-    report = quality_report(read_qualities(qualities, num_classes=len(class_names)), class_names)
-    write_report(report, folder / "quality.json")
-    logger.info("%d of %d labels look odd: %s", report["odd"], len(qualities), folder / "quality.json")
-    scores = score_label_files(folder / "pseudo_labels", records, num_classes=len(class_names))
+    kind = "quality" if "quality" in folder.kinds else "cams"
+    files = [(image_id, folder.paths(image_id)[kind]) for image_id in folder.complete_ids()]
+    report = quality_report(read_qualities(files, num_classes=len(class_names)), class_names)
+    write_report(report, folder.root / "quality.json")
+    logger.info("%d of %d labels look odd: %s", report["odd"], len(files), folder.root / "quality.json")
+    scores = score_label_files(folder.root / "pseudo_labels", records, num_classes=len(class_names))
     if scores is not None:
         content = scores.as_dict(split=split, class_names=class_names, tags=tags)
-        write_report(content, folder / "pseudo_labels.json")
+        write_report(content, folder.root / "pseudo_labels.json")
         print_report(content)

@@ -1,4 +1,4 @@
-"""Work that the network does not wait for: in other processes or threads, with a bounded queue."""
+"""Bounded queue of calls in worker processes or threads, so that the network need not wait for them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rca_lightning.errors import ArgumentError, RCAError
 
 
 class WorkQueue:
-    """Calls a function in `workers` processes or threads; without any, at once in this one.
+    """Calls functions in `workers` processes or threads; with `workers=0` at once in this one.
 
-    At most two calls a worker are under way or wait, so that memory stays bounded: then `submit` waits for the oldest.
-    They end with `join` or `close`, or when this process dies, however it does.
+    At most two calls per worker run or wait, which bounds the memory: beyond that `submit` waits for the oldest one.
+    Workers end with `join` or `close`, or when this process ends, even if it is killed.
 
     Args:
         workers: processes or threads, 0 or more. They start with the first call.
-        threads: threads, for what computes outside of Python, such as the compression of files: they start at once
-            and arguments are not copied.
-        name: what the caller calls their number, for errors.
+        threads: whether to use threads, for work outside of Python such as compression: they start at once and
+            arguments are not copied.
+        name: name of the caller's argument, for errors.
     """
 
     def __init__(self, workers: int, *, threads: bool = False, name: str = "workers") -> None:
@@ -41,10 +41,10 @@ class WorkQueue:
         self._waiting: deque[Future[Any]] = deque()
 
     def submit(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call `function(*arguments)`; both must be picklable if there are processes.
+        """Calls `function(*arguments)`; both must be picklable if there are processes.
 
         Raises:
-            Exception: what an earlier call has raised, as soon as it is known.
+            Exception: the error of an earlier call, as soon as it is known.
             RCAError: if a worker process was killed.
         """
         if self.workers == 0:
@@ -58,10 +58,10 @@ class WorkQueue:
             self._waiting.append(self._pool.submit(function, *arguments))
 
     def join(self) -> None:
-        """Wait for all calls and end the processes or threads.
+        """Waits for all calls and ends the workers.
 
         Raises:
-            Exception: the first that a call has raised.
+            Exception: the first error of a call.
             RCAError: if a worker process was killed.
         """
         try:
@@ -71,7 +71,7 @@ class WorkQueue:
             self.close()
 
     def close(self) -> None:
-        """End them, once they have made the calls they hold; the others are not made."""
+        """Ends the workers after the calls that they have begun; the other calls are dropped."""
         self._waiting.clear()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
@@ -108,7 +108,7 @@ def _start() -> None:
 
 
 def _end_with_parent() -> None:
-    # A pool does not see that its parent was killed: its workers would wait for calls for ever.
+    # Otherwise the workers of a killed process would wait for calls for ever.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

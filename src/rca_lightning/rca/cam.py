@@ -1,4 +1,4 @@
-"""Class activation maps: the head that makes them and how a map is normalised."""
+"""Class activation maps: the head that computes them and the normalisation of a map (RCA, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class CAMHead(nn.Module):
-    """A 1x1 convolution whose outputs are class activation maps.
+    """A 1x1 convolution whose outputs are class activation maps: `P = w F`, equation (1) of docs/method.md.
 
     The image logits are the spatial mean of the maps, so the weights that classify the image
-    are the weights that draw the map (RCA, section 3.1; Zhou et al., CVPR 2016).
+    are the weights of the map (Zhou et al., CVPR 2016).
 
     Args:
         in_channels: channels of the features.
@@ -34,7 +34,7 @@ class CAMHead(nn.Module):
 
 
 def class_maps(features: Tensor, *weights: Tensor) -> list[Tensor]:
-    """Activation maps of several heads, in one product.
+    """Activation maps of several CAM heads in one matrix product.
 
     Args:
         features: `(B, C, H, W)`.
@@ -57,7 +57,7 @@ def class_maps(features: Tensor, *weights: Tensor) -> list[Tensor]:
 
 
 def image_logits(maps: Tensor) -> Tensor:
-    """Image logits `(B, L)`: the spatial mean of activation maps `(B, L, H, W)`."""
+    """Image logits `(B, L)`: the spatial mean of activation maps `(B, L, H, W)`, equation (1) of docs/method.md."""
     return maps.float().mean(dim=(2, 3))
 
 
@@ -76,8 +76,7 @@ def minmax_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
 def max_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
     """Clip negative activation and divide each map `(..., H, W)` by its maximum: `[0, 1]`, zero stays zero.
 
-    This is the reading under which seeds are scored: 0 means "no evidence at all", which a
-    min-max scaling would lose.
+    Seeds are scored on this scale: 0 means no evidence, which a min-max scaling would lose.
     """
     positive = maps.clamp_min(0)
     peak = positive.amax(dim=(-2, -1), keepdim=True)

@@ -97,7 +97,7 @@ class ClassMaps:
         maps: `(K, H, W)` float32 in `[0, 1]`, each with maximum 1 or all 0.
         classes: `(K,)` int64, class of each map, ascending.
         probabilities: `(L,)`, image probability of every class.
-        features: `(D, h, w)`, embeddings of the largest view, which `random_walk` walks over; None unless asked for.
+        features: `(D, h, w)`, embeddings of the largest view, for `random_walk`; `None` unless requested.
     """
 
     maps: Tensor
@@ -119,10 +119,10 @@ def infer_class_maps(
     max_side: int = MAX_SIDE,
     keep_features: bool = False,
 ) -> list[ClassMaps]:
-    """Class maps of whole images.
+    """Computes the class maps of whole images.
 
-    The maps of all scales and flips are averaged before they are normalised, so a view in which a class
-    is hardly seen counts little.
+    The maps of all scales and flips are averaged, then normalised, so a view in which a class is hardly seen counts
+    little.
 
     Args:
         network: in evaluation mode.
@@ -145,26 +145,26 @@ def infer_class_maps(
     summed: Tensor | None = None
     logits: list[Tensor] = []
     features: list[Tensor] = []
-    # The largest view first: its cells are those on which all are averaged.
+    # The largest view first: all others are averaged on its cells.
     for view, mirrored in multi_scale_flip(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side):
-        seen = network(view, tags)
-        read = _unmirrored(seen.final_cam(final_map), mirrored)
-        logits.append(image_logits(seen.coarse))
+        output = network(view, tags)
+        cam = _unmirrored(output.final_cam(final_map), mirrored)
+        logits.append(image_logits(output.coarse))
         if keep_features and len(features) < 1 + flip:
-            features.append(_unmirrored(seen.embeddings.float(), mirrored))
-        summed = read if summed is None else summed + _resize(read, summed.shape[2:])
+            features.append(_unmirrored(output.embeddings.float(), mirrored))
+        summed = cam if summed is None else summed + _resize(cam, summed.shape[2:])
     assert summed is not None  # there is at least one scale
     probabilities = torch.stack(logits).mean(0).sigmoid()
     size = (images.shape[2], images.shape[3])
-    seeds = []
+    class_maps = []
     for index in range(len(images)):
         keep = _kept(probabilities[index], None if tags is None else tags[index], tag_threshold)
         # Only kept classes are enlarged: 80 maps of a photograph would take 100 MB.
         mean = summed[index : index + 1, keep] / len(logits)
         enlarged = _resize(mean, size)[0] if len(keep) else mean.new_zeros(0, *size)
-        walked = torch.stack([of_view[index] for of_view in features]).mean(0) if features else None
-        seeds.append(ClassMaps(max_normalise(enlarged), keep, probabilities[index], walked))
-    return seeds
+        averaged = torch.stack([of_view[index] for of_view in features]).mean(0) if features else None
+        class_maps.append(ClassMaps(max_normalise(enlarged), keep, probabilities[index], averaged))
+    return class_maps
 
 
 def _unmirrored(maps: Tensor, mirrored: bool) -> Tensor:

@@ -69,7 +69,9 @@ def extract_regions(
 
 
 def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5, rule: RegionRule = "fixed") -> Tensor:
-    """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`. Equation (2).
+    """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`.
+
+    Equation (2) of docs/method.md.
 
     Where the map is cut is the rule:
 
@@ -124,7 +126,7 @@ def _cut(scaled: Tensor, threshold: float, rule: RegionRule) -> Tensor | float:
 
 
 def background_regions(maps: Tensor, tags: Tensor, threshold: float = 0.05, grid: int = 2) -> Tensor:
-    """Confidently empty cells, one region for each tile of a grid laid over the image.
+    """Masks of confidently empty cells, one region for each tile of a grid over the image.
 
     A cell is empty when no tagged class activates it above `threshold` of that class's peak. Tiles
     keep sky and floor of one photograph apart: their mean would resemble neither.

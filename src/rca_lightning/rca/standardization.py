@@ -1,4 +1,4 @@
-"""Mean 0 and variance 1 in every channel, over the batches of all processes together."""
+"""Standardisation of embeddings: mean 0 and variance 1 in every channel, over the batches of all processes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rca_lightning.distributed import is_distributed, stack_over_ranks
 
 
 class Standardization(nn.Module):
-    """A BatchNorm without scale and shift that computes the same on one process as on many, on any device.
+    """A BatchNorm without scale and shift whose result does not depend on the number of processes, on any device.
 
-    Each process alone would standardise by its own images, so distances between embeddings would depend on the number
-    of processes. `nn.SyncBatchNorm` does not run on a CPU, and has to be asked for. State as of `nn.BatchNorm2d`.
+    By the statistics of each process alone, distances between embeddings would depend on the number of processes.
+    `nn.SyncBatchNorm` does not run on a CPU. The state is that of `nn.BatchNorm2d`.
 
     Args:
         channels: of the features.
@@ -57,7 +57,7 @@ class Standardization(nn.Module):
         of_parts = (value.split_with_sizes(channels) for value in (self.running_mean, self.running_var))
         scales = [None] * len(features) if scale is None else scale.split_with_sizes(channels)
         how = self.training, self.momentum, self.eps
-        return joined(
+        return concat_stages(
             [
                 F.batch_norm(part, mean, variance, weight, None, *how)
                 for part, mean, variance, weight in zip(features, *of_parts, scales, strict=True)
@@ -84,9 +84,9 @@ class Standardization(nn.Module):
         channels = [part.shape[1] for part in features]
         parts = zip(values, mean.split_with_sizes(channels), factor.split_with_sizes(channels), strict=True)
         shape = (1, -1, 1, 1)
-        return joined([((part - m.view(shape)) * f.view(shape)).to(features[0].dtype) for part, m, f in parts])
+        return concat_stages([((part - m.view(shape)) * f.view(shape)).to(features[0].dtype) for part, m, f in parts])
 
 
-def joined(parts: list[Tensor]) -> Tensor:
-    """Features `(B, C, H, W)` of several stages as one; a single one without a copy."""
+def concat_stages(parts: list[Tensor]) -> Tensor:
+    """Features `(B, C, H, W)` of several stages, concatenated by channel; a single one without a copy."""
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

@@ -1,4 +1,4 @@
-"""COCO results: one region an image and class, as compressed run lengths, and the check of such a file."""
+"""Writes and checks COCO results: one region for each image and class, as compressed run lengths."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES
 from rca_lightning.data.coco_shapes import decode_rle
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, ResultsError
 from rca_lightning.io.atomic import write_atomically
-from rca_lightning.submission.faults import Findings, Passed
+from rca_lightning.submission.voc import Findings, Passed
 
 _COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{1,12})")  # 000000000139, COCO_val2014_000000000042
 
 
 class CocoForm:
-    """How images and classes of one data set are called in a results file.
+    """Makes the entries of a results file, with the ids of its images and categories.
 
-    Where the classes are the 80 of COCO, a class has the category id of COCO, and an image named as COCO's are has
-    the number in its name. Everywhere else the category id is the label value, and an image has its own id.
+    With the 80 classes of COCO, a class has COCO's category id, and an image with a name like COCO's the number in it.
+    Else the category id is the label value, and the image id the name.
 
     Args:
         class_names: the L foreground classes in the order of their label values.
@@ -44,16 +44,12 @@ class CocoForm:
         self._categories = tuple(COCO_CATEGORIES) if self._is_coco else tuple(range(1, len(class_names) + 1))
 
     def image_id(self, name: str) -> int | str:
-        """The id of an image in the file.
-
-        Args:
-            name: name of the photograph without its ending.
-        """
+        """Return the id of an image; `name` is that of the photograph without its ending."""
         match = _COCO_NAME.fullmatch(name) if self._is_coco else None
         return name if match is None else int(match[1])
 
     def entries(self, name: str, labels: npt.NDArray[np.uint8], score: float) -> list[dict[str, Any]]:
-        """The entries of one image, in the order of its label values.
+        """Make the entries of one image, in the order of its label values.
 
         Args:
             name: name of the photograph without its ending.
@@ -131,7 +127,7 @@ _RLE_SIGNS = frozenset(map(chr, range(48, 112)))
 def check_coco(results: Path, annotations: Path) -> Passed:
     """Check every entry of a results file against the images and categories of a data set.
 
-    An image may have no entry (nothing was found in it) and several of one category.
+    An image may have no entry, or several of one category.
 
     Args:
         results: JSON list of `{"image_id", "category_id", "segmentation": {"size", "counts"}, "score"}`.

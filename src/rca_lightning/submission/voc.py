@@ -1,4 +1,4 @@
-"""The archive that the VOC 2012 evaluation server takes, and the check of its masks."""
+"""Packs and checks masks for the VOC 2012 evaluation server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -17,10 +18,9 @@ from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.images import image_size, open_image
 from rca_lightning.data.voc import voc_root
-from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.errors import ArgumentError, DataError, ResultsError
 from rca_lightning.io.atomic import write_atomically
 from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, list_by_stem
-from rca_lightning.submission.faults import Findings, Passed
 
 # comp6: trained on other data than VOC's own as well, as every network with ImageNet weights is.
 VOC_FOLDER = PurePosixPath("results", "VOC2012", "Segmentation", "comp6_test_cls")
@@ -30,13 +30,10 @@ ARCHIVE_ENDINGS = (".tgz", ".tar.gz")
 
 
 def result_folder(results: Path) -> Path:
-    """Return the folder of the masks.
-
-    Args:
-        results: the folder that holds `results/VOC2012/...`, such as the `output_dir` of `MaskWriter`.
+    """Return the folder of the masks in the one that holds `results/VOC2012/...`.
 
     Raises:
-        ArgumentError: it holds none.
+        ArgumentError: there is none.
     """
     folder = results / VOC_FOLDER
     if not folder.is_dir():
@@ -45,9 +42,9 @@ def result_folder(results: Path) -> Path:
 
 
 def pack(results: Path, ids: Iterable[str], archive: Path) -> None:
-    """Pack the masks of some images, whole or not at all; the same masks give the same bytes.
+    """Pack the masks of some images; the archive is written whole or not at all.
 
-    Order, times, owners and permissions in the archive are fixed. Nothing but the named masks gets into it.
+    Order, times, owners and permissions are fixed, so the same masks give the same bytes.
 
     Args:
         results: the folder that holds `results/VOC2012/...`.
@@ -85,11 +82,49 @@ def _write(file: IO[bytes], folder: Path, names: list[str]) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
-_GREY_MODES = ("1", "L", "LA", "I", "F")
+@dataclass(frozen=True)
+class Passed:
+    """Number of images with a result, and the label values or category ids that occur, ascending."""
+
+    images: int
+    values: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.images} images pass; found: {', '.join(map(str, self.values))}"
+
+
+class Findings:
+    """Collects the faults of a set of results by kind; all of them are told in one error.
+
+    Example:
+        >>> findings = Findings()
+        >>> findings.add("missing", "a")
+        >>> findings.add("missing", "b")
+        >>> findings.refuse("results='out'")
+        Traceback (most recent call last):
+        rca_lightning.errors.ResultsError: results='out': 2 faults; correct them before anything is uploaded
+          2 missing: a, b
+    """
+
+    def __init__(self) -> None:
+        self._faults: dict[str, list[str]] = {}
+
+    def add(self, kind: str, what: str) -> None:
+        """Note one fault: its kind, as it reads after a number, and the file or entry."""
+        self._faults.setdefault(kind, []).append(what)
+
+    def refuse(self, where: str) -> None:
+        """Raise `ResultsError` if there was a fault; it begins with `where`, argument and value of what was checked."""
+        if not self._faults:
+            return
+        total = sum(map(len, self._faults.values()))
+        lines = [f"{where}: {total} fault{'s' if total > 1 else ''}; correct them before anything is uploaded"]
+        lines += [f"  {len(places)} {kind}: {first_few(places)}" for kind, places in self._faults.items()]
+        raise ResultsError("\n".join(lines))
 
 
 def check_voc(results: Path, ids: Sequence[str], root: Path, *, num_classes: int = 20) -> Passed:
-    """Check that every image has one mask as the server wants it, and that nothing else lies there.
+    """Check that every image has one mask as the server wants it, and that there are no other files.
 
     A mask is a PNG with the VOC palette, as large as its photograph, of values 0 (background) to `num_classes`. The
     server takes no 255: that stands for "not scored" in the official masks only.
@@ -140,10 +175,10 @@ def _photographs(ids: Sequence[str], root: Path) -> dict[str, Path]:
 
 def _check_names(folder: Path, ids: Sequence[str], findings: Findings) -> list[str]:
     """Return the images that have a file of their name."""
-    found = {path.name for path in folder.iterdir()}
-    present = [image_id for image_id in ids if f"{image_id}.png" in found]
-    missing = {image_id.casefold(): image_id for image_id in ids if f"{image_id}.png" not in found}
-    for name in sorted(found.difference(f"{image_id}.png" for image_id in present)):
+    names = {path.name for path in folder.iterdir()}
+    present = [image_id for image_id in ids if f"{image_id}.png" in names]
+    missing = {image_id.casefold(): image_id for image_id in ids if f"{image_id}.png" not in names}
+    for name in sorted(names.difference(f"{image_id}.png" for image_id in present)):
         meant = missing.pop(Path(name).stem.casefold(), None)
         if meant is None:
             findings.add("extra", name)
@@ -165,7 +200,8 @@ def _check_mask(path: Path, size: tuple[int, int], num_classes: int, findings: F
         elif (height, width) != size:
             findings.add("of another size", f"{path.name} ({width} x {height} instead of {size[1]} x {size[0]})")
         elif image.mode != "P":
-            findings.add("grey, without the VOC palette" if _is_grey(image) else "in colour", path.name)
+            grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
+            findings.add("grey, without the VOC palette" if grey else "in colour", path.name)
         else:
             values = set(np.unique(np.asarray(image)).tolist())
             return values if _check_values(path.name, image, values, num_classes, findings) else set()
@@ -184,7 +220,3 @@ def _check_values(name: str, image: Image.Image, values: set[int], num_classes: 
         findings.add("without the VOC palette", name)
         return False
     return True
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in _GREY_MODES or image.mode.startswith("I;16")

@@ -25,7 +25,7 @@ from rca_lightning.data.records import Record
 from rca_lightning.data.sample import collate
 from rca_lightning.data.transforms import TrainAugmentation
 from rca_lightning.errors import ArgumentError
-from rca_lightning.evaluation.seed_iou import EvaluationResult, SeedScores
+from rca_lightning.evaluation.report import Scores
 from rca_lightning.modules.rca_module import RCAModule
 
 PAGES = ["001_cat.png", "002_dog.png"]
@@ -81,10 +81,8 @@ def test_drawn_when_training_ends(tmp_path):
 
 def test_memory_images_and_scores_are_handed_over(tmp_path, drawn):
     module, owner = build(), memory()
-    scores = SeedScores(
-        miou=0.5, threshold=0.1, curve={}, iou=torch.tensor([0.75, 0.25, math.nan]), precision=None, recall=None
-    )
-    module.evaluation.last_result = EvaluationResult(images=1, seeds=scores, classification_map=0.5)
+    iou = torch.tensor([0.75, 0.25, math.nan])
+    module.evaluation.last_result = Scores(images=1, miou=0.5, iou=iou, precision=iou, recall=iou)
     data = loader(tmp_path / "photos")
     callback = PrototypeAtlasCallback(folder=str(tmp_path / "here"), regions=3)
     quiet_trainer(tmp_path, max_epochs=1, callbacks=[callback, owner]).fit(module, data)

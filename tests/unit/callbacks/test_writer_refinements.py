@@ -23,8 +23,7 @@ from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels import files as label_files
 from rca_lightning.pseudo_labels import refinement
 from rca_lightning.pseudo_labels.labels import label_scores
-from rca_lightning.pseudo_labels.propagation import pamr
-from rca_lightning.pseudo_labels.refinement import FeatureWalk, Refinement, refine
+from rca_lightning.pseudo_labels.refinement import refine_scores
 
 with_crf = pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf2 (extra 'crf') is not installed"
@@ -71,8 +70,8 @@ def expected_labels(module: RCAModule, data: Photographs, steps: Sequence[str]) 
     found = {}
     for image_id, image, one in zip(batch["image_id"], batch["image"], seeds, strict=True):
         picture = torch.from_numpy(denormalise(image)).permute(2, 0, 1) / 255
-        known: dict[str, Refinement] = {"pamr": pamr, "random_walk": FeatureWalk(one.features[None])}
-        scores = refine(one.maps, picture, steps=[known[name] for name in steps], threshold=0.2)
+        scores = torch.cat([torch.full((1, *one.maps.shape[1:]), 0.2), one.maps])
+        scores = refine_scores(scores, picture, steps, features=one.features)
         found[image_id] = label_scores(scores.clamp(0, 1), one.classes).numpy()
     return found
 

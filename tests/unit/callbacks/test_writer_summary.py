@@ -52,7 +52,7 @@ def label_on_disk(folder: Path, image_id: str) -> np.ndarray:
 def test_labels_are_scored_against_the_masks(tmp_path, module, capsys):
     data, out = Photographs("a", "b", "c"), tmp_path / "out"
     masks = masks_of(data, tmp_path / "masks")
-    predict(module, PseudoLabelWriter(str(out), rule="two_thresholds"), data)
+    predict(module, PseudoLabelWriter(str(out), background="two_thresholds"), data)
     found = json.loads((out / "pseudo_labels.json").read_text())
     assert (found["split"], found["images"], found["tags"]) == ("shots", 2, "image")
     assert (found["threshold"], found["curve"], found["classification_map"]) == (None, {}, None)

@@ -1,4 +1,4 @@
-"""The list of images that were passed over, and what comes in their place."""
+"""The list of images that were skipped, and what comes in their place."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_images_that_other_processes_met_count(tmp_path: Path):
 def test_how_many_may_be_bad(most: float, size: int, allowed: int):
     bad = begun(None, most=most, size=size)
     bad.note(unread(*map(str, range(allowed))))
-    assert len(bad.found) == allowed
+    assert len(bad.skipped) == allowed
     with pytest.raises(DataError, match=f"{allowed + 1} of {size} images"):
         bad.note(unread("one more"))
 
@@ -75,7 +75,7 @@ def test_a_new_run_starts_the_list_of_its_splits_anew(tmp_path: Path):
     again = BadImages(0.0)
     again.begin({"train": 10}, folder=tmp_path, first=True)
     assert [row[:2] for row in rows(tmp_path)[1:]] == [["val", "b"]]
-    assert again.found == []
+    assert again.skipped == []
 
 
 @pytest.mark.parametrize("most", [-0.1, 1.5, float("nan")])
@@ -111,7 +111,7 @@ def test_the_next_good_image_comes_in_the_place_of_a_bad_one(bad_voc: Path):
     assert not torch.equal(batch["image"][1], batch["image"][2])  # each place has a crop of its own
     data.on_before_batch_transfer(batch, 0)
     assert "unread" not in batch
-    assert [image.image_id[-1] for image in data.bad_images.found] == ["1", "2", "4", "6"]
+    assert [image.image_id[-1] for image in data.bad_images.skipped] == ["1", "2", "4", "6"]
 
 
 def test_crops_depend_on_no_worker(bad_voc: Path):
@@ -132,7 +132,7 @@ def test_evaluation_leaves_bad_images_out(bad_voc: Path, batch_size: int, worker
     batches = [data.on_before_batch_transfer(batch, 0) for batch in loader]
     assert len(batches) == len(loader)  # ranks stay in step
     assert sorted(name[-1] for batch in batches for name in batch["image_id"]) == ["0", "3", "5"]
-    assert sorted(image.image_id[-1] for image in data.bad_images.found) == ["1", "2", "4", "6"]
+    assert sorted(image.image_id[-1] for image in data.bad_images.skipped) == ["1", "2", "4", "6"]
     for batch in batches:
         count = len(batch["image_id"])
         assert batch["image"].shape[:2] == (count, 3)

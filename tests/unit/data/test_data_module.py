@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,12 +96,3 @@ def test_command_line_types_and_help(capsys: pytest.CaptureFixture[str]) -> None
     for block in re.split(r"\n  --data\.", text)[1:]:
         documented = re.sub(r"\((required|type|default).*", "", block.split("\n", 1)[-1] if "\n" in block else block)
         assert len(documented.split()) > 3, block
-
-
-def test_import_stays_light() -> None:
-    code = (
-        "import sys, lightning; before = set(sys.modules); import rca_lightning.data; new = set(sys.modules) - before;"
-        "print([name for name in ('cv2', 'albumentations', 'pycocotools', 'scipy', 'sklearn') if name in new])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"

@@ -11,7 +11,8 @@ import pytest
 
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.dataset import TaggedImages
-from rca_lightning.data.records import Record, RecordTable
+from rca_lightning.data.records import PackedStrings, Record, RecordTable
+from rca_lightning.errors import DataError
 
 SHAPES = CocoShapes.pack([(1, [[2, 2, 12, 2, 12, 12]])], height=20, width=30, where="a.json, image é.jpg")
 RECORDS = [
@@ -64,3 +65,57 @@ def test_images_left_out_keep_their_order() -> None:
     images = TaggedImages(RECORDS, num_classes=80)
     assert list(images.without({"a", "d"}, at_least=1).records) == RECORDS[1:3]
     assert list(images.without({"a", "d"}, at_least=3).records) == [RECORDS[1], RECORDS[2], RECORDS[0]]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    RecordTable.of(RECORDS).write(tmp_path / "index.bin", key="mine")
+    return tmp_path / "index.bin"
+
+
+def test_records_of_a_file_come_back_read_only(file: Path) -> None:
+    table = RecordTable.read(file, key="mine")
+    assert list(table) == RECORDS
+    with pytest.raises(ValueError, match="read-only"):
+        table.heads.data[0] = 1
+    for records in ([], RECORDS[:1]):
+        RecordTable.of(records).write(file, key="mine")
+        assert list(RecordTable.read(file, key="mine")) == records
+
+
+def test_every_damaged_byte_is_noticed(file: Path) -> None:
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError):  # noqa: PT011 - damaged at another place, another message
+            RecordTable.read(file, key="mine")
+    for length in (0, 5, 24, 100, len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(ValueError):  # noqa: PT011
+            RecordTable.read(file, key="mine")
+
+
+def test_a_file_of_other_sources_is_refused(file: Path) -> None:
+    with pytest.raises(ValueError, match="other sources"):
+        RecordTable.read(file, key="yours")
+
+
+def test_a_mapped_table_is_pickled_as_the_name_of_its_file(tmp_path: Path) -> None:
+    records = [Record(f"{number:012d}", Path(f"{number:012d}.jpg"), mask=SHAPES) for number in range(500)]
+    RecordTable.of(records).write(tmp_path / "large.bin", key="k")
+    table = RecordTable.read(tmp_path / "large.bin", key="k")
+    assert len(pickle.dumps(table)) < 1000
+    assert list(pickle.loads(pickle.dumps(table))) == records
+    assert list(pickle.loads(pickle.dumps(table[7:9]))) == records[7:9]
+
+
+def test_a_file_that_is_gone_says_what_to_do(file: Path) -> None:
+    pickled = pickle.dumps(RecordTable.read(file, key="mine"))
+    file.unlink()
+    with pytest.raises(DataError, match=r"index\.bin.*No such file.*start the run anew"):
+        pickle.loads(pickled)
+
+
+def test_packed_strings_are_the_strings() -> None:
+    for strings in ([], [b""], [b"a", b"", b"bc"]):
+        assert list(PackedStrings.pack(strings)) == strings

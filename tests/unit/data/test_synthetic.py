@@ -193,7 +193,7 @@ def test_the_temporary_folder_of_a_killed_process_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:  # a killed process neither renames nor cleans up
-        patch.setattr(synthetic, "_publish", lambda work, target: None)
+        patch.setattr(Path, "rename", lambda work, target: None)
         patch.setattr(synthetic.shutil, "rmtree", lambda *args, **kwargs: None)
         target = generate(tmp_path, train_images=2, val_images=1, image_size=48)
         assert not target.exists()
@@ -204,11 +204,11 @@ def test_the_temporary_folder_of_a_killed_process_does_not_count(
 
 
 def test_processes_that_generate_at_once_return_the_same_complete_set(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
     other = context.Process(target=generate_after, args=(barrier, tmp_path))
     other.start()
-    barrier.wait(timeout=200)  # the other process has imported everything
+    barrier.wait(timeout=200)
     folder = generate_few(tmp_path)
     assert len(image_bytes(folder)) == 16
     other.join(timeout=200)
@@ -217,15 +217,15 @@ def test_processes_that_generate_at_once_return_the_same_complete_set(tmp_path: 
 
 
 def test_the_slower_of_two_processes_keeps_the_faster_ones_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish = synthetic._publish
+    publish = Path.rename
 
     def overtaken(work: Path, target: Path) -> None:
-        monkeypatch.setattr(synthetic, "_publish", publish)
+        monkeypatch.setattr(Path, "rename", publish)
         assert generate(tmp_path, train_images=1, val_images=1, image_size=48) == target
         (target / "winner").touch()
         publish(work, target)
 
-    monkeypatch.setattr(synthetic, "_publish", overtaken)
+    monkeypatch.setattr(Path, "rename", overtaken)
     target = generate(tmp_path, train_images=1, val_images=1, image_size=48)
     assert (target / "winner").exists()
     assert list(tmp_path.iterdir()) == [target]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from rca_lightning.evaluation.seed_iou import Evaluation, EvaluationResult, SeedIoU, SeedScores, mean_average_precision
+from rca_lightning.evaluation.report import Scores
+from rca_lightning.evaluation.seed_iou import Evaluation, SeedIoU, mean_average_precision
 from rca_lightning.rca.inference import ClassMaps
 
 KEYS = [
@@ -67,7 +68,7 @@ def test_all_images_of_all_batches_count():
     result = evaluation.finish()
     assert result is evaluation.last_result
     assert result.images == 5
-    assert result.seeds.miou == alone.compute().miou
+    assert result.miou == alone.compute().miou
     expected = average_precision_score(torch.cat(present).numpy(), torch.stack(probabilities).numpy(), average="macro")
     assert result.classification_map == pytest.approx(expected, abs=1e-6)
 
@@ -83,7 +84,7 @@ def test_finish_starts_anew():
     fresh = Evaluation(3)
     fresh.update(*random_batch(2, seed=2))
     assert second.images == 2
-    assert second.seeds.curve == fresh.finish().seeds.curve
+    assert second.curve == fresh.finish().curve
 
 
 def test_batches_without_masks_are_passed_over():
@@ -99,19 +100,20 @@ def test_batches_without_masks_are_passed_over():
 def test_fixed_threshold_is_handed_on():
     evaluation = Evaluation(3, fixed_threshold=0.42)
     evaluation.update(*random_batch(2, seed=4))
-    assert evaluation.finish().seeds.threshold == 0.42
+    assert evaluation.finish().threshold == 0.42
 
 
-def result_with_nan() -> EvaluationResult:
-    scores = SeedScores(
+def result_with_nan() -> Scores:
+    return Scores(
+        images=7,
         miou=0.25,
         threshold=0.1,
         curve={0.05: 0.125, 0.1: 0.25, 0.5: math.nan},
         iou=torch.tensor([0.5, 0.0, math.nan]),
         precision=torch.tensor([0.75, math.nan, math.nan]),
         recall=torch.tensor([1.0, 0.0, math.nan]),
+        classification_map=math.nan,
     )
-    return EvaluationResult(images=7, seeds=scores, classification_map=math.nan)
 
 
 def test_as_dict_is_the_documented_json_with_null_for_nan():

@@ -14,8 +14,8 @@ from rich.console import Console
 from sklearn.metrics import confusion_matrix
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.evaluation.label_iou import LabelEvaluation, LabelIoU, LabelScores
-from rca_lightning.evaluation.report import print_report, write_report
+from rca_lightning.evaluation.label_iou import LabelEvaluation, LabelIoU
+from rca_lightning.evaluation.report import Scores, print_report, write_report
 
 CLASSES = 4
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -33,7 +33,7 @@ def random_pairs(count: int, seed: int, occurring: int = CLASSES) -> list[Pair]:
     return pairs
 
 
-def scored(pairs: list[Pair], num_classes: int = CLASSES) -> LabelScores:
+def scored(pairs: list[Pair], num_classes: int = CLASSES) -> Scores:
     metric = LabelIoU(num_classes)
     for labels, mask in pairs:
         metric.update(labels, mask)
@@ -114,21 +114,21 @@ def test_void_image_adds_no_pixel_and_reset_forgets():
 
 
 @pytest.mark.parametrize("value", [3, 254, -1])
-@pytest.mark.parametrize("name", ["labels", "mask"])
+@pytest.mark.parametrize("name", ["preds", "target"])
 def test_another_value_is_refused_by_name(name, value):
     good, bad = torch.tensor([[1, 255]]), torch.tensor([[1, value]])
     with pytest.raises(ArgumentError, match=rf"{name}=.*{value}.*0\.\.2 or 255"):
-        LabelIoU(2).update(*((bad, good) if name == "labels" else (good, bad)))
+        LabelIoU(2).update(*((bad, good) if name == "preds" else (good, bad)))
 
 
 def test_probabilities_are_no_labels():
-    with pytest.raises(ArgumentError, match=r"labels=.*float32.*integers"):
+    with pytest.raises(ArgumentError, match=r"preds=.*float32.*integers"):
         LabelIoU(2).update(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (1, 3, 4), (3,)])
 def test_labels_of_another_size_are_refused(shape):
-    with pytest.raises(ArgumentError, match=r"labels=.*\(3, 4\)"):
+    with pytest.raises(ArgumentError, match=r"preds=.*\(3, 4\)"):
         LabelIoU(2).update(torch.zeros(shape, dtype=torch.long), torch.zeros(3, 4, dtype=torch.long))
 
 
@@ -149,10 +149,9 @@ def test_merged_halves_equal_the_whole():
     assert first.compute().images == 5
 
 
-def test_evaluation_starts_anew_and_passes_over_images_without_masks():
+def test_evaluation_starts_anew():
     evaluation = LabelEvaluation(CLASSES)
     labels, mask = random_pairs(1, seed=5)[0]
-    evaluation.update([labels], None)
     assert evaluation.finish() is None
     evaluation.update([labels], mask[None])
     assert evaluation.finish().miou == scored([(labels, mask)]).miou
@@ -163,7 +162,7 @@ def test_evaluation_starts_anew_and_passes_over_images_without_masks():
     assert evaluation.last_result is None
 
 
-def some_scores(**changes) -> LabelScores:
+def some_scores(**changes) -> Scores:
     values = {
         "miou": 0.25,
         "iou": torch.tensor([0.5, 0.0, math.nan]),
@@ -172,7 +171,7 @@ def some_scores(**changes) -> LabelScores:
         "ignored": 0.125,
         "images": 7,
     }
-    return LabelScores(**{**values, **changes})
+    return Scores(**{**values, **changes})
 
 
 def test_json_has_the_keys_of_seeds_and_the_ignored_share(tmp_path: Path):

@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.evaluation.seed_iou import DEFAULT_THRESHOLDS, SeedIoU, SeedScores
+from rca_lightning.evaluation.report import Scores
+from rca_lightning.evaluation.seed_iou import DEFAULT_THRESHOLDS, SeedIoU
 from rca_lightning.pseudo_labels.labels import threshold_background
 
 CLASSES = 4
@@ -51,7 +52,7 @@ def reference(images: Images, threshold: float, classes: int = CLASSES) -> dict[
     return {"miou": float(np.nanmean(iou)), "iou": iou, "precision": precision, "recall": recall}
 
 
-def scored(images: Images, **options) -> SeedScores:
+def scored(images: Images, **options) -> Scores:
     metric = SeedIoU(options.pop("num_classes", CLASSES), **options)
     for maps, mask, kept in images:
         metric.update(maps, mask, kept)
@@ -136,21 +137,22 @@ def test_void_image_adds_nothing_and_reset_forgets():
     metric = SeedIoU(1, thresholds=[0.5])
     metric.update(torch.ones(1, 2, 2), torch.full((2, 2), 255))
     assert int(metric.counts.sum()) == 0
+    assert metric.compute().images == 1
     metric.update(torch.ones(1, 2, 2), torch.ones(2, 2, dtype=torch.uint8))
     assert metric.compute().miou == 1.0
     metric.reset()
-    assert int(metric.counts.sum()) == 0
+    assert int(metric.counts.sum()) == int(metric.images) == 0
 
 
 @pytest.mark.parametrize("value", [3, 254, -1])
-def test_mask_with_another_value_is_refused(value):
-    with pytest.raises(ArgumentError, match=rf"mask=.*{value}.*0\.\.2 or 255"):
+def test_target_with_another_value_is_refused(value):
+    with pytest.raises(ArgumentError, match=rf"target=.*{value}.*0\.\.2 or 255"):
         SeedIoU(2).update(torch.zeros(2, 1, 2), torch.tensor([[1, value]]))
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3), (1, 3, 4), (3, 3, 4), (3, 4)])
 def test_maps_of_another_size_are_refused(shape):
-    with pytest.raises(ArgumentError, match=r"maps=.*\(2, 3, 4\)"):
+    with pytest.raises(ArgumentError, match=r"preds=.*\(2, 3, 4\)"):
         SeedIoU(2).update(torch.zeros(shape), torch.zeros(3, 4, dtype=torch.long))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import socket
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,7 +78,7 @@ def test_damaged_copy_in_the_cache_is_replaced(served, tmp_path):
 
 def test_wrong_checksum_keeps_nothing(served, tmp_path):
     url, _, digest, _ = served
-    with pytest.raises(WeightsError, match=f"{digest}.*{'1' * 64}"):
+    with pytest.raises(WeightsError, match=f"{'1' * 64}.*{digest}"):
         load_weights(network(), url, sha256="1" * 64)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -86,6 +87,8 @@ def test_url_needs_a_checksum(served):
     url, _, _, asked = served
     with pytest.raises(ArgumentError, match=r"sha256=None.*weights_sha256.*sha256sum"):
         load_weights(network(), url)
+    with pytest.raises(ArgumentError, match=r"sha256='ab12'.*64 digits"):
+        download.fetch(url, sha256="ab12")
     assert asked == []
 
 
@@ -94,6 +97,15 @@ def test_failed_download_is_named_and_leaves_nothing(served, tmp_path):
     with pytest.raises(WeightsError, match=r"absent.pth cannot be downloaded \(HTTP Error 404"):
         load_weights(network(), url.replace("net", "absent"), sha256=digest)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_server_that_never_answers_ends_the_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(WeightsError, match="timed out"):
+        download.fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/net.pth", sha256="1" * 64)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert socket.getdefaulttimeout() is None
 
 
 def test_name_in_a_url_cannot_leave_the_cache(served, tmp_path):

@@ -74,10 +74,10 @@ def test_an_id_can_be_claimed_once_a_run(tmp_path):
 
 
 def test_settings_are_kept_as_json_and_compared_so(tmp_path):
-    settings = {"scales": (0.5, 1.0), "rule": "fixed", "head": None}
+    settings = {"scales": (0.5, 1.0), "background": "fixed", "head": None}
     start(tmp_path, settings).end()
     written = json.loads((tmp_path / "predict.json").read_text())
-    assert written == {"scales": [0.5, 1.0], "rule": "fixed", "head": None, "overwriting": False}
+    assert written == {"scales": [0.5, 1.0], "background": "fixed", "head": None, "overwriting": False}
     before = file_bytes(tmp_path)
     start(tmp_path, settings).end()
     assert file_bytes(tmp_path) == before
@@ -86,27 +86,37 @@ def test_settings_are_kept_as_json_and_compared_so(tmp_path):
 @pytest.mark.parametrize(
     ("now", "change"),
     [
-        ({"scales": [1.0], "rule": "power"}, r"rule: 'fixed' there, 'power' now\)"),
-        ({"scales": [0.5], "rule": "power"}, r"scales: \[1.0\] there, \[0.5\] now; rule: 'fixed' there"),
-        ({"scales": [1.0], "rule": "fixed", "power": 8}, "power: None there, 8 now"),
+        ({"scales": [1.0], "background": "power"}, r"background: 'fixed' there, 'power' now\)"),
+        ({"scales": [0.5], "background": "power"}, r"scales: \[1.0\] there, \[0.5\] now; background: 'fixed' there"),
+        ({"scales": [1.0], "background": "fixed", "power": 8}, "power: None there, 8 now"),
     ],
 )
 def test_settings_that_changed_are_all_named_and_nothing_is_touched(tmp_path, now, change):
-    start(tmp_path, {"scales": [1.0], "rule": "fixed"}).end()
+    start(tmp_path, {"scales": [1.0], "background": "fixed"}).end()
     before = file_bytes(tmp_path)
     with pytest.raises(OutputError, match=rf"^output_dir='{tmp_path}' holds predictions made otherwise .*{change}"):
         start(tmp_path, now)
     assert file_bytes(tmp_path) == before
 
 
+def test_settings_of_before_0_2_are_read_by_their_old_name(tmp_path):
+    start(tmp_path, {"background": "fixed"}).end()
+    old = (tmp_path / "predict.json").read_text().replace("background", "rule")
+    (tmp_path / "predict.json").write_text(old)
+    with pytest.raises(OutputError, match="background: 'fixed' there, 'power' now"):
+        start(tmp_path, {"background": "power"})
+    start(tmp_path, {"background": "fixed"}).end()
+    assert json.loads((tmp_path / "predict.json").read_text()) == {"background": "fixed", "overwriting": False}
+
+
 def test_overwriting_is_marked_until_it_is_through(tmp_path):
-    start(tmp_path, {"rule": "fixed"}).end()
-    folder = start(tmp_path, {"rule": "power"}, existing="overwrite")
-    assert json.loads((tmp_path / "predict.json").read_text()) == {"rule": "power", "overwriting": True}
+    start(tmp_path, {"background": "fixed"}).end()
+    folder = start(tmp_path, {"background": "power"}, existing="overwrite")
+    assert json.loads((tmp_path / "predict.json").read_text()) == {"background": "power", "overwriting": True}
     with pytest.raises(OutputError, match="overwriting: True there, False now"):
-        start(tmp_path, {"rule": "power"})
+        start(tmp_path, {"background": "power"})
     folder.end()
-    start(tmp_path, {"rule": "power"})
+    start(tmp_path, {"background": "power"})
 
 
 def test_preparing_makes_the_folders_and_leaves_no_trial_file(tmp_path):

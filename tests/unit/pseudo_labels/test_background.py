@@ -45,34 +45,35 @@ def test_a_threshold_for_each_pixel():
 
 def test_power_score_of_the_strongest_map():
     maps = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    found = background_score(maps, rule="power", power=3.5)
+    found = background_score(maps, background="power", power=3.5)
     for row in range(4):
         for column in range(5):
             assert float(found[row, column]) == pytest.approx((1 - max(maps[:, row, column].tolist())) ** 3.5, rel=1e-4)
 
 
 def test_power_score_of_a_map_rounded_above_one_is_zero():
-    assert background_score(torch.tensor([[[1.0001]]]), rule="power", power=0.3).tolist() == [[0.0]]
+    assert background_score(torch.tensor([[[1.0001]]]), background="power", power=0.3).tolist() == [[0.0]]
 
 
 @pytest.mark.parametrize(("power", "level"), [(2, 0.38), (4, 0.28), (8, 0.19), (16, 0.13)])
 def test_power_is_the_fixed_threshold_that_the_docstring_tells(power, level):
     maps = torch.tensor([[[level - 0.01, level + 0.01]]])
-    score = background_score(maps, rule="power", power=power)
+    score = background_score(maps, background="power", power=power)
     assert threshold_background(maps, score).tolist() == [[0, 1]]
 
 
 def test_without_maps_the_power_background_is_sure():
-    assert background_score(torch.zeros(0, 1, 2), rule="power").tolist() == [[1.0, 1.0]]
+    assert background_score(torch.zeros(0, 1, 2), background="power").tolist() == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rule": "otsu"}, "rule='otsu'"),
+        ({"background": "otsu"}, "background='otsu'"),
+        ({"rule": "power"}, "rule='power': renamed in 0.2; give background="),
         ({"threshold": 1.5}, "threshold=1.5"),
-        ({"rule": "power", "power": 0.0}, "power=0.0"),
-        ({"rule": "power", "power": float("nan")}, "power=nan"),
+        ({"background": "power", "power": 0.0}, "power=0.0"),
+        ({"background": "power", "power": float("nan")}, "power=nan"),
     ],
 )
 def test_refused_settings(options, message):

@@ -19,7 +19,7 @@ from rca_lightning.pseudo_labels.generator import IntermediateLabel, PseudoLabel
 from rca_lightning.rca.inference import ClassMaps
 
 H, W = 8, 12
-MAKER = PseudoLabelGenerator(rule="two_thresholds", low=0.4, high=0.7)
+GENERATOR = PseudoLabelGenerator(background="two_thresholds", low=0.4, high=0.7)
 KINDS = {"pseudo_labels": ".png", "cams": ".npz", "overlays": ".jpg"}
 
 
@@ -27,15 +27,15 @@ def half_made(*classes: int) -> IntermediateLabel:
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(len(classes), H, W, generator=generator)
     seeds = ClassMaps(maps, torch.tensor(classes, dtype=torch.int64), torch.rand(20, generator=generator))
-    return MAKER.begin(seeds, torch.rand(3, H, W, generator=generator))
+    return GENERATOR.score(seeds, torch.rand(3, H, W, generator=generator))
 
 
 def write(folder: PredictionFolder, image_id: str, *classes: int, keep_maps: bool = True) -> IntermediateLabel:
-    made = half_made(*classes)
-    maps = made.scores[0][1:].astype(np.float16) if keep_maps else None
+    intermediate = half_made(*classes)
+    maps = intermediate.scores[0][1:].astype(np.float16) if keep_maps else None
     probabilities = np.linspace(0.25, 0.75, len(classes), dtype=np.float32)
-    write_label_files(image_id, made, MAKER, maps, probabilities, folder.paths(image_id))
-    return made
+    write_label_files(image_id, intermediate, GENERATOR, maps, probabilities, folder.paths(image_id))
+    return intermediate
 
 
 def label_on_disk(folder: PredictionFolder, image_id: str) -> np.ndarray:
@@ -46,15 +46,15 @@ def label_on_disk(folder: PredictionFolder, image_id: str) -> np.ndarray:
 
 def test_label_maps_and_overlay_belong_together(tmp_path):
     folder = PredictionFolder(tmp_path, KINDS)
-    made = write(folder, "a.b", 3, 17)
+    intermediate = write(folder, "a.b", 3, 17)
     assert file_names(tmp_path) == ["cams/a.b.npz", "overlays/a.b.jpg", "pseudo_labels/a.b.png"]
     label = label_on_disk(folder, "a.b")
-    assert np.array_equal(label, MAKER.finish(made).numpy())
+    assert np.array_equal(label, GENERATOR.draw(intermediate).numpy())
     assert {0, 4, 18, 255} == set(np.unique(label))
     with np.load(tmp_path / "cams" / "a.b.npz", allow_pickle=False) as found:
         assert found["size"].tolist() == [H, W]
-        assert np.array_equal(found["maps"], made.scores[0][1:].astype(np.float16))
-    expected = overlay_mask((made.picture.transpose(1, 2, 0) * 255).round().astype(np.uint8), label)
+        assert np.array_equal(found["maps"], intermediate.scores[0][1:].astype(np.float16))
+    expected = overlay_mask((intermediate.picture.transpose(1, 2, 0) * 255).round().astype(np.uint8), label)
     with Image.open(tmp_path / "overlays" / "a.b.jpg") as picture:
         found = np.asarray(picture).astype(float)
     # Random pixels are hard for JPEG; its colours are right on the average of 4 x 4.

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 import torch
 
+import rca_lightning
 from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.pseudo_labels import workers
 from rca_lightning.pseudo_labels.workers import WorkQueue
@@ -54,8 +56,9 @@ def lines(tmp_path, monkeypatch) -> Path:
     return tmp_path / "lines"
 
 
-def test_calls_in_order_in_another_process_and_at_most_two_a_worker_wait(tmp_path, lines):
-    gate, queue = tmp_path / "gate", WorkQueue(1)
+def test_one_worker_from_its_first_call_to_its_death(tmp_path, lines):
+    """Order, bound, errors and a killed worker in one test: each new process imports torch and this package."""
+    gate, queue = tmp_path / "gate", WorkQueue(1, name="labels.workers")
     queue.submit(wait_until, gate)
     queue.submit(interrupted, lines)
     assert not gate.exists()  # two calls were taken without waiting for either
@@ -65,31 +68,16 @@ def test_calls_in_order_in_another_process_and_at_most_two_a_worker_wait(tmp_pat
     assert gate.exists()  # for the third the first had to be over
     for text in ("fourth", "fifth"):
         queue.submit(note, lines, text)
-    queue.join()
-    timer.join()
-    assert lines.read_text().splitlines() == [f"{text} False 1" for text in ("interrupted", "third", "fourth", "fifth")]
-    assert multiprocessing.active_children() == []
-
-
-def test_error_of_a_call_comes_through_with_its_type(lines):
-    queue = WorkQueue(1)
     queue.submit(refuse, "size", 3, "give 4")
-    queue.submit(note, lines, "second")
     with pytest.raises(ArgumentError, match=r"^size=3: give 4$") as caught:
-        queue.submit(note, lines, "third")
+        deque(queue.submit(note, lines, "later") for _ in range(3))  # two may wait, so the third must see the error
     assert caught.value.args == ("size", 3, "give 4")
-    queue.submit(refuse, "height", 5, "give 6")
-    with pytest.raises(ArgumentError, match=r"^height=5: give 6$"):
-        queue.join()
-    assert lines.read_text() == "second False 1\n"
-    assert multiprocessing.active_children() == []
-
-
-def test_killed_worker_is_told_from_an_error():
-    queue = WorkQueue(1, name="labels.workers")
+    queue.submit(note, lines, "last")
     queue.submit(die)
     with pytest.raises(RCAError, match=r"^labels\.workers=1: a worker process was killed, .*give fewer, or 0"):
         queue.join()
+    written = [line for line in lines.read_text().splitlines() if not line.startswith("later")]
+    assert written == [f"{text} False 1" for text in ("interrupted", "third", "fourth", "fifth", "last")]
     assert multiprocessing.active_children() == []
     queue.close()  # once more does no harm
 
@@ -110,8 +98,11 @@ def test_worker_killed_between_two_calls_is_told_too(monkeypatch):
 def test_workers_end_with_a_killed_main_process(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
-        "import os, signal, sys, time\n"
+        "import os, signal, sys, time, types\n"
         "from pathlib import Path\n"
+        # Importing the whole package, in this process and in its worker, would take longer than the test.
+        "sys.modules['rca_lightning'] = package = types.ModuleType('rca_lightning')\n"
+        f"package.__path__ = {list(rca_lightning.__path__)}\n"
         "from rca_lightning.pseudo_labels.workers import WorkQueue\n"
         "if __name__ == '__main__':\n"
         "    queue = WorkQueue(1)\n"

@@ -1,4 +1,4 @@
-"""A generated data set in the layout of VOC 2012, small enough to train on from scratch without a GPU.
+"""Generates a data set in the layout of VOC 2012, small enough to train on from scratch without a GPU.
 
 It poses the problem of weakly supervised segmentation in small. Six classes of invented objects, one to three
 objects an image. Each object has
@@ -8,10 +8,10 @@ objects an image. Each object has
 - a large body, whose texture, hue and outline hint at the class: three looks a class, hues near those of other
   classes, under shading, noise and changing light.
 
-In about one object of ten the part is turned away, so the body is worth learning too. Objects are turned
+About 6 % of the objects turn their part away, so the body is worth learning too. Objects are turned
 freely, measure 50 to 95 % of the image, hide each other and reach over its edge. The background is not trivially
 different from bodies: two textured regions of the same hues, and blobs shaded and coloured like bodies, but without
-a class's texture. The truth of a whole object is its body with its part.
+a class's texture. The mask of an object is its body with its part.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from PIL import Image
 
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.data.classes import voc_palette
-from rca_lightning.data.synthetic.scene import Scene, render_scene
+from rca_lightning.data.synthetic.scene import render_scene
 from rca_lightning.data.synthetic.shapes import OBJECT_CLASSES
 from rca_lightning.errors import ArgumentError, DataError
 
@@ -70,9 +70,9 @@ def generate(
         >>> sorted(path.name for path in (folder / "JPEGImages").iterdir())
         ['train_00000.jpg', 'train_00001.jpg', 'val_00000.jpg']
     """
-    _check_at_least("seed", seed, 0)
-    _check_at_least("train_images", train_images, 1)
-    _check_at_least("val_images", val_images, 0)
+    for argument, value, least in (("seed", seed, 0), ("train_images", train_images, 1), ("val_images", val_images, 0)):
+        if value < least:
+            raise ArgumentError(argument, value, f"give {least} or more")
     if image_size not in _SIZES:
         raise ArgumentError("image_size", image_size, f"give a whole number from {_SIZES[0]} to {_SIZES[-1]}")
     counts = (train_images, val_images)
@@ -82,19 +82,16 @@ def generate(
         work = target.with_name(f".{name}.{uuid.uuid4().hex}")
         try:
             _write(work, seed=seed, counts=counts, image_size=image_size)
-            _publish(work, target)
+            work.rename(target)
+        except OSError:
+            if not _is_complete(target):  # another process was first
+                raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return target
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ArgumentError(name, value, f"give {least} or more")
-
-
 def _is_complete(folder: Path) -> bool:
-    """Whether the folder is a finished data set; one that exists without being finished is an error."""
     if (folder / _LAST_FILE).is_file():
         return True
     if folder.exists():
@@ -102,15 +99,6 @@ def _is_complete(folder: Path) -> bool:
             f"{folder}: has no {_LAST_FILE}, so files of it were lost; delete the folder to generate it anew"
         )
     return False
-
-
-def _publish(work: Path, target: Path) -> None:
-    """Give the finished folder its name, unless another process was first."""
-    try:
-        work.rename(target)
-    except OSError:
-        if not _is_complete(target):
-            raise
 
 
 def _write(folder: Path, *, seed: int, counts: tuple[int, ...], image_size: int) -> None:
@@ -121,22 +109,14 @@ def _write(folder: Path, *, seed: int, counts: tuple[int, ...], image_size: int)
         ids = [f"{split}_{number:05d}" for number in range(count)]
         for number, image_id in enumerate(ids):
             scene = render_scene(np.random.default_rng([seed, split_number, number]), image_size)
-            _save(folder, image_id, scene)
-            tag_lines.append(" ".join([image_id, *_tags(scene)]))
+            Image.fromarray(scene.image).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=92, subsampling=0)
+            mask = Image.fromarray(scene.mask)  # greyscale until it gets the palette
+            mask.putpalette(voc_palette().tobytes())
+            mask.save(folder / "SegmentationClass" / f"{image_id}.png")
+            tags = [CLASS_NAMES[value - 1] for value in np.unique(scene.mask) if value not in (0, IGNORE_INDEX)]
+            tag_lines.append(" ".join([image_id, *tags]))
         _write_lines(folder / "ImageSets" / "Segmentation" / f"{split}.txt", ids)
     _write_lines(folder / _LAST_FILE, tag_lines)
-
-
-def _save(folder: Path, image_id: str, scene: Scene) -> None:
-    Image.fromarray(scene.image).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=92, subsampling=0)
-    mask = Image.fromarray(scene.mask)  # greyscale until it gets the palette
-    mask.putpalette(voc_palette().tobytes())
-    mask.save(folder / "SegmentationClass" / f"{image_id}.png")
-
-
-def _tags(scene: Scene) -> list[str]:
-    """Names of the classes that the mask shows."""
-    return [CLASS_NAMES[value - 1] for value in np.unique(scene.mask) if value not in (0, IGNORE_INDEX)]
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

@@ -54,7 +54,7 @@ def strongest() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("power", [1.0, 4.0])
 def test_power_background(tmp_path, power):
     value, label = strongest()
-    found = written(PseudoLabelWriter(str(tmp_path), rule="power", power=power), random_seeds())
+    found = written(PseudoLabelWriter(str(tmp_path), background="power", power=power), random_seeds())
     sure = np.abs(value - (1 - value) ** power) > 1e-5  # the power of a float32 is rounded
     assert np.array_equal(found[sure], np.where(value > (1 - value) ** power, label, 0)[sure])
     assert (found == 0).any()
@@ -62,13 +62,13 @@ def test_power_background(tmp_path, power):
 
 def test_two_thresholds_leave_a_band(tmp_path):
     value, label = strongest()
-    found = written(PseudoLabelWriter(str(tmp_path), rule="two_thresholds", low=0.4, high=0.8), random_seeds())
+    found = written(PseudoLabelWriter(str(tmp_path), background="two_thresholds", low=0.4, high=0.8), random_seeds())
     assert np.array_equal(found, np.where(value > 0.8, label, np.where(value > 0.4, 255, 0)))
 
 
 def test_saliency_of_the_batch(tmp_path):
     saliency = torch.rand(H, W, generator=torch.Generator().manual_seed(1))
-    writer = PseudoLabelWriter(str(tmp_path), rule="saliency", low=0.4, high=0.8, saliency_threshold=0.3)
+    writer = PseudoLabelWriter(str(tmp_path), background="saliency", low=0.4, high=0.8, saliency_threshold=0.3)
     value, label = strongest()
     expected = np.where(saliency.numpy() > 0.3, np.where(value > 0.4, label, 255), np.where(value > 0.8, 255, 0))
     assert np.array_equal(written(writer, random_seeds(), saliency), expected)
@@ -78,7 +78,7 @@ def test_saliency_of_the_batch(tmp_path):
 def test_saliency_belongs_to_the_image_of_its_row(tmp_path):
     batch = collate(Photographs("dull", "bright").samples)
     batch["saliency"] = torch.stack([torch.zeros(H, W), torch.ones(H, W)])
-    writer = PseudoLabelWriter(str(tmp_path), rule="saliency", low=0.0, high=0.8)
+    writer = PseudoLabelWriter(str(tmp_path), background="saliency", low=0.0, high=0.8)
     seeds = ClassMaps(torch.full((1, H, W), 0.5), torch.tensor([1]), torch.rand(20))
     prediction = [{"image_id": name, "seeds": seeds} for name in batch["image_id"]]
     writer.write_on_batch_end(None, None, prediction, None, batch, 0, 0)
@@ -89,7 +89,7 @@ def test_saliency_belongs_to_the_image_of_its_row(tmp_path):
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b")])
 def test_missing_saliency_names_who_may_lack_it(tmp_path, names):
-    writer = PseudoLabelWriter(str(tmp_path), rule="saliency")
+    writer = PseudoLabelWriter(str(tmp_path), background="saliency")
     batch = collate(Photographs(*names).samples)
     prediction = [{"image_id": name, "seeds": random_seeds()} for name in names]
     who = "a" if len(names) == 1 else "one of a, b"
@@ -99,14 +99,14 @@ def test_missing_saliency_names_who_may_lack_it(tmp_path, names):
 
 
 def test_saliency_of_another_size_is_refused(tmp_path):
-    writer = PseudoLabelWriter(str(tmp_path), rule="saliency")
+    writer = PseudoLabelWriter(str(tmp_path), background="saliency")
     with pytest.raises(ArgumentError, match=r"^saliency=\(4, 5\): the maps are 32 x 40"):
         written(writer, random_seeds(), torch.zeros(4, 5))
 
 
 def test_defaults_suit_the_map_that_is_read(tmp_path, module, cam_module):
     def band(reader: RCAModule, **given: float) -> tuple[float, float]:
-        settings = PseudoLabelWriter(str(tmp_path), rule="two_thresholds", **given).describe(reader)
+        settings = PseudoLabelWriter(str(tmp_path), background="two_thresholds", **given).describe(reader)
         return settings["low"], settings["high"]
 
     assert band(module) == (0.5, 0.8)
@@ -121,11 +121,13 @@ def test_defaults_suit_the_map_that_is_read(tmp_path, module, cam_module):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rule": "otsu"}, r"^rule='otsu'"),
+        ({"background": "otsu"}, r"^background='otsu'"),
+        ({"rule": "power"}, r"^rule='power': renamed in 0\.2; give background="),
         ({"power": -1.0}, r"^power=-1\.0"),
+        ({"background_threshold": 1.1}, r"^background_threshold=1\.1: give a number in \[0, 1\]"),
         ({"low": 1.1}, r"^low=1\.1: give a number in \[0, 1\]"),
         ({"high": -0.1}, r"^high=-0\.1: give a number in \[0, 1\]"),
-        ({"rule": "two_thresholds", "low": 0.6, "high": 0.5}, r"^low=0\.6: give at most high=0\.5"),
+        ({"background": "two_thresholds", "low": 0.6, "high": 0.5}, r"^low=0\.6: give at most high=0\.5"),
         ({"saliency_threshold": 2.0}, r"^saliency_threshold=2\.0"),
         ({"refine": ["pamr", "blur"]}, r"^refine='blur': give 'random_walk'"),
         ({"workers": -1}, r"^workers=-1: give 0"),
@@ -141,10 +143,18 @@ def test_refused(tmp_path, options, message):
 @pytest.mark.parametrize(
     ("options", "expected", "absent"),
     [
-        ({}, {"rule": "fixed", "background_threshold": 0.7, "refine": []}, ("power", "low", "saliency_threshold")),
-        ({"rule": "power", "power": 6.0}, {"rule": "power", "power": 6.0}, ("background_threshold", "high")),
-        ({"rule": "two_thresholds", "high": 0.9}, {"low": 0.5, "high": 0.9}, ("power", "saliency_threshold")),
-        ({"rule": "saliency"}, {"low": 0.5, "high": 0.8, "saliency_threshold": 0.5}, ("background_threshold",)),
+        (
+            {},
+            {"background": "fixed", "background_threshold": 0.7, "refine": []},
+            ("power", "low", "saliency_threshold"),
+        ),
+        (
+            {"background": "power", "power": 6.0},
+            {"background": "power", "power": 6.0},
+            ("background_threshold", "high"),
+        ),
+        ({"background": "two_thresholds", "high": 0.9}, {"low": 0.5, "high": 0.9}, ("power", "saliency_threshold")),
+        ({"background": "saliency"}, {"low": 0.5, "high": 0.8, "saliency_threshold": 0.5}, ("background_threshold",)),
         ({"refine": ["random_walk", "pamr"], "workers": 3}, {"refine": ["random_walk", "pamr"]}, ("workers",)),
     ],
 )
@@ -155,15 +165,17 @@ def test_settings_name_what_labels_depend_on(tmp_path, module, options, expected
     json.dumps(found)  # refuses what JSON has no form for
 
 
-def test_another_rule_in_the_same_folder_is_refused(tmp_path, module):
-    predict(module, PseudoLabelWriter(str(tmp_path), rule="two_thresholds"), Photographs("a"))
+def test_another_background_in_the_same_folder_is_refused(tmp_path, module):
+    predict(module, PseudoLabelWriter(str(tmp_path), background="two_thresholds"), Photographs("a"))
     settings = json.loads((tmp_path / "predict.json").read_text())
-    assert (settings["rule"], settings["low"], settings["high"]) == ("two_thresholds", 0.5, 0.8)
+    assert (settings["background"], settings["low"], settings["high"]) == ("two_thresholds", 0.5, 0.8)
     for options, change in (
-        ({"rule": "power"}, r"\(rule: 'two_thresholds' there, 'power' now; power: None there, 8\.0 now\)"),
-        ({"rule": "two_thresholds", "high": 0.9}, r"\(high: 0\.8 there, 0\.9 now\)"),
-        ({"rule": "two_thresholds", "refine": ["pamr"]}, r"\(refine: \[\] there, \['pamr'\] now\)"),
+        ({"background": "power"}, r"\(background: 'two_thresholds' there, 'power' now; power: None there, 8\.0 now\)"),
+        ({"background": "two_thresholds", "high": 0.9}, r"\(high: 0\.8 there, 0\.9 now\)"),
+        ({"background": "two_thresholds", "refine": ["pamr"]}, r"\(refine: \[\] there, \['pamr'\] now\)"),
     ):
         with pytest.raises(OutputError, match=change):
             predict(module, PseudoLabelWriter(str(tmp_path), **options), Photographs("a", "b"))
-    assert predict(module, PseudoLabelWriter(str(tmp_path), rule="two_thresholds"), Photographs("a", "b")) == ["b"]
+    assert predict(module, PseudoLabelWriter(str(tmp_path), background="two_thresholds"), Photographs("a", "b")) == [
+        "b"
+    ]
