@@ -46,7 +46,7 @@ def make_prototypes(
     score: Callable[[Tensor], Tensor] | None = None,
     device: torch.device | None = None,
 ) -> Prototypes:
-    """Cluster the regions of each class; prototypes are the centres (RCA, arXiv 2203.09653, section 3.4).
+    """Cluster the regions of each class; prototypes are the centres (RCA, section 3.4, equation (6)).
 
     Args:
         points: `(C, N, D)` unit vectors on any device; a few classes at a time are read, see `class_blocks`.
