@@ -29,7 +29,7 @@ def network() -> nn.Module:
 
 
 def learn(model: nn.Module, images: torch.Tensor, tags: torch.Tensor) -> None:
-    RCALoss(background_threshold=None)(model(images, tags), tags).total.backward()
+    RCALoss()(model(images, tags), tags).total.backward()
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
