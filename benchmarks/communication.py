@@ -50,8 +50,8 @@ def bytes_per_step(regions: Sequence[int], dim: int) -> int:
 
 
 def bytes_per_epoch(prototypes: int, dim: int, world: int) -> int:
-    """Bytes each rank but the first receives after a clustering: prototypes, which are valid, their factors."""
-    return prototypes * (4 * dim + 1 + 4) if world > 1 else 0
+    """Bytes each rank but the first receives after a clustering: prototypes, and which are valid."""
+    return prototypes * (4 * dim + 1) if world > 1 else 0
 
 
 def bytes_of_statistics(dim: int, world: int) -> int:

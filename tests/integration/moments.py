@@ -38,16 +38,16 @@ class Moment:
 
     def prepare(self) -> None:
         """Patch this process so that it kills itself; nothing for "clock"."""
+        from rca_lightning.callbacks import region_memory
         from rca_lightning.checkpoints import writing as atomic_io
         from rca_lightning.modules.rca_module import RCAModule
-        from rca_lightning.rca.prototypes import PrototypeMaker
 
         count = _Count(self.number)
         if self.kind in ("writing", "written"):
             part = self.part if self.kind == "writing" else 1.0
             atomic_io.torch = _TorchThatDies(atomic_io.torch, part, count)
         elif self.kind == "clustering":
-            _patch(PrototypeMaker, "plain", count)  # the classes are clustered by then, the background is not
+            _patch(region_memory, "broadcast_from_first", count)  # clustered, and not yet written
         elif self.kind in ("step", "validation", "epoch"):
             name = {"step": "training_step", "validation": "validation_step", "epoch": "on_train_epoch_start"}
             _patch(RCAModule, name[self.kind], count)
@@ -83,7 +83,7 @@ class _TorchThatDies:
         file.write(whole)
 
 
-def _patch(owner: type, name: str, count: _Count) -> None:
+def _patch(owner: Any, name: str, count: _Count) -> None:
     function: Callable[..., Any] = getattr(owner, name)
 
     def dying(*args: Any, **kwargs: Any) -> Any:

@@ -31,9 +31,7 @@ _CLUSTERING = (
     "clustering/test_lloyd.py",
     "clustering/test_seeding.py",
     "clustering/test_drawing.py",
-    "clustering/test_farthest.py",
     "clustering/test_clustering.py",
-    "clustering/test_warm_start.py",
     "rca/test_class_blocks.py",
     "clustering/test_cluster_methods.py",
 )

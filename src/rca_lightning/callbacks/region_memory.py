@@ -1,9 +1,9 @@
-"""The callback that owns the region memory and turns it into prototypes."""
+"""The callback that owns the region memory and turns it into prototypes (RCA, sections 3.3 and 3.4)."""
 
 from __future__ import annotations
 
 import logging
-from functools import partial
+import os
 from typing import Any, get_args
 
 import lightning as L
@@ -11,14 +11,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.checkpoints.compatibility import OnMismatch
-from rca_lightning.clustering.cluster import ClusteringBackend, ClusteringMethod
+from rca_lightning.clustering.cluster import ClusteringBackend, ClusteringMethod, check_method
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, WeightsError, refuse_removed, require_extra
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.diagnostics import advise_on_empty, diagnose
-from rca_lightning.rca.footprint import Footprint
 from rca_lightning.rca.memory_bank import REMOVED, Placement, RegionMemory, StoredType, encode_ids
-from rca_lightning.rca.prototypes import PrototypeMaker, Prototypes
+from rca_lightning.rca.prototypes import Prototypes, make_prototypes
 from rca_lightning.rca.regions import Regions
 
 logger = logging.getLogger(__name__)
@@ -35,18 +34,12 @@ class RegionMemoryCallback(L.Callback):
 
     Args:
         slots: regions N a class. More than two epochs of them keep regions of a network that has moved on.
-        clustering: "kmeans", "spherical", "sinkhorn" (clusters of like size), "gmm" or "farthest"; see `cluster`.
+        clustering: "kmeans", "spherical" (k-means by cosine) or "sinkhorn" (clusters of like size); see `cluster`.
         backend: of k-means: "faiss", "torch", or "auto" for FAISS where it is installed.
         iterations: steps of the clustering.
-        restarts: runs from other seeds, of which the best counts.
-        warm_start: whether a clustering starts from the last prototypes, so that prototype k stays what it was.
         regions_per_prototype: a class of few regions gets one prototype for so many, up to K; none: K for all.
-        reseed: place prototypes without a region where the class is covered worst.
-        merge_above: cosine above which two prototypes of a class become one, and the freed one is placed where the
-            class is covered worst; none: never.
         drop_below: probability of its own class, by the first CAM head, under which a prototype is left out;
             none: never.
-        concentration: whether tight prototypes get a lower attention temperature than loose ones.
         seed: of the clustering; the epoch is added.
         placement: "device", or "host" for a memory too large for the GPU: pinned memory of the processor, of which
             every step of the contrast reads all slots over the bus, and clustering a few classes at a time.
@@ -66,46 +59,47 @@ class RegionMemoryCallback(L.Callback):
 
     task = RCAModule.task
 
-    @refuse_removed(**REMOVED)
+    @refuse_removed(
+        **REMOVED,
+        restarts="gone since 0.2; greedy k-means++ seeds make one run enough",
+        warm_start="gone since 0.2; every clustering starts from k-means++ seeds",
+        reseed="gone since 0.2; clustering='sinkhorn' gives every prototype regions",
+        merge_above="gone since 0.2; regions_per_prototype or fewer prototypes (num_prototypes) keep them apart",
+        concentration="gone since 0.2; all prototypes have the attention_temperature of the model",
+    )
     def __init__(
         self,
         slots: int = 100,
         clustering: ClusteringMethod = "kmeans",
         backend: ClusteringBackend = "auto",
         iterations: int = 20,
-        restarts: int = 1,
-        warm_start: bool = False,
         regions_per_prototype: int | None = None,
-        reseed: bool = False,
-        merge_above: float | None = None,
         drop_below: float | None = None,
-        concentration: bool = False,
         seed: int = 0,
         placement: Placement = "device",
         dtype: StoredType = "float32",
         on_mismatch: OnMismatch = "refuse",
     ) -> None:
+        RegionMemory(1, slots, 1, placement=placement, dtype=dtype)  # wrong arguments now, not after the data is read
+        check_method(clustering, backend, name="clustering")
+        if iterations < 1:
+            raise ArgumentError("iterations", iterations, "give at least 1")
+        if regions_per_prototype is not None and regions_per_prototype < 1:
+            raise ArgumentError("regions_per_prototype", regions_per_prototype, "give at least 1, or null")
+        if drop_below is not None and not 0 <= drop_below <= 1:
+            raise ArgumentError("drop_below", drop_below, "give a probability in [0, 1], or null")
         if on_mismatch not in get_args(OnMismatch):
             raise ArgumentError("on_mismatch", on_mismatch, f"give one of {', '.join(get_args(OnMismatch))}")
-        self.on_mismatch: OnMismatch = on_mismatch
-        self._make = partial(RegionMemory, slots=slots, placement=placement, dtype=dtype)
-        self._make(1, dim=1)  # refuses wrong arguments now and not after the data is read
         self.slots = slots
+        self.clustering: ClusteringMethod = clustering
+        self.backend: ClusteringBackend = backend
+        self.iterations = iterations
+        self.regions_per_prototype = regions_per_prototype
+        self.drop_below = drop_below
+        self.seed = seed
         self.placement: Placement = placement
         self.dtype: StoredType = dtype
-        self.maker = PrototypeMaker(
-            clustering=clustering,
-            backend=backend,
-            iterations=iterations,
-            restarts=restarts,
-            warm_start=warm_start,
-            regions_per_prototype=regions_per_prototype,
-            reseed=reseed,
-            merge_above=merge_above,
-            drop_below=drop_below,
-            concentration=concentration,
-        )
-        self.seed = seed
+        self.on_mismatch: OnMismatch = on_mismatch
         self.memory: RegionMemory | None = None
         self.diagnostics: dict[str, dict[str, int | float | None]] = {}
         self._restored: dict[str, Any] | None = None
@@ -118,16 +112,26 @@ class RegionMemoryCallback(L.Callback):
         if stage != "fit" or not isinstance(pl_module, RCAModule) or not pl_module.needs_memory:
             return
         pl_module.on_mismatch = self.on_mismatch
-        if self.maker.backend == "faiss":
+        if self.backend == "faiss":
             require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
-        if self.maker.drop_below is not None and pl_module.network.projection is not None:
-            raise ArgumentError(
-                "drop_below", self.maker.drop_below, "leave it out: no head scores projected embeddings"
-            )
-        # Before it is made: a process that is killed for its memory says nothing any more.
-        self._tell_size(trainer, pl_module)
-        self.memory = self._make(pl_module.memory_classes, dim=pl_module.embedding_dim)
+        if self.drop_below is not None and pl_module.network.projection is not None:
+            raise ArgumentError("drop_below", self.drop_below, "leave it out: no head scores projected embeddings")
+        sizes = (pl_module.memory_classes, self.slots, pl_module.embedding_dim)
+        self._log_size(sizes, trainer.strategy.root_device)  # first: a process killed for its memory says nothing
+        self.memory = RegionMemory(*sizes, placement=self.placement, dtype=self.dtype)
         pl_module.memory = self.memory
+
+    @rank_zero_only
+    def _log_size(self, sizes: tuple[int, int, int], device: torch.device) -> None:
+        home = device if self.placement == "device" else torch.device("cpu")
+        size = sizes[0] * sizes[1] * sizes[2] * getattr(torch, self.dtype).itemsize
+        logger.info("region memory: %d classes x %d slots x %d channels, %s: %.1f MiB on %s", *sizes, self.dtype,
+                    size / 2**20, home)  # fmt: skip
+        if size > _total_bytes(home) / 4:
+            remedies = (
+                "--memory.placement host, --memory.dtype float16, a small --model.embedding_dim, fewer --memory.slots"
+            )
+            logger.warning("the region memory takes more than a quarter of %s. Remedies: %s", home, remedies)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Move the memory to the device of the module, with what the checkpoint held."""
@@ -154,83 +158,10 @@ class RegionMemoryCallback(L.Callback):
         if reader is not None:
             reader.write(torch.zeros_like(reader.prototypes), torch.zeros_like(reader.valid))
 
-    @rank_zero_only
-    def _tell_size(self, trainer: L.Trainer, module: RCAModule) -> None:
-        size = Footprint(
-            num_classes=module.memory_classes,
-            slots=self.slots,
-            dim=module.embedding_dim,
-            dtype=self.dtype,
-            placement=self.placement,
-            device=trainer.strategy.root_device,
-            processes=trainer.num_devices,
-        )
-        logger.info("%s", size)
-        warning = size.warning()
-        if warning:
-            logger.warning("%s", warning)
-
-    def _renew_prototypes(self, module: RCAModule, epoch: int) -> None:
-        reader = module.network.aggregation
-        if self.memory is None or reader is None:
-            return
-        prototypes = torch.zeros_like(reader.prototypes)
-        valid = torch.zeros_like(reader.valid, dtype=torch.uint8)
-        if world_size_and_rank()[1] == 0:
-            parts = self._cluster(self.memory, module, epoch)
-            prototypes.copy_(torch.cat([part.vectors.flatten(0, 1) for part in parts]))
-            valid.copy_(torch.cat([part.valid.flatten() for part in parts]))
-            self._report(self.memory, module, parts[0])
-        broadcast_from_first(prototypes, valid)
-        reader.write(prototypes, valid.bool())
-
-    def _cluster(self, memory: RegionMemory, module: RCAModule, epoch: int) -> list[Prototypes]:
-        """Prototypes of the classes and, where it has some, of the background."""
-        count, reader = int(module.hparams["num_classes"]), module.network.aggregation
-        assert reader is not None  # only called where prototypes are read
-        parts = [
-            self.maker(
-                memory.embeddings[:count],
-                memory.valid[:count],
-                int(module.hparams["num_prototypes"]),
-                seed=self.seed + epoch,
-                last=reader.by_class(),
-                score=module.network.prototype_scores,
-                device=module.device,
-            )
-        ]
-        if module.hparams["background_prototypes"]:
-            rows, number = slice(count, None), int(module.hparams["background_prototypes"])
-            points, valid = memory.embeddings[rows], memory.valid[rows]
-            parts.append(self.maker.plain(points, valid, number, seed=self.seed + epoch, device=module.device))
-        return parts
-
-    def _report(self, memory: RegionMemory, module: RCAModule, classes: Prototypes) -> None:
-        if not self._logged_backend:
-            _log_once("clustering (%s) runs on %s", self.maker.clustering, classes.clusters.backend)
-            self._logged_backend = True
-        names = module.class_names
-        empty = [names[index] for index in torch.nonzero(~classes.valid.any(dim=1))[:, 0].tolist()]
-        for line in advise_on_empty(memory.counts[: len(names)], classes.valid.any(dim=1), names):
-            logger.warning("%s", line)
-        rows = slice(0, len(names))
-        ages = memory.ages(module.global_step)[rows]
-        points, valid = memory.embeddings[rows], memory.valid[rows]
-        found = diagnose(points, valid, classes.clusters, ages, num_requested=classes.num_requested)
-        self.diagnostics = found.as_dict(names)
-        for warning in found.warnings(names):
-            logger.warning("%s", warning)
-        values = {
-            "memory/empty_classes": float(len(empty)),
-            "memory/refused": float(memory.refused),
-            **found.logged("prototypes"),
-        }
-        module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take in the regions of this step from every rank; after the last one of an epoch, cluster."""
+        """Enqueue the regions of this step from every rank; after the last one of an epoch, cluster."""
         if self.memory is None or not isinstance(pl_module, RCAModule):
             return
         regions: Regions = outputs["regions"]
@@ -244,7 +175,68 @@ class RegionMemoryCallback(L.Callback):
         # Here and not at the end of the epoch, where validation has already run.
         done = trainer.current_epoch + 1
         if trainer.is_last_batch and done >= pl_module.hparams["warmup_epochs"]:
-            self._renew_prototypes(pl_module, done)
+            self._renew_prototypes(self.memory, pl_module, done)
+
+    def _renew_prototypes(self, memory: RegionMemory, module: RCAModule, epoch: int) -> None:
+        """Cluster on rank 0, write the prototypes into the module on every rank."""
+        reader = module.network.aggregation
+        if reader is None:
+            return
+        prototypes = torch.zeros_like(reader.prototypes)
+        valid = torch.zeros_like(reader.valid, dtype=torch.uint8)
+        if world_size_and_rank()[1] == 0:
+            parts = self._cluster(memory, module, self.seed + epoch)
+            prototypes.copy_(torch.cat([part.vectors.flatten(0, 1) for part in parts]))  # (C, K, D) -> (Q, D)
+            valid.copy_(torch.cat([part.valid.flatten() for part in parts]))
+            self._report(memory, module, parts[0])
+        broadcast_from_first(prototypes, valid)
+        reader.write(prototypes, valid.bool())
+
+    def _cluster(self, memory: RegionMemory, module: RCAModule, seed: int) -> list[Prototypes]:
+        """Prototypes of the classes and, where it has some, of the background."""
+        count = int(module.hparams["num_classes"])
+        options: dict[str, Any] = {
+            "backend": self.backend,
+            "iterations": self.iterations,
+            "seed": seed,
+            "device": module.device,
+        }
+        classes = make_prototypes(
+            memory.embeddings[:count],
+            memory.valid[:count],
+            int(module.hparams["num_prototypes"]),
+            clustering=self.clustering,
+            regions_per_prototype=self.regions_per_prototype,
+            drop_below=self.drop_below,
+            score=module.network.prototype_scores,
+            **options,
+        )
+        number = int(module.hparams["background_prototypes"])
+        if not number:
+            return [classes]
+        # Plain k-means: no CAM head scores the background.
+        points, valid = memory.embeddings[count:], memory.valid[count:]
+        return [classes, make_prototypes(points, valid, number, clustering="kmeans", **options)]
+
+    def _report(self, memory: RegionMemory, module: RCAModule, classes: Prototypes) -> None:
+        """Log diagnostics of the classes, and warn of what is amiss."""
+        if not self._logged_backend:
+            _log_once("clustering (%s) runs on %s", self.clustering, classes.clusters.backend)
+            self._logged_backend = True
+        names = module.class_names
+        rows = slice(0, len(names))
+        points, valid, ages = memory.embeddings[rows], memory.valid[rows], memory.ages(module.global_step)[rows]
+        measured = diagnose(points, valid, classes.clusters, ages, num_requested=classes.num_requested)
+        self.diagnostics = measured.as_dict(names)
+        covered = classes.valid.any(dim=1)
+        for line in (*advise_on_empty(memory.counts[rows], covered, names), *measured.warnings(names)):
+            logger.warning("%s", line)
+        values = {
+            "memory/empty_classes": float((~covered).sum()),
+            "memory/refused": float(memory.refused),
+            **measured.logged("prototypes"),
+        }
+        module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The memory and the last diagnostics, as tensors and numbers."""
@@ -254,3 +246,12 @@ class RegionMemoryCallback(L.Callback):
         """Keep the memory of a checkpoint until fitting starts; validation and prediction have no use for it."""
         self._restored = state_dict.get("memory")
         self.diagnostics = state_dict.get("diagnostics", {})
+
+
+def _total_bytes(device: torch.device) -> float:
+    """Memory of a CUDA device or of the host; infinite where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return float("inf")

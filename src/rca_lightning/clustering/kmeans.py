@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +32,6 @@ class PerClassGenerator:
         return torch.rand(self._classes, count, generator=self._generator, dtype=torch.float64)[self._rows]
 
 
-Candidates = Callable[[Tensor], Tensor]
-"""From the squared distance of each point to its nearest centroid `(C, N)` to the points proposed next `(C, T)`."""
-
-
 def squared_distances(points: Tensor, centroids: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Squared distances `(C, N, K)` of points `(C, N, D)` to centroids `(C, K, D)`, never negative.
 
@@ -57,7 +52,7 @@ def squared_lengths(points: Tensor) -> Tensor:
 
 
 def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: PerClassGenerator) -> tuple[Tensor, Tensor]:
-    """Pick starting centroids far from each other (Arthur and Vassilvitskii, SODA 2007, greedy form).
+    """Greedy k-means++ seeding (Arthur and Vassilvitskii, SODA 2007).
 
     Each further centroid is the best of `2 + log K` candidates drawn with probability proportional to the
     squared distance to the centroids so far.
@@ -72,19 +67,7 @@ def greedy_seeds(points: Tensor, valid: Tensor, num_clusters: int, draws: PerCla
         The centroids `(C, K, D)`, and `(C, K)` boolean which of them differ from all before: a class with
         fewer distinct points than `K` has fewer, and they come first.
     """
-    return spread_seeds(points, valid, num_clusters, draws, by_distance(num_clusters, draws))
-
-
-def by_distance(num_clusters: int, draws: PerClassGenerator) -> Candidates:
-    """Candidates of greedy k-means++."""
     trials = 2 + int(math.log(num_clusters))
-    return lambda nearest: _draw(nearest.double(), trials, draws)
-
-
-def spread_seeds(
-    points: Tensor, valid: Tensor, num_clusters: int, draws: PerClassGenerator, candidates: Candidates
-) -> tuple[Tensor, Tensor]:
-    """Like `greedy_seeds`: the first point at random, each further one the best of its `candidates`."""
     classes = torch.arange(len(points), device=points.device)
     first = _draw(valid.to(torch.float64), 1, draws)[:, 0]
     centroids, distinct = [points[classes, first]], [valid.any(dim=1)]
@@ -93,62 +76,12 @@ def spread_seeds(
     nearest = _without_copies(nearest, points, centroids[0])
     for _ in range(1, num_clusters):
         distinct.append((nearest > 0).any(dim=1))
-        centroid, nearest = _next_seed(points, valid, nearest, lengths, candidates)
-        centroids.append(centroid)
+        proposed = points[classes[:, None], _draw(nearest.double(), trials, draws)]  # (C, T, D)
+        distances = torch.minimum(nearest[:, :, None], squared_distances(points, proposed, lengths) * valid[:, :, None])
+        best = distances.sum(dim=1).argmin(dim=1)  # (C,)
+        centroids.append(proposed[classes, best])
+        nearest = _without_copies(distances[classes, :, best], points, centroids[-1])
     return torch.stack(centroids, dim=1), torch.stack(distinct, dim=1)
-
-
-def fill_seeds(
-    points: Tensor, valid: Tensor, initial: Tensor, given: Tensor, draws: PerClassGenerator, candidates: Candidates
-) -> tuple[Tensor, Tensor]:
-    """Keep the prototypes that are there and seed the missing ones away from them.
-
-    One that no point is nearest to counts as missing: it would stay empty.
-
-    Args:
-        points: `(C, N, D)`.
-        valid: `(C, N)` boolean.
-        initial: `(C, K, D)`, prototypes, finite.
-        given: `(C, K)` boolean, which of them exist.
-        draws: of these classes; gives the first seed of a class without prototypes.
-        candidates: proposes the others.
-
-    Returns:
-        The centroids `(C, K, D)`, the kept ones in their place, and `(C, K)` boolean which of them can be used.
-    """
-    classes = torch.arange(len(points), device=points.device)
-    lengths = squared_lengths(points)
-    distances = squared_distances(points, initial, lengths).masked_fill(~given[:, None], torch.inf)
-    reached = torch.zeros_like(given, dtype=torch.long).scatter_add_(1, distances.argmin(dim=2), valid.long()) > 0
-    usable, centroids = given & reached, initial.clone()
-    first = points[classes, _draw(valid.to(torch.float64), 1, draws)[:, 0]]
-    bare = valid.any(dim=1) & ~usable.any(dim=1)
-    centroids[bare, 0], usable[bare, 0] = first[bare], True
-    nearest = squared_distances(points, centroids, lengths).masked_fill(~usable[:, None], torch.inf).amin(dim=2)
-    # A mean of copies misses them by rounding; what lies that close is covered. Empty classes have infinity here.
-    covered = nearest <= _ROUNDING * lengths
-    nearest = nearest.masked_fill(covered | ~valid, 0)
-    for place in range(initial.shape[1]):
-        missing = ~usable[:, place] & (nearest > 0).any(dim=1)
-        if not missing.any():
-            continue
-        seed, updated = _next_seed(points, valid, nearest, lengths, candidates)
-        centroids[:, place] = torch.where(missing[:, None], seed, centroids[:, place])
-        nearest = torch.where(missing[:, None], updated, nearest)
-        usable[:, place] |= missing
-    return centroids, usable
-
-
-def _next_seed(
-    points: Tensor, valid: Tensor, nearest: Tensor, lengths: Tensor, candidates: Candidates
-) -> tuple[Tensor, Tensor]:
-    """The best candidate `(C, D)`, and the squared distances `(C, N)` to the nearest centroid with it."""
-    classes = torch.arange(len(points), device=points.device)
-    proposed = points[classes[:, None], candidates(nearest)]  # (C, T, D)
-    distances = torch.minimum(nearest[:, :, None], squared_distances(points, proposed, lengths) * valid[:, :, None])
-    best = distances.sum(dim=1).argmin(dim=1)  # (C,)
-    centroid = proposed[classes, best]
-    return centroid, _without_copies(distances[classes, :, best], points, centroid)
 
 
 def _without_copies(distances: Tensor, points: Tensor, centroid: Tensor) -> Tensor:
@@ -165,9 +98,6 @@ def _draw(weights: Tensor, count: int, draws: PerClassGenerator) -> Tensor:
     cumulative = weights.cumsum(dim=1)
     index = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return index.clamp_max(weights.shape[1] - 1) * (cumulative[:, -1:] > 0)
-
-
-_ROUNDING = 1e-6  # squared distance of float32 copies, as a share of the squared length
 
 
 def lloyd(
@@ -210,11 +140,11 @@ def means(points: Tensor, valid: Tensor, assignment: Tensor, fallback: Tensor, *
         unit: scale the means to unit length; a mean that is all but zero has no direction and falls back too.
     """
     sums, sizes = _sums(points, valid, assignment, fallback.shape[1])
-    found = sums / sizes.clamp_min(1)
+    mean = sums / sizes.clamp_min(1)
     if unit:
-        lengths = found.norm(dim=2, keepdim=True)
-        return torch.where(lengths > _SHORTEST, found / lengths.clamp_min(_SHORTEST), fallback)
-    return torch.where(sizes > 0, found, fallback)
+        lengths = mean.norm(dim=2, keepdim=True)
+        return torch.where(lengths > _SHORTEST, mean / lengths.clamp_min(_SHORTEST), fallback)
+    return torch.where(sizes > 0, mean, fallback)
 
 
 def _sums(points: Tensor, valid: Tensor, assignment: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -62,13 +62,13 @@ def lloyd_by_faiss(
         if to_gpu is not None:
             solver.index = to_gpu(solver.index)
         solver.train(points, init_centroids=start)
-        found: Array = solver.centroids
-        return found
+        centroids: Array = solver.centroids
+        return centroids
 
     centroids = seeds.clone()
     solved = map(solve, own, starts) if to_gpu else _in_threads(faiss, solve, own, starts)
-    for label, found in zip(labels, solved, strict=True):
-        centroids[label, usable[label]] = torch.from_numpy(found).to(points.device)
+    for label, moved in zip(labels, solved, strict=True):
+        centroids[label, usable[label]] = torch.from_numpy(moved).to(points.device)
     # FAISS fills an empty cluster with a shifted copy of a large one, which may be the last thing it did.
     centroids = lloyd(points, valid, centroids, usable, iterations=1, unit=unit)
     return centroids, "faiss-gpu" if to_gpu else "faiss-cpu"

@@ -11,7 +11,7 @@ from rca_lightning.clustering.kmeans import means
 def balanced(
     points: Tensor, valid: Tensor, centroids: Tensor, usable: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Spherical k-means whose assignment is the optimal transport of points to equally large prototypes.
+    """Spherical k-means with clusters of equal size, by optimal transport.
 
     As in SwAV (arXiv 2006.09882) and in the prototype view of segmentation (arXiv 2203.15102), but run to the end
     over the whole memory. A point may belong to another than its nearest prototype. Copies of one point
@@ -32,10 +32,10 @@ def balanced(
     for _ in range(max(iterations, 1)):
         scores = torch.bmm(points, centroids.transpose(1, 2))
         plan, factors = transport_plan(scores, valid, usable, start=factors)
-        found = plan.argmax(dim=2)
-        if torch.equal(found, assignment):
+        updated = plan.argmax(dim=2)
+        if torch.equal(updated, assignment):
             break
-        assignment = found
+        assignment = updated
         centroids = means(points, valid, assignment, centroids, unit=True)
     return centroids, assignment
 
@@ -49,7 +49,7 @@ def transport_plan(
     epsilon: float = 0.05,
     rounds: int = 50,
 ) -> tuple[Tensor, Tensor]:
-    """Sinkhorn-Knopp scaling (Cuturi, arXiv 1306.0895) of `exp(scores / epsilon)` to equal sums.
+    """Sinkhorn-Knopp scaling of `exp(scores / epsilon)` to equal sums (Cuturi, arXiv 1306.0895).
 
     Args:
         scores: `(C, N, K)`, higher is better.

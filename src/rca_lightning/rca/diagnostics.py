@@ -1,4 +1,4 @@
-"""How alike the prototypes of a class are, how well they cover its regions, and what to do about it."""
+"""Diagnostics of prototypes: how alike they are, how well they cover the regions, and what to change."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ from rca_lightning.errors import ArgumentError
 _ROUNDING = 1e-10
 # Eigenvalues of a float32 Gram matrix, as a share of the largest, below which they are rounding.
 _NOISE = 1e-6
+# Of `diagnose`, to bound what is held at once.
+_CLASSES_AT_ONCE = 16
+# Class by class only: their means say nothing that a setting does not.
+_NOT_LOGGED = ("regions", "prototypes", "num_requested", "between_class_cosine")
+
+# With a ResNet-50 trained on photographs (20 classes, K = 10, 26 to 200 regions) classes have mean cosine 0.43 to
+# 0.75, rank 76 % to 97 % of the highest, coverage 0.75 to 0.93, gain 0.27 to 0.72, entropy 0.76 to 0.98. Random
+# vectors in their place have mean cosine 0, coverage up to 0.04 and negative gain. The limits lie outside of these.
+ALIKE = 0.9  # mean cosine: 26 degrees apart; in those runs regions are 21 to 41 degrees from their prototype
+FEW_DIRECTIONS = 0.5  # effective rank as a share of k - 1, the highest for k prototypes
+NO_GAIN = 0.1  # k-means of 200 to 500 noisy copies of one vector in 128 to 512 channels gains 0.03 to 0.08
+UNLIKE = 0.3  # mean cosine: lower than between prototypes of one class that follow their regions
+FAR = 0.5  # coverage: regions 60 degrees from the nearest prototype
+UNEVEN = 0.5  # entropy: as if the square root of K prototypes were used
+HALF_FULL = 0.5  # fill: below it slots are not what limits the number of regions
+REGIONS_PER_PROTOTYPE = 2  # with fewer a prototype is a region, not a mean
+
+_NAMED = 5  # classes named in a warning
 
 
 def within_class_cosine(prototypes: Tensor, valid: Tensor) -> Tensor:
@@ -93,22 +111,6 @@ def effective_rank(prototypes: Tensor, valid: Tensor) -> Tensor:
     return rank.masked_fill(copies, 1.0).masked_fill(counts < 2, torch.nan)
 
 
-def effective_prototypes(assignment: Tensor, num_clusters: int) -> Tensor:
-    """Prototypes in effective use: the exponential of the entropy of cluster sizes, in `[1, K]`, 0 for no point.
-
-    Args:
-        assignment: `(C, N)` int64 cluster of each point, -1 for none.
-        num_clusters: `K`.
-
-    Returns:
-        `(C,)`.
-    """
-    member = F.one_hot(assignment.clamp_min(0), num_clusters) * (assignment >= 0)[:, :, None]
-    sizes = member.sum(dim=1).float()
-    total = sizes.sum(dim=1)
-    return _entropy(sizes / total.clamp_min(1)[:, None]).exp() * (total > 0)
-
-
 def _unit(prototypes: Tensor, valid: Tensor) -> Tensor:
     return F.normalize(prototypes.float(), dim=2) * valid[:, :, None]
 
@@ -117,114 +119,6 @@ def _entropy(share: Tensor) -> Tensor:
     """Of each row `(C, K)`, in nats, `(C,)`."""
     parts: Tensor = torch.special.entr(share)
     return parts.sum(dim=1)
-
-
-# With a ResNet-50 trained on photographs (20 classes, K = 10, 26 to 200 regions) classes have mean cosine 0.43 to
-# 0.75, rank 76 % to 97 % of the highest, coverage 0.75 to 0.93, gain 0.27 to 0.72, entropy 0.76 to 0.98. Random
-# vectors in their place have mean cosine 0, coverage up to 0.04 and negative gain. The limits lie outside of these.
-ALIKE = 0.9  # mean cosine: 26 degrees apart; in those runs regions are 21 to 41 degrees from their prototype
-FEW_DIRECTIONS = 0.5  # effective rank as a share of k - 1, the highest for k prototypes
-NO_GAIN = 0.1  # k-means of 200 to 500 noisy copies of one vector in 128 to 512 channels gains 0.03 to 0.08
-UNLIKE = 0.3  # mean cosine: lower than between prototypes of one class that follow their regions
-FAR = 0.5  # coverage: regions 60 degrees from the nearest prototype
-UNEVEN = 0.5  # entropy: as if the square root of K prototypes were used
-HALF_FULL = 0.5  # fill: below it slots are not what limits the number of regions
-REGIONS_PER_PROTOTYPE = 2  # with fewer a prototype is a region, not a mean
-
-_NAMED = 5  # classes named in a warning
-
-
-def advise(found: Diagnostics, class_names: Sequence[str]) -> list[str]:
-    """A sentence with the remedy for each fault that some class has.
-
-    No measure warns alone: random vectors look most diverse by their cosine, and prototypes behind a ReLU are all
-    alike in direction and may still tell the kinds of regions apart.
-
-    Args:
-        found: measures of the classes.
-        class_names: their names.
-
-    Returns:
-        At most one sentence a fault, with the classes that have it.
-    """
-    return [
-        f"{_listed(class_names, where)}: {finding} ({_means(found, measures, where)}). Remedy: {remedy}"
-        for where, finding, measures, remedy in _faults(found)
-        if bool(where.any())
-    ]
-
-
-def advise_on_empty(regions: Tensor, with_prototype: Tensor, class_names: Sequence[str]) -> list[str]:
-    """Sentences about classes that have nothing, and about a contrast that has nothing to push apart.
-
-    Args:
-        regions: `(L,)`, in memory, of each class.
-        with_prototype: `(L,)` boolean; it may be on another device.
-        class_names: their names.
-
-    Returns:
-        One sentence on each of: classes without a region, classes that have regions but no prototype, and a memory
-        with regions of one class alone.
-    """
-    has, with_prototype = (regions > 0).cpu(), with_prototype.cpu()
-    found = [
-        (~has, "no region in memory, so no prototype", "lower --model.confidence, or give images with these tags"),
-        (has & ~with_prototype, "regions in memory, but no prototype", "lower --memory.drop_below"),
-    ]
-    if len(class_names) > 1 and int(has.sum()) == 1:
-        remedy = "give images of other classes, or set --model.contrast false"
-        found.append((has, "the only class in memory, so the contrast has no negatives and is 0", remedy))
-    return [
-        f"{_listed(class_names, where)}: {what}. Remedy: {remedy}" for where, what, remedy in found if bool(where.any())
-    ]
-
-
-def _faults(found: Diagnostics) -> list[tuple[Tensor, str, tuple[str, ...], str]]:
-    """Where each fault is, what it is, the measures that show it, the remedy."""
-    enough = found.regions >= REGIONS_PER_PROTOTYPE * found.num_requested
-    few_directions = found.effective_rank < FEW_DIRECTIONS * (found.prototypes - 1)
-    return [
-        (
-            (found.mean_cosine > ALIKE) & (few_directions | (found.gain < NO_GAIN)),
-            "prototypes are near copies of each other",
-            ("mean_cosine", "effective_rank", "gain"),
-            "lower --model.num_prototypes, or set --memory.merge_above 0.9 or --memory.regions_per_prototype",
-        ),
-        (
-            (found.mean_cosine < UNLIKE) & (found.coverage < FAR),
-            "prototypes look diverse but are far from the regions",
-            ("mean_cosine", "coverage"),
-            "raise --memory.iterations or --memory.restarts, set --memory.warm_start true, or raise --memory.slots",
-        ),
-        (
-            (found.assignment_entropy < UNEVEN) & (found.dead > 0) & enough,
-            "few prototypes have nearly all regions and some have none",
-            ("assignment_entropy", "dead"),
-            "set --memory.clustering sinkhorn, which fills prototypes evenly, or lower --model.num_prototypes",
-        ),
-        (
-            (found.fill < HALF_FULL) & (found.regions > 0) & ~enough,
-            "too few regions for this many prototypes in a memory with room",
-            ("regions", "num_requested", "fill"),
-            "lower --model.confidence, so that more regions enter the memory, or lower --model.num_prototypes",
-        ),
-    ]
-
-
-def _listed(class_names: Sequence[str], where: Tensor) -> str:
-    names = [class_names[index] for index in torch.nonzero(where)[:, 0].tolist()]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def _means(found: Diagnostics, measures: tuple[str, ...], where: Tensor) -> str:
-    means = {name: float(getattr(found, name)[where].float().nanmean()) for name in measures}
-    return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in means.items() if value == value)
-
-
-# Class by class only: their means say nothing that a setting does not.
-_NOT_LOGGED = ("regions", "prototypes", "num_requested", "between_class_cosine")
-_CLASSES_AT_ONCE = 16
 
 
 @dataclass
@@ -269,7 +163,8 @@ class Diagnostics:
     def logged(self, prefix: str) -> dict[str, float]:
         """Means over the classes with regions as `<prefix>/<name>`; what no class has is left out, so none is NaN."""
         present = self.regions > 0
-        means = {f.name: getattr(self, f.name)[present].float().nanmean() for f in fields(self) if _is_logged(f.name)}
+        names = [field.name for field in fields(self) if field.name not in _NOT_LOGGED]
+        means = {name: getattr(self, name)[present].float().nanmean() for name in names}
         means["between_class_cosine"] = self.between_class_cosine
         return {f"{prefix}/{name}": float(value) for name, value in means.items() if not torch.isnan(value)}
 
@@ -287,13 +182,55 @@ class Diagnostics:
         }
 
     def warnings(self, class_names: Sequence[str]) -> list[str]:
-        """A sentence with the remedy for each combination of measures that tells of a fault; see `advise`.
+        """Advice on each fault that some class has: at most one sentence a fault, with its classes and remedy.
+
+        No measure warns alone: random vectors look most diverse by their cosine, and prototypes behind a ReLU are all
+        alike in direction and may still tell the kinds of regions apart.
 
         Raises:
             ArgumentError: if there are not `C` different names.
         """
         self._check(class_names)
-        return advise(self, class_names)
+        return [
+            f"{_listed(class_names, where)}: {fault} ({self._means(measures, where)}). Remedy: {remedy}"
+            for where, fault, measures, remedy in self._faults()
+            if bool(where.any())
+        ]
+
+    def _faults(self) -> list[tuple[Tensor, str, tuple[str, ...], str]]:
+        """Where each fault is, what it is, the measures that show it, the remedy."""
+        enough = self.regions >= REGIONS_PER_PROTOTYPE * self.num_requested
+        few_directions = self.effective_rank < FEW_DIRECTIONS * (self.prototypes - 1)
+        return [
+            (
+                (self.mean_cosine > ALIKE) & (few_directions | (self.gain < NO_GAIN)),
+                "prototypes are near copies of each other",
+                ("mean_cosine", "effective_rank", "gain"),
+                "lower --model.num_prototypes, or set --memory.regions_per_prototype",
+            ),
+            (
+                (self.mean_cosine < UNLIKE) & (self.coverage < FAR),
+                "prototypes look diverse but are far from the regions",
+                ("mean_cosine", "coverage"),
+                "raise --memory.iterations or --memory.slots",
+            ),
+            (
+                (self.assignment_entropy < UNEVEN) & (self.dead > 0) & enough,
+                "few prototypes have nearly all regions and some have none",
+                ("assignment_entropy", "dead"),
+                "set --memory.clustering sinkhorn, which fills prototypes evenly, or lower --model.num_prototypes",
+            ),
+            (
+                (self.fill < HALF_FULL) & (self.regions > 0) & ~enough,
+                "too few regions for this many prototypes in a memory with room",
+                ("regions", "num_requested", "fill"),
+                "lower --model.confidence, so that more regions enter the memory, or lower --model.num_prototypes",
+            ),
+        ]
+
+    def _means(self, measures: tuple[str, ...], where: Tensor) -> str:
+        means = {name: float(getattr(self, name)[where].float().nanmean()) for name in measures}
+        return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in means.items() if value == value)
 
     def _check(self, class_names: Sequence[str]) -> None:
         if len(set(class_names)) != len(self.regions) or len(class_names) != len(self.regions):
@@ -313,7 +250,7 @@ def diagnose(
         clusters: what clustering made of them, `K` prototypes a class.
         ages: `(C, N)`, training steps since a slot was written, -1 where empty.
         num_requested: `(C,)`, prototypes a class was to get; `None`: `K`. Give `clusters.valid.sum(1)` where fewer are
-            meant, as after merging, or they count as dead.
+            meant, as after dropping some, or they count as dead.
 
     Returns:
         The measures, on the CPU.
@@ -324,18 +261,28 @@ def diagnose(
     Example:
         >>> from rca_lightning.clustering.cluster import kmeans
         >>> points, valid = torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool)
-        >>> found = diagnose(points, valid, kmeans(points, 4), ages=torch.zeros(1, 4))
-        >>> round(found.coverage.item(), 3), round(found.effective_rank.item(), 3), found.dead.item()
+        >>> measured = diagnose(points, valid, kmeans(points, 4), ages=torch.zeros(1, 4))
+        >>> round(measured.coverage.item(), 3), round(measured.effective_rank.item(), 3), measured.dead.item()
         (1.0, 3.0, 0)
     """
     number = clusters.valid.shape[1]
-    _check_shapes(points, valid, clusters, ages, num_requested)
+    fits = (
+        points.ndim == 3
+        and valid.shape == ages.shape == clusters.assignment.shape == points.shape[:2]
+        and clusters.centroids.shape == (len(points), number, points.shape[2])
+        and (num_requested is None or num_requested.shape == (len(points),))
+    )
+    if not fits:
+        shapes = [tuple(t.shape) for t in (points, valid, clusters.centroids, ages, num_requested) if t is not None]
+        remedy = "give (C, N, D), (C, N), the clusters of these points, (C, N) and (C,)"
+        raise ArgumentError("points, valid, clusters, ages, num_requested", shapes, remedy)
     valid, ages = valid.to(clusters.valid.device), ages.to(clusters.valid.device)
     regions = valid.sum(dim=1)
     num_requested = torch.full_like(regions, number) if num_requested is None else num_requested.to(regions.device)
     coverage, gain = _coverage(points, valid, clusters)
     alive = ((clusters.sizes > 0) & clusters.valid).sum(dim=1)
-    spread = effective_prototypes(clusters.assignment, number).log() / num_requested.clamp_min(2).log()
+    shares = clusters.sizes / clusters.sizes.sum(dim=1, keepdim=True).clamp_min(1)  # (C, K)
+    evenness = _entropy(shares) / num_requested.clamp_min(2).log()
     known = valid & (ages >= 0)
     age = torch.where(known, ages, 0).sum(dim=1).float() / known.sum(dim=1)
     measures = {
@@ -347,7 +294,7 @@ def diagnose(
         "effective_rank": effective_rank(clusters.centroids, clusters.valid),
         "coverage": coverage,
         "gain": gain,
-        "assignment_entropy": spread.masked_fill(num_requested < 2, 1.0).masked_fill(alive == 0, torch.nan),
+        "assignment_entropy": evenness.masked_fill(num_requested < 2, 1.0).masked_fill(alive == 0, torch.nan),
         "dead": (num_requested - alive).clamp_min(0),
         "fill": valid.float().mean(dim=1),
         "mean_age": age,
@@ -376,33 +323,37 @@ def _coverage(points: Tensor, valid: Tensor, clusters: Clusters) -> tuple[Tensor
     return coverage, 1 - (1 - coverage) / distance.masked_fill(distance < 1e-6, torch.nan)
 
 
-def _check_shapes(
-    points: Tensor, valid: Tensor, clusters: Clusters, ages: Tensor, num_requested: Tensor | None
-) -> None:
-    fits = (
-        points.ndim == 3
-        and valid.shape == ages.shape == clusters.assignment.shape == points.shape[:2]
-        and clusters.centroids.shape == (len(points), clusters.valid.shape[1], points.shape[2])
-        and (num_requested is None or num_requested.shape == (len(points),))
-    )
-    if not fits:
-        given = (
-            points,
-            valid,
-            clusters.centroids,
-            clusters.assignment,
-            ages,
-            *(() if num_requested is None else (num_requested,)),
-        )
-        raise ArgumentError(
-            "points, valid, clusters, ages, num_requested",
-            [tuple(tensor.shape) for tensor in given],
-            "give (C, N, D), (C, N), the clusters of these points, (C, N) and (C,)",
-        )
+def advise_on_empty(regions: Tensor, with_prototype: Tensor, class_names: Sequence[str]) -> list[str]:
+    """Advice on classes without regions or prototypes, and on a contrast without negatives.
+
+    Args:
+        regions: `(L,)`, in memory, of each class.
+        with_prototype: `(L,)` boolean; it may be on another device.
+        class_names: their names.
+
+    Returns:
+        One sentence on each of: classes without a region, classes that have regions but no prototype, and a memory
+        with regions of one class alone.
+    """
+    present, with_prototype = (regions > 0).cpu(), with_prototype.cpu()
+    faults = [
+        (~present, "no region in memory, so no prototype", "lower --model.confidence, or give images with these tags"),
+        (present & ~with_prototype, "regions in memory, but no prototype", "lower --memory.drop_below"),
+    ]
+    if len(class_names) > 1 and int(present.sum()) == 1:
+        remedy = "give images of other classes, or set --model.contrast false"
+        faults.append((present, "the only class in memory, so the contrast has no negatives and is 0", remedy))
+    return [
+        f"{_listed(class_names, where)}: {what}. Remedy: {remedy}"
+        for where, what, remedy in faults
+        if bool(where.any())
+    ]
 
 
-def _is_logged(name: str) -> bool:
-    return name not in _NOT_LOGGED
+def _listed(class_names: Sequence[str], where: Tensor) -> str:
+    names = [class_names[index] for index in torch.nonzero(where)[:, 0].tolist()]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _number(value: Any) -> int | float | None:

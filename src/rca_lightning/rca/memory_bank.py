@@ -140,11 +140,11 @@ class RegionMemory:
 
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor, labels: Tensor, image_ids: Sequence[str] | Tensor, step: int) -> int:
-        """Write regions, oldest first; each takes the slot of the oldest region of its class (RCA, section 3.3).
+        """Enqueue regions; each replaces the oldest one of its class (RCA, section 3.3, equation (4)).
 
-        Embeddings are scaled to unit length. One that is shorter than 1e-12 or not finite has no direction: it is
-        refused and counted in `refused`. Several regions of one class in one call give what as many calls in that
-        order give.
+        Regions come oldest first, and are scaled to unit length. One that is shorter than 1e-12 or not finite has no
+        direction: it is refused and counted in `refused`. Several regions of one class in one call give what as many
+        calls in that order give.
 
         Args:
             embeddings: `(R, D)`.

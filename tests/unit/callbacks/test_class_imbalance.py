@@ -51,13 +51,11 @@ def fit(folder, data, module_options=None, **memory_options):
     return module, owner, trainer
 
 
-# Prototypes by each way that divides by the regions, the prototypes or the spread of a class.
+# Prototypes by each way that divides by the regions, or the prototypes of a class.
 WAYS = [
     {},
-    {"backend": "faiss", "regions_per_prototype": 2, "concentration": True},
-    {"clustering": "gmm", "restarts": 2, "reseed": True},
-    {"clustering": "sinkhorn", "warm_start": True, "merge_above": 0.9},
-    {"clustering": "farthest", "drop_below": 0.0},
+    {"backend": "faiss", "regions_per_prototype": 2},
+    {"clustering": "sinkhorn", "drop_below": 0.0},
     {"clustering": "spherical"},
 ]
 

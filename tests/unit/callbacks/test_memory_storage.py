@@ -9,9 +9,10 @@ import torch
 from tests.quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
-from rca_lightning import RCAModule, RegionMemoryCallback
+from rca_lightning import RCAModule, RegionMemoryCallback, kmeans
+from rca_lightning.callbacks import region_memory
+from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError
-from rca_lightning.rca import footprint
 from rca_lightning.rca import prototypes as blocks
 
 
@@ -63,19 +64,36 @@ def test_checkpoint_goes_on_with_the_other_dtype(tmp_path, first):
     assert torch.equal(again.memory.ids, owner.memory.ids)
 
 
-def test_size_is_told_before_the_memory_is_made(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(footprint, "free_memory", lambda device: (10000, 20000))
-
+@pytest.mark.parametrize("room", [0, 1])
+def test_size_is_told_before_the_memory_is_made(tmp_path, caplog, monkeypatch, room):
     def refuse(*_, **__):
         raise MemoryError
 
-    owner = RegionMemoryCallback(slots=6)
-    monkeypatch.setattr(owner, "_make", refuse)
+    owner, module = RegionMemoryCallback(slots=6, dtype="float16"), build()
+    size = 3 * 6 * module.embedding_dim * 2
+    monkeypatch.setattr(region_memory, "_total_bytes", lambda device: 4 * size - room)
+    monkeypatch.setattr(region_memory, "RegionMemory", refuse)
     with caplog.at_level(logging.INFO, "rca_lightning"), pytest.raises(MemoryError):
-        quiet_trainer(tmp_path, max_epochs=1, callbacks=[owner]).fit(build(), batches())
-    told = [(record.levelname, record.message) for record in caplog.records]
-    assert any(level == "INFO" and text.startswith("region memory: 3 queues x 6 slots x ") for level, text in told)
-    assert any(level == "WARNING" and "--memory.dtype float16" in text for level, text in told)
+        quiet_trainer(tmp_path, max_epochs=1, callbacks=[owner]).fit(module, batches())
+    told = {record.levelname: record.message for record in caplog.records if "region memory" in record.message}
+    shape = f"region memory: 3 classes x 6 slots x {module.embedding_dim} channels, float16"
+    assert told["INFO"] == f"{shape}: {size / 2**20:.1f} MiB on cpu"
+    assert ("--memory.placement host" in told.get("WARNING", "")) == (room > 0)
+
+
+def test_memory_of_the_host_is_known():
+    assert region_memory._total_bytes(torch.device("cpu")) > 2**20
+    assert region_memory._total_bytes(torch.device("meta")) == float("inf")
+
+
+def test_background_is_clustered_by_k_means_whatever_the_classes_are_by(tmp_path):
+    _, module, owner = fit(tmp_path, epochs=1, clustering="spherical", regions_per_prototype=100, seed=4)
+    found = module.network.aggregation.prototypes[-2:]
+    memory = owner.memory
+    expected = kmeans(memory.embeddings[2:], 2, valid=memory.valid[2:], seed=5, backend="torch").centroids[0]
+    assert memory.valid[2].sum() > 2
+    torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=1))
+    assert module.network.aggregation.by_class()[1].sum(dim=1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("wrong", [{"placement": "gpu"}, {"dtype": "bfloat16"}])
@@ -95,3 +113,13 @@ def test_checkpoint_that_was_only_looked_at_is_not_gone_on_from(tmp_path):
     found = owner.memory.state_dict()
     for name, value in expected.items():
         assert torch.equal(value, found[name]) if isinstance(value, torch.Tensor) else value == found[name], name
+
+
+@pytest.mark.parametrize("option", ["warm_start", "rule", "merge_above"])
+def test_removed_argument_on_the_command_line_is_one_line(option, capfd):
+    with pytest.raises(SystemExit) as left:
+        main(["fit", f"--memory.{option}", "1"])
+    assert left.value.code == 2
+    first, *rest = capfd.readouterr().err.splitlines()
+    assert first.startswith(f"rca: memory.{option}: gone since 0.2; ")
+    assert rest == ["See: rca fit --help"]

@@ -1,4 +1,4 @@
-"""Greedy k-means++ and the completion of earlier prototypes against loops in float64, with the same random numbers."""
+"""Greedy k-means++ against loops in float64, with the same random numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rca_lightning.clustering.kmeans import PerClassGenerator, by_distance, fill_seeds, greedy_seeds
+from rca_lightning.clustering.kmeans import PerClassGenerator, greedy_seeds
 
 C, N, K, D = 3, 24, 5, 4
 Rows = list[list[float]]
@@ -79,45 +79,3 @@ def test_greedy_seeds_by_loops(seed, scale):
         for k in range(K):
             if distinct[c, k]:
                 assert torch.equal(found[c, k], points[c, chosen[k][c]])
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e3])
-@pytest.mark.parametrize("seed", range(6))
-def test_missing_prototypes_are_filled_as_by_loops(seed, scale):
-    points, valid = problem(seed, scale=scale)
-    initial = points[:, -K:] + 0.1 * scale * torch.randn(C, K, D, generator=torch.Generator().manual_seed(seed))
-    initial[-1] = points[-1, :K]
-    given = torch.rand(C, K, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
-    given[seed % 2], given[1 - seed % 2, -1] = False, True
-    given[-1] = torch.arange(K) < 2
-    found, usable = fill_seeds(
-        points, valid, initial, given, (draws := PerClassGenerator(seed, C)), by_distance(K, draws)
-    )
-    expected, wanted = _filled_by_loops(Loops(points, valid, PerClassGenerator(seed, C)), initial, given)
-    assert usable.tolist() == wanted
-    torch.testing.assert_close(found[usable].double(), expected[usable])
-
-
-def _filled_by_loops(loops: Loops, initial: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, list]:
-    centroids, usable = initial.double().tolist(), [[False] * K for _ in range(C)]
-    for c in range(C):
-        for point, used in zip(loops.points[c], loops.valid[c], strict=True):
-            far = [math.dist(point, centroid) if given[c, k] else math.inf for k, centroid in enumerate(centroids[c])]
-            if used and min(far) < math.inf:
-                usable[c][far.index(min(far))] = True
-    for c, n in enumerate(loops.first()):
-        if any(loops.valid[c]) and not any(usable[c]):
-            centroids[c][0], usable[c][0] = loops.points[c][n], True
-    nearest = [
-        list(map(min, zip(*(loops.distances(c, centroids[c][k]) for k in range(K) if usable[c][k]), strict=True)))
-        for c in range(C)
-    ]
-    for k in range(K):
-        missing = [not usable[c][k] and any(nearest[c]) for c in range(C)]
-        if not any(missing):
-            continue
-        for c, n in enumerate(loops.next(nearest)):
-            if missing[c]:
-                centroids[c][k], usable[c][k] = loops.points[c][n], True
-                nearest[c] = list(map(min, nearest[c], loops.distances(c, loops.points[c][n])))
-    return torch.tensor(centroids, dtype=torch.float64), usable

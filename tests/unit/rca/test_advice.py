@@ -49,7 +49,7 @@ def test_random_prototypes_warn_by_cosine_and_coverage_together():
     random = noise(K)
     warning = only_warning(measured(modes(), random))
     assert "look diverse but are far from the regions" in warning
-    for remedy in ("--memory.iterations", "--memory.restarts", "--memory.warm_start", "--memory.slots"):
+    for remedy in ("--memory.iterations", "--memory.slots"):
         assert remedy in warning
     # The very same prototypes, and so the same cosines, where regions lie at them.
     near = random.repeat(10, 1) + 0.1 * noise(60, seed=2)
@@ -62,7 +62,7 @@ def test_near_copies_warn_although_they_have_full_rank():
     assert float(found.effective_rank) > 4.5
     warning = only_warning(found)
     assert "near copies" in warning
-    for remedy in ("--model.num_prototypes", "--memory.merge_above", "--memory.regions_per_prototype"):
+    for remedy in ("--model.num_prototypes", "--memory.regions_per_prototype"):
         assert remedy in warning
 
 

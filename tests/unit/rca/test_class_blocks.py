@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.clustering.cluster import kmeans
 from rca_lightning.clustering.kmeans import PerClassGenerator
 from rca_lightning.rca import prototypes as blocks
 from rca_lightning.rca.diagnostics import diagnose
-from rca_lightning.rca.prototypes import PrototypeMaker, Prototypes, class_blocks
+from rca_lightning.rca.prototypes import Prototypes, class_blocks, make_prototypes
 
 C, N, D, K = 5, 24, 8, 4
 
 
 def bank() -> tuple[torch.Tensor, torch.Tensor]:
     points = F.normalize(torch.randn(C, N, D, generator=torch.Generator().manual_seed(0)), dim=2)
-    points[:, : N // 2] = points[:, :1]  # copies, for merging and reseeding
+    points[:, : N // 2] = points[:, :1]  # copies
     valid = torch.arange(N)[None] < torch.tensor([24, 20, 3, 0, 16])[:, None]
     return points * valid[:, :, None], valid
 
@@ -27,13 +28,13 @@ def at_a_time(classes: int, monkeypatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * N * D * classes)
 
 
-def maker(**options) -> PrototypeMaker:
-    return RegionMemoryCallback(**{"backend": "torch", **options}).maker
+def made(points: torch.Tensor, valid: torch.Tensor, **options: Any) -> Prototypes:
+    given = {"clustering": "kmeans", "backend": "torch", "iterations": 20, "seed": 0} | options
+    return make_prototypes(points, valid, K, **given)
 
 
 def same(found: Prototypes, expected: Prototypes, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(found.vectors, expected.vectors, atol=tolerance, rtol=0)
-    torch.testing.assert_close(found.factors, expected.factors, atol=10 * tolerance, rtol=0)
     for name in ("valid", "num_requested"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert torch.equal(found.clusters.assignment, expected.clusters.assignment)
@@ -44,48 +45,32 @@ def same(found: Prototypes, expected: Prototypes, tolerance: float = 1e-5) -> No
 @pytest.mark.parametrize(
     "options",
     [
-        {"restarts": 3},
-        {"clustering": "spherical", "merge_above": 0.95},
-        {"clustering": "gmm", "reseed": True, "regions_per_prototype": 8},
-        {"clustering": "farthest", "concentration": True},
-        {"drop_below": 0.5, "concentration": True, "reseed": True},
+        {},
+        {"clustering": "spherical"},
+        {"clustering": "sinkhorn", "regions_per_prototype": 8},
+        {"drop_below": 0.5},
     ],
 )
 def test_prototypes(classes, options, monkeypatch):
     points, valid = bank()
     score = lambda vectors: vectors[:, :, 0].sigmoid()  # noqa: E731
-    expected = maker(**options)(points, valid, K, seed=7, score=score)
+    expected = made(points, valid, seed=7, score=score, **options)
     assert expected.valid.any(dim=1).tolist() == [True, True, True, False, True]
     at_a_time(classes, monkeypatch)
-    same(maker(**options)(points, valid, K, seed=7, score=score), expected)
-
-
-def test_warm_start_follows_its_own_class(monkeypatch):
-    points, valid = bank()
-    last = maker()(points, valid, K, seed=1)
-    expected = maker(warm_start=True)(points, valid, K, last=(last.vectors, last.valid))
-    at_a_time(2, monkeypatch)
-    same(maker(warm_start=True)(points, valid, K, last=(last.vectors, last.valid)), expected)
-
-
-def test_plain_prototypes(monkeypatch):
-    points, valid = bank()
-    expected = maker().plain(points, valid, K, seed=2)
-    at_a_time(2, monkeypatch)
-    same(maker().plain(points, valid, K, seed=2), expected)
+    same(made(points, valid, seed=7, score=score, **options), expected)
 
 
 @pytest.mark.parametrize("classes", [1, C])
 def test_half_precision_is_clustered_in_single_precision(classes, monkeypatch):
     points, valid = bank()
     at_a_time(classes, monkeypatch)
-    found = maker()(points.half(), valid, K)
-    same(found, maker()(points.half().float(), valid, K))
+    found = made(points.half(), valid)
+    same(found, made(points.half().float(), valid))
     assert found.vectors.dtype == torch.float32
     assert kmeans(points.half(), K, valid=valid, backend="torch").centroids.dtype == torch.float32
     ages = torch.zeros(C, N)
     measured = diagnose(points.half(), valid, found.clusters, ages).coverage
-    expected = diagnose(points, valid, maker()(points, valid, K).clusters, ages).coverage
+    expected = diagnose(points, valid, made(points, valid).clusters, ages).coverage
     torch.testing.assert_close(measured, expected, atol=1e-3, rtol=0, equal_nan=True)
 
 

@@ -10,7 +10,6 @@ import torch
 
 from rca_lightning.rca.diagnostics import (
     between_class_cosine,
-    effective_prototypes,
     effective_rank,
     max_cosine,
     within_class_cosine,
@@ -106,10 +105,3 @@ def test_between_needs_two_classes():
     prototypes, valid = example()
     valid[1:] = False
     assert math.isnan(float(between_class_cosine(prototypes, valid)))
-
-
-def test_effective_prototypes_is_the_perplexity_of_sizes():
-    assignment = torch.tensor([[0, 0, 1, 2, -1, -1], [3, 3, 3, 3, 3, 3], [0, 1, 2, 3, 4, -1], [-1] * 6])
-    entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
-    expected = [math.exp(entropy), 1.0, 5.0, 0.0]
-    assert effective_prototypes(assignment, K).tolist() == pytest.approx(expected, abs=1e-4)
