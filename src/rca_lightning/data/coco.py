@@ -96,11 +96,10 @@ class COCOSource:
     def _annotations_of(self, split: str) -> Path:
         if self._annotation_file is not None:
             path = locate(self._annotation_file, self.root)
-            remedy = "give the instances JSON"
         else:
             path = self.root / "annotations" / f"instances_{self._part(split)}.json"
-            remedy = f"unpack the annotations there, give annotation_file, or use another split than {split!r}"
         if not path.is_file():
+            remedy = f"unpack the annotations there, give annotation_file, or use another split than {split!r}"
             raise DatasetNotFoundError(f"{path}: no such file; {remedy}")
         return path
 
@@ -109,9 +108,8 @@ class COCOSource:
             return require_folder(locate(self._image_dir, self.root), what="image_dir", remedy="give the image folder")
         part = self._part(split)
         nested = self.root / "images" / part
-        return require_folder(
-            nested if nested.is_dir() else self.root / part, what="root", remedy="unpack the images there"
-        )
+        folder = nested if nested.is_dir() else self.root / part
+        return require_folder(folder, what="root", remedy="unpack the images there")
 
 
 def _build(sources: IndexSources, split: str, list_file: Path | None) -> RecordTable:
@@ -167,16 +165,9 @@ def _read_instances(path: Path) -> tuple[dict[str, Any], dict[int, list[tuple[in
 
 
 def _shapes(image: Mapping[str, Any], objects: list[tuple[int, Any]], path: Path) -> CocoShapes:
-    return CocoShapes.pack(
-        ((index + 1, segmentation) for index, segmentation in objects),
-        height=_side(image, "height", path),
-        width=_side(image, "width", path),
-        where=f"{path}, image {image['file_name']}",
-    )
-
-
-def _side(image: Mapping[str, Any], name: str, path: Path) -> int:
-    value = int(image[name])
-    if not 1 <= value <= _MAX_SIDE:
-        raise DataError(f"{path}, image {image['file_name']!r}: {name} {value}; give that of the photograph")
-    return value
+    height, width = int(image["height"]), int(image["width"])
+    for name, value in (("height", height), ("width", width)):
+        if not 1 <= value <= _MAX_SIDE:
+            raise DataError(f"{path}, image {image['file_name']!r}: {name} {value}; give that of the photograph")
+    packed = [(index + 1, segmentation) for index, segmentation in objects]
+    return CocoShapes.pack(packed, height=height, width=width, where=f"{path}, image {image['file_name']}")

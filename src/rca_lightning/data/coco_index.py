@@ -24,23 +24,14 @@ SMALL = 1 << 22  # bytes; smaller annotation files are parsed in no time and not
 
 @dataclass(frozen=True)
 class IndexSources:
-    """All that the records of a split depend on.
+    """All that the records of a split depend on."""
 
-    Attributes:
-        annotations: the instances JSON, known by path, size and time of change.
-        folder: the image folder, known by the names in it.
-        chosen: image ids of the split; None for all.
-        tags: tags that replace those of the annotations, by image id.
-        with_masks: whether the records hold annotated objects.
-        year: the edition of COCO.
-    """
-
-    annotations: Path
-    folder: Path
-    chosen: frozenset[str] | None
-    tags: Mapping[str, tuple[int, ...]]
-    with_masks: bool
-    year: int
+    annotations: Path  # the instances JSON, known by path, size and time of change
+    folder: Path  # of the images, known by the names in it
+    chosen: frozenset[str] | None  # image ids of the split; None for all
+    tags: Mapping[str, tuple[int, ...]]  # tags that replace those of the annotations, by image id
+    with_masks: bool  # whether the records hold annotated objects
+    year: int  # the edition of COCO
 
     def key(self) -> str:
         """Digest of everything, 64 hexadecimal digits."""
@@ -62,13 +53,6 @@ def kept_records(sources: IndexSources, build: Callable[[], RecordTable]) -> Rec
 
     A damaged file is built anew. Of the processes of a machine that start together one builds and the others wait for
     it. Where no file can be written, none is kept.
-
-    Args:
-        sources: what the records depend on.
-        build: makes them.
-
-    Raises:
-        DataError: from `build`.
     """
     if sources.annotations.stat().st_size < SMALL:
         return build()

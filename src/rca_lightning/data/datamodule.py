@@ -261,10 +261,8 @@ class WSSSDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the photographs of `predict_split`, each in exactly one process."""
-        images = _set_up(self._predict, "predict")
-        return self._evaluation_loader(
-            images.without(self._predicted, at_least=self.trainer.world_size if self.trainer else 1)
-        )
+        at_least = self.trainer.world_size if self.trainer else 1
+        return self._evaluation_loader(_set_up(self._predict, "predict").without(self._predicted, at_least=at_least))
 
     def leave_out_of_prediction(self, image_ids: Collection[str]) -> None:
         """Leave images out of the next prediction, such as those whose results are there already."""
@@ -311,10 +309,9 @@ class WSSSDataModule(L.LightningDataModule):
         skip_of = split if self.on_bad_image == "skip" else None
         return TaggedImages(records, num_classes=self.num_classes, skip_of=skip_of, **options)
 
-    def _evaluation_loader(self, dataset: TaggedImages) -> DataLoader[Sample]:
-        return evaluation_loader(
-            dataset, batch_size=self.eval_batch_size, num_workers=self.num_workers, pin_memory=self.pin_memory
-        )
+    def _evaluation_loader(self, images: TaggedImages) -> DataLoader[Sample]:
+        workers: Any = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
+        return evaluation_loader(images, batch_size=self.eval_batch_size, **workers)
 
 
 def _set_up(dataset: TaggedImages | None, stage: str) -> TaggedImages:

@@ -135,18 +135,11 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         return [image for row in rows if isinstance(image := self[row], SkippedImage)]
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | SkippedImage:
-        """Read one image, or what comes in its place.
-
-        Args:
-            key: as for `read`.
-
-        Returns:
-            The sample. With `skip_of`, of an image that cannot be read: that of another, or `SkippedImage`.
+        """Read one image as `read` does; with `skip_of`, of an unreadable one give another or `SkippedImage`.
 
         Raises:
             DatasetNotFoundError: a file is gone.
-            DataError: a file is damaged, or the mask does not fit the image or the classes; with `skip_of` only if
-                none of the images can be read.
+            DataError: a file cannot be used; with `skip_of` only if none of the images can.
         """
         if self.skip_of is None:
             return self.read(key)
@@ -201,11 +194,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
 
 
 class BatchedImages(Dataset["Batch"]):
-    """Batches of images that are alike, for a sampler that yields lists of indices.
-
-    Args:
-        images: the images, without an augmentation.
-    """
+    """Batches of images, for a sampler that yields lists of indices."""
 
     def __init__(self, images: TaggedImages) -> None:
         self.images = images
@@ -218,12 +207,7 @@ class BatchedImages(Dataset["Batch"]):
         return collate_read([self.images[index] for index in indices], num_classes=self.images.num_classes)
 
     def keys(self) -> list[tuple[object, ...]]:
-        """What images of one batch must share: height and width, and whether there is a mask and a saliency map.
-
-        Raises:
-            DatasetNotFoundError: a file is gone, and that is an error.
-            DataError: a file is not an image, and that is an error.
-        """
+        """What images of one batch must share: height and width, and whether there is a mask and a saliency map."""
 
         def size(record: Record) -> tuple[int, int]:
             try:

@@ -56,12 +56,7 @@ class FolderSource:
         return masks if masks.is_dir() else None
 
     def records(self, split: str, *, with_masks: bool) -> list[Record]:
-        """Return the images of a split; masks come from files, see `default_mask_dir`.
-
-        Raises:
-            DatasetNotFoundError: the file of the split is missing.
-            DataError: it names images that are not there.
-        """
+        """Return the images of a split; masks come from files, see `default_mask_dir`."""
         ids = list(self._images)
         if split in self._split_files:
             list_file = locate(self._split_files[split], self.root)

@@ -40,17 +40,15 @@ class Record:
 
 
 class Source(Protocol):
-    """A data set on disk: gives the records of a split."""
+    """A data set on disk."""
 
     root: Path
 
     def records(self, split: str, *, with_masks: bool) -> Sequence[Record]:
-        """Return the images of a split in their order; `with_masks` asks for masks that come with the records."""
-        ...
+        """Return the images of a split in their order, `with_masks` with the masks that do not come as files."""
 
     def default_mask_dir(self) -> Path | None:
-        """Return the folder of mask files where none is given; None if masks do not come as files."""
-        ...
+        """Return the folder of the masks that come as files; None if none do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +129,7 @@ class RecordTable(Sequence[Record]):
 
     @classmethod
     def read(cls, path: Path, *, key: str) -> RecordTable:
-        """Map the records of a file into memory, which all processes share.
-
-        Args:
-            path: written by `write`.
-            key: the one it was written with.
+        """Map a file of `write` into memory, which all processes share.
 
         Raises:
             OSError: no such file, or it cannot be read.
@@ -148,15 +142,7 @@ class RecordTable(Sequence[Record]):
         return cls(strings.part(path, 0, count), shapes)
 
     def write(self, path: Path, *, key: str) -> None:
-        """Write the records to a file, whole or not at all.
-
-        Args:
-            path: the file.
-            key: what `read` has to ask for.
-
-        Raises:
-            OSError: from the file system.
-        """
+        """Write the records to a file atomically; `read` has to ask for the same key."""
         strings = PackedStrings.pack([*self.heads, *(self.shapes or ())])
         checksum = _checksum(key, len(self.heads), strings)
 
@@ -183,16 +169,16 @@ class RecordTable(Sequence[Record]):
         return map(self._record, self._all_rows())
 
     def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> RecordTable:
-        """Some of the records, by their numbers or by a mark for each; the packed strings are shared."""
+        """Select records by their numbers or by a mask; the packed strings are shared."""
         rows = (np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen).astype(np.int32)
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
     def with_mask_files(self, files: Mapping[str, Path]) -> RecordTable:
-        """The same with mask files by image id instead of the masks it has."""
+        """Replace all masks by mask files, given by image id."""
         return self._with_files(3, files)
 
     def with_saliency(self, files: Mapping[str, Path]) -> RecordTable:
-        """The same with saliency maps by image id."""
+        """Replace all saliency maps by these, given by image id."""
         return self._with_files(4, files)
 
     @property

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from typing_extensions import Required
+
 
 class SkippedImage(NamedTuple):
-    """An image that was skipped, since it, its mask or its saliency map could not be read.
-
-    Attributes:
-        split: name of its split.
-        image_id: name of the image file without its ending.
-        reason: the error.
-    """
+    """An image that was skipped because it, its mask or its saliency map could not be read."""
 
     split: str
     image_id: str
-    reason: str
+    reason: str  # the error
 
 
-class _SampleAlways(TypedDict):
-    image: Tensor
-    tags: Tensor
-    image_id: str
-    original_size: Tensor
-
-
-class Sample(_SampleAlways, total=False):
+class Sample(TypedDict, total=False):
     """One image with L foreground classes.
 
     Attributes:
@@ -48,20 +38,17 @@ class Sample(_SampleAlways, total=False):
         unread: images that were skipped before this one was read instead. Missing if there was none.
     """
 
+    image: Required[Tensor]
+    tags: Required[Tensor]
+    image_id: Required[str]
+    original_size: Required[Tensor]
     mask: Tensor
     saliency: Tensor
     window: Tensor
     unread: list[SkippedImage]
 
 
-class _BatchAlways(TypedDict):
-    image: Tensor
-    tags: Tensor
-    image_id: list[str]
-    original_size: Tensor
-
-
-class Batch(_BatchAlways, total=False):
+class Batch(TypedDict, total=False):
     """B samples of equal height and width; B is 0 where no image of a batch could be read and `on_bad_image` is "skip".
 
     Attributes:
@@ -75,6 +62,10 @@ class Batch(_BatchAlways, total=False):
         unread: images that were skipped, if any; `WSSSDataModule` takes them out before a batch reaches a module.
     """
 
+    image: Required[Tensor]
+    tags: Required[Tensor]
+    image_id: Required[list[str]]
+    original_size: Required[Tensor]
     mask: Tensor
     saliency: Tensor
     window: Tensor
@@ -82,14 +73,9 @@ class Batch(_BatchAlways, total=False):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of equal size to a batch.
+    """Stack samples of one height and width to a batch.
 
-    Args:
-        samples: at least one sample, all of one height and width.
-
-    Returns:
-        The batch. A mask (or saliency map) that some samples lack is left out for all of them, so
-        that a row of it always belongs to the same row of `image`.
+    A mask, saliency map or window that some samples lack is left out for all, so that its rows are those of `image`.
 
     Example:
         >>> one = Sample(image=torch.zeros(3, 2, 2), tags=torch.zeros(1), image_id="a",
@@ -114,12 +100,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def collate_read(samples: Sequence[Sample | SkippedImage], *, num_classes: int) -> Batch:
-    """Stack the samples that were read, and list those that were not.
-
-    Args:
-        samples: at least one; those that were read are of one height and width.
-        num_classes: L, for a batch in which nothing was read: its tensors have no rows.
-    """
+    """Stack the samples that were read and list those that were not; without any sample, tensors have no rows."""
     unread = [sample for sample in samples if isinstance(sample, SkippedImage)]
     if len(unread) < len(samples):
         batch = collate([sample for sample in samples if not isinstance(sample, SkippedImage)])

@@ -31,12 +31,7 @@ def training_records(
 ) -> RecordTable:
     """Return the images to train on: those with at least one tag.
 
-    Args:
-        source: the data set.
-        split: its split.
-        with_masks: whether to give masks where there are some.
-        mask_dir: folder of index masks instead of the data set's own; every image must have one then.
-        saliency_dir: folder of saliency maps, or None.
+    With a `mask_dir`, a folder of index masks instead of the data set's own, every image must have one.
 
     Raises:
         DataError: no image left, tags unknown, or masks missing from a folder that was asked for.
@@ -73,15 +68,7 @@ def evaluation_records(
     need_masks: bool,
     need_tags: bool,
 ) -> RecordTable:
-    """Return all images of a split, with tags or without.
-
-    Args:
-        source: the data set.
-        split: its split.
-        mask_dir: folder of index masks instead of the data set's own.
-        saliency_dir: folder of saliency maps, or None.
-        need_masks: whether every image must have a mask; else images without one are counted in the log.
-        need_tags: whether the tags must be known.
+    """Return all images of a split, with tags or without; images without a mask are logged unless masks are needed.
 
     Raises:
         DataError: no image, or masks or tags are missing that are needed.

@@ -31,11 +31,7 @@ def fitted(size: tuple[int, int], long_side: int) -> tuple[int, int]:
 
 
 def reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """Return how many times smaller a JPEG may be decoded and still be as large as the target: 1, 2, 4 or 8.
-
-    Args:
-        size: height and width of the photograph.
-        target: height and width that it is resized to.
+    """Return how many times smaller a JPEG of a (height, width) may be decoded and not be smaller than the target.
 
     Example:
         >>> reduction((1500, 2000), (375, 500)), reduction((1500, 2000), (376, 500))
@@ -109,21 +105,13 @@ Decoder = Callable[[tuple[int, int]], npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded arrays of one image, all of one height and width.
+    """Decoded arrays of one image, all of one height and width."""
 
-    Attributes:
-        image: (H, W, 3) uint8 RGB.
-        mask: (H, W) uint8 with 255 for void, or None.
-        saliency: (H, W) float32 in [0, 1], or None.
-        padded: (H, W) bool, true where no photograph is; None where it is everywhere.
-        window: from these pixels to those of the photograph, see `Sample`; None where they are the same.
-    """
-
-    image: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.uint8] | None = None
-    saliency: npt.NDArray[np.float32] | None = None
-    padded: npt.NDArray[np.bool_] | None = None
-    window: Affine | None = None
+    image: npt.NDArray[np.uint8]  # (H, W, 3) RGB
+    mask: npt.NDArray[np.uint8] | None = None  # (H, W), 255 for void
+    saliency: npt.NDArray[np.float32] | None = None  # (H, W) in [0, 1]
+    padded: npt.NDArray[np.bool_] | None = None  # (H, W), true outside the photograph; None: nowhere
+    window: Affine | None = None  # from these pixels to those of the photograph, see `Sample`; None: the same
 
 
 def normalise(pixels: Pixels) -> Tensor:
@@ -136,12 +124,11 @@ def normalise(pixels: Pixels) -> Tensor:
 
 
 class TrainAugmentation:
-    """Random scale, crop, flip and colour jitter, all of them a function of the seed alone.
+    """Scales, crops, flips and jitters at random, by the seed alone.
 
-    The photograph is resized so that its long side is a random multiple of the crop, padded where
-    it is smaller than the crop (mean colour, mask void, saliency 0), cropped at random, flipped left to
-    right in half of the cases, and jittered in brightness, contrast, saturation and hue. A crop whose mask is
-    all void is drawn anew; if that does not help, a window around a labelled pixel is taken.
+    The photograph is resized so that its long side is a random multiple of the crop, padded where it is smaller than
+    the crop (mean colour, mask void, saliency 0), cropped, flipped left to right in half of the cases, and jittered. A
+    crop whose mask is all void is drawn anew; if that does not help, a window around a labelled pixel is taken.
 
     Args:
         crop_size: side of the square crop in pixels.

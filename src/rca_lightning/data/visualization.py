@@ -54,13 +54,7 @@ def overlay_maps(image: Pixels, maps: Tensor, classes: Tensor) -> Pixels:
 
 
 def draw_panel(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], height: int = 160) -> Pixels:
-    """Put pictures side by side under their titles, one row an image.
-
-    Args:
-        rows: for each image as many pictures as there are titles, of any size.
-        titles: one a column.
-        height: of each picture in pixels.
-    """
+    """Put pictures of any size, scaled to one height, side by side under their titles, one row for each image."""
     scaled = [[_to_height(picture, height) for picture in row] for row in rows]
     widths = [max(row[column].shape[1] for row in scaled) for column in range(len(titles))]
     gap = 4

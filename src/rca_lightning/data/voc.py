@@ -142,11 +142,7 @@ class VOCSource:
 
 
 def voc_root(root: Path) -> Path:
-    """Return the folder with `JPEGImages`: `root` itself, or `VOC2012` or `VOCdevkit/VOC2012` in it.
-
-    Raises:
-        DatasetNotFoundError: there is none.
-    """
+    """Return the folder with `JPEGImages`: `root` itself, or `VOC2012` or `VOCdevkit/VOC2012` in it."""
     require_folder(root, what="root", remedy=_REMEDY)
     for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (folder / "JPEGImages").is_dir():

@@ -14,11 +14,7 @@ IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", 
 
 
 def check_image_id(image_id: str, *, where: str) -> str:
-    """Return `image_id` if it is safe as a file name without its ending.
-
-    Args:
-        image_id: the id as written in a data file.
-        where: the file (and line) it came from, for the error.
+    """Return an id that was read at a file and line, if it is safe as a file name without its ending.
 
     Raises:
         DataError: empty, `.`, `..`, or holds a path separator, a control character or what no file name can hold: such
@@ -56,10 +52,6 @@ def require_folder(path: Path, *, what: str, remedy: str) -> Path:
 def require_regular_file(path: Path, *, remedy: str) -> Path:
     """Return `path` if it is a file, or a link to one: reading a pipe or a device might never end.
 
-    Args:
-        path: where a file of a data set ought to be.
-        remedy: what to do where there is none.
-
     Raises:
         DatasetNotFoundError: there is nothing.
         DataError: there is a folder, a pipe or a device, or it may not be looked at.
@@ -76,11 +68,9 @@ def require_regular_file(path: Path, *, remedy: str) -> Path:
 
 
 def list_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
-    """List the files of a folder (not of its subfolders) by their name without ending, sorted.
+    """List the files of a folder with one of these endings (lower case) by name without ending, sorted.
 
-    Args:
-        folder: an existing folder.
-        extensions: the file endings to take, in lower case with the dot; hidden files are left out.
+    Subfolders and hidden files are left out.
 
     Raises:
         DataError: two files share a name and differ in the ending only, or a name is no usable id.
@@ -103,14 +93,9 @@ def first_few(names: Iterable[str], *, limit: int = 3) -> str:
 
 
 def read_lines(path: Path, *, what: str) -> list[tuple[int, str]]:
-    """Read the non-empty lines of a UTF-8 text file.
+    """Read the non-empty lines of a UTF-8 text file as pairs of number (from 1) and stripped line.
 
-    Args:
-        path: the file; a byte order mark and Windows line ends are accepted.
-        what: the argument the file came by, for the error.
-
-    Returns:
-        Pairs of line number (from 1) and line, without surrounding white space.
+    A byte order mark and Windows line ends are accepted; errors name the argument `what` that gave the file.
 
     Raises:
         DatasetNotFoundError: no such file.

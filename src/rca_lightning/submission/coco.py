@@ -7,7 +7,6 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +92,7 @@ def encode_rle(region: npt.NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def write_coco_results(path: Path, entries: Iterable[dict[str, Any]]) -> int:
-    """Write entries as they come, one a line; the file is whole or not there.
-
-    Args:
-        path: the JSON file.
-        entries: see `CocoForm.entries`; only one is held at a time.
-
-    Returns:
-        How many there were.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write entries as they come to a JSON file, one a line and atomically; returns how many there were."""
     count = 0
 
     def write(file: Any) -> None:
@@ -143,7 +131,7 @@ def check_coco(results: Path, annotations: Path) -> Passed:
         DatasetNotFoundError: no such file.
         DataError: the annotations cannot be used.
     """
-    known = _read_known(annotations)
+    sizes, known_categories = _read_known(annotations)
     where = f"results={str(results)!r}"
     findings = Findings()
     images, categories = set(), set()
@@ -154,30 +142,25 @@ def check_coco(results: Path, annotations: Path) -> Passed:
             findings.add("without all fields", f"{shown} ({', '.join(missing)})")
             continue
         _check_score(entry["score"], shown, findings)
-        if _is_known(entry["category_id"], known.categories):
+        if _is_known(entry["category_id"], known_categories):
             categories.add(entry["category_id"])
         else:
             findings.add("of an unknown category_id", f"{shown} ({reprlib.repr(entry['category_id'])})")
-        if _is_known(entry["image_id"], known.sizes):
+        if _is_known(entry["image_id"], sizes):
             images.add(entry["image_id"])
-            _check_region(entry["segmentation"], known.sizes[entry["image_id"]], shown, findings)
+            _check_region(entry["segmentation"], sizes[entry["image_id"]], shown, findings)
         else:
             findings.add("of an unknown image_id", f"{shown} ({reprlib.repr(entry['image_id'])})")
     findings.refuse(where)
     return Passed(len(images), tuple(sorted(categories)))
 
 
-@dataclass(frozen=True)
-class _Known:
-    sizes: dict[int | str, tuple[int, int]]  # of an image id: height, width
-    categories: frozenset[int]
-
-
-def _read_known(path: Path) -> _Known:
+def _read_known(path: Path) -> tuple[dict[int | str, tuple[int, int]], frozenset[int]]:
+    """Height and width by image id, and the category ids."""
     content = _read_json(path, argument="annotations")
     try:
         sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content["images"]}
-        return _Known(sizes, frozenset(category["id"] for category in content["categories"]))
+        return sizes, frozenset(category["id"] for category in content["categories"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"annotations={str(path)!r}: no COCO file of images and categories ({type(error).__name__}: {error}); "

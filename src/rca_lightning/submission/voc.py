@@ -65,7 +65,7 @@ def pack(results: Path, ids: Iterable[str], archive: Path) -> None:
 
 
 def check_ending(archive: Path) -> None:
-    """Raise `ArgumentError` if `archive` does not end as packed archives do."""
+    """Raise `ArgumentError` unless `archive` ends in `.tgz` or `.tar.gz`."""
     if not archive.name.endswith(ARCHIVE_ENDINGS):
         raise ArgumentError("pack", str(archive), f"give a name that ends in {' or '.join(ARCHIVE_ENDINGS)}")
 

@@ -59,25 +59,14 @@ def pattern(name: PatternName, u: FloatArray, v: FloatArray, *, frequency: float
 
 
 class BodyLook(NamedTuple):
-    """One appearance of a body: a hue that other classes have too, under the texture of the class.
+    """One appearance of a body: a hue that other classes have too, under the texture of the class."""
 
-    Attributes:
-        hue: in turns.
-        frequency: of the texture, see `pattern`.
-    """
-
-    hue: float
-    frequency: float
+    hue: float  # in turns
+    frequency: float  # of the texture, see `pattern`
 
 
 class PartLook(NamedTuple):
-    """One appearance of the striking part: two vivid colours in a pattern; no other class has the first colour.
-
-    Attributes:
-        pattern: how the two colours are laid out.
-        frequency: of the pattern, see `pattern`.
-        hues: of the two colours.
-    """
+    """One appearance of the striking part: two vivid colours in a pattern; no other class has the first colour."""
 
     pattern: PatternName
     frequency: float
@@ -85,23 +74,13 @@ class PartLook(NamedTuple):
 
 
 class ObjectClass(NamedTuple):
-    """A class of objects.
-
-    Attributes:
-        name: the tag.
-        aspect: width of the body over its length.
-        lobes: order and amplitude of the waviness of the outline.
-        part_at: place of the part's centre along the body, 1 at its end.
-        texture: pattern of every body look.
-        bodies: looks of the body.
-        parts: looks of the part.
-    """
+    """A class of objects: outline, and looks of body and part."""
 
     name: str
-    aspect: float
-    lobes: tuple[int, float]
-    part_at: float
-    texture: PatternName
+    aspect: float  # width of the body over its length
+    lobes: tuple[int, float]  # order and amplitude of the waviness of the outline
+    part_at: float  # place of the part's centre along the body, 1 at its end
+    texture: PatternName  # of every body look
     bodies: tuple[BodyLook, ...]
     parts: tuple[PartLook, ...]
 
@@ -142,15 +121,12 @@ OBJECT_CLASSES: tuple[ObjectClass, ...] = (
 
 
 def body_radius(kind: ObjectClass, angle: FloatArray, *, wobble: FloatArray) -> FloatArray:
-    """Distance from the centre of the body to its outline, 1 at most or nearly so.
+    """Distance from the centre of the body to its outline in each direction, in units of half the body's length.
 
     Args:
         kind: the class.
-        angle: direction in radians, any shape.
+        angle: directions in radians, any shape.
         wobble: `(M, 2)` amplitude and phase of irregular waves of order 2 to M + 1.
-
-    Returns:
-        The radius in units of half the body's length, with the shape of `angle`.
     """
     order, amplitude = kind.lobes
     ellipse = kind.aspect / np.hypot(kind.aspect * np.cos(angle), np.sin(angle))
