@@ -21,7 +21,6 @@ BUILT_IN = {
     "NonFiniteError": FloatingPointError,
     "OutputError": ValueError,
     "ResultsError": ValueError,
-    "OtherProcessError": RuntimeError,
     "MissingExtraError": ImportError,
 }
 
@@ -89,3 +88,8 @@ def test_parser_says_what_became_of_a_removed_argument():
     said = errors.explain_removed("Option 'model.bins' is not accepted")
     assert said == "model.bins: gone since 0.2; give edges"
     assert errors.explain_removed("Option 'model.bind' is not accepted") == "Option 'model.bind' is not accepted"
+
+
+def test_callback_that_is_gone_says_since_when_and_why():
+    with pytest.raises(ImportError, match=r"FailTogether is gone since 0\.2.*torchrun"):
+        from rca_lightning import FailTogether  # noqa: F401
