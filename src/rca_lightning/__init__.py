@@ -1,9 +1,10 @@
 """Regional Semantic Contrast and Aggregation: pixel masks from image tags, on PyTorch Lightning."""
 
+from typing import NoReturn
+
 from rca_lightning.backbones.build import build_backbone
 from rca_lightning.callbacks.atlas import PrototypeAtlasCallback
 from rca_lightning.callbacks.attention_accumulation import AttentionAccumulation
-from rca_lightning.callbacks.fail_together import FailTogether
 from rca_lightning.callbacks.mask_writer import MaskWriter
 from rca_lightning.callbacks.panels import PanelCallback
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
@@ -24,7 +25,6 @@ from rca_lightning.version import __version__
 __all__ = [
     "AtomicCheckpointIO",
     "AttentionAccumulation",
-    "FailTogether",
     "LabelIoU",
     "MaskWriter",
     "PanelCallback",
@@ -45,3 +45,12 @@ __all__ = [
     "kmeans",
     "region_contrast_loss",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name == "FailTogether":
+        raise ImportError(
+            "FailTogether is gone since 0.2; leave it out: torchrun, Lightning and srun --kill-on-bad-exit=1 end "
+            "the other processes when one fails"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -69,10 +69,6 @@ class ResultsError(RCAError, ValueError):
     """Results are not what a benchmark server accepts."""
 
 
-class OtherProcessError(RCAError, RuntimeError):
-    """Another process of a distributed run has failed, and this one cannot go on without it."""
-
-
 class MissingExtraError(RCAError, ImportError):
     """An optional dependency is needed now and is not installed."""
 

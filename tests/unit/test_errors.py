@@ -21,7 +21,6 @@ BUILT_IN = {
     "NonFiniteError": FloatingPointError,
     "OutputError": ValueError,
     "ResultsError": ValueError,
-    "OtherProcessError": RuntimeError,
     "MissingExtraError": ImportError,
 }
 
@@ -103,3 +102,8 @@ def test_removed_argument_of_one_component_only():
         left(mode=1)
     assert errors.explain_removed("unrecognized arguments: --left.mode 1") == "left.mode: gone since 0.2; there is one"
     assert errors.explain_removed("unrecognized arguments: --right.mode 1") == "unrecognized arguments: --right.mode 1"
+
+
+def test_callback_that_is_gone_says_since_when_and_why():
+    with pytest.raises(ImportError, match=r"FailTogether is gone since 0\.2.*torchrun"):
+        from rca_lightning import FailTogether  # noqa: F401

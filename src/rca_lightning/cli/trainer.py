@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,15 +14,15 @@ from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
-from rca_lightning.callbacks.fail_together import FailTogether
 from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.callbacks.signals import SaveOnSignal
 from rca_lightning.checkpoints.reading import check_checkpoint
 from rca_lightning.checkpoints.resuming import find_last
 from rca_lightning.checkpoints.writing import write_checkpoints_whole
-from rca_lightning.errors import ArgumentError, OtherProcessError, explain_removed
+from rca_lightning.errors import ArgumentError, explain_removed
 from rca_lightning.evaluation.report import print_report, write_report
 from rca_lightning.io.atomic import check_writable, output_errors
 
@@ -150,7 +152,7 @@ class TaskCLI(LightningCLI, ABC):
             self.config[f"{subcommand}.model.{name}"] = value
 
     def instantiate_classes(self) -> None:
-        """Add what keeps a run safe: whole checkpoints, one more on a signal, processes that fail together.
+        """Add what keeps a run safe: whole checkpoints, and one more on a signal.
 
         Where no bar can be drawn, such as in the log of a batch job, progress comes as lines.
         """
@@ -158,7 +160,6 @@ class TaskCLI(LightningCLI, ABC):
         self._check_callbacks()
         if not hasattr(self, "trainer"):
             return
-        self._fail_together()
         write_checkpoints_whole(self.trainer)
         self._save_on_signal()
         if not sys.stdout.isatty():
@@ -176,24 +177,12 @@ class TaskCLI(LightningCLI, ABC):
                 name = type(callback).__name__
                 raise ArgumentError("callbacks", name, f"it is for --task {needed}, this is {self.task}; leave it out")
 
-    def _fail_together(self) -> None:
-        trainer: Any = self.trainer
-        if trainer.world_size > 1 and self._fellows is None:
-            trainer.callbacks.insert(0, FailTogether())
-
-    @property
-    def _fellows(self) -> FailTogether | None:
-        return next((one for one in self.trainer.callbacks if isinstance(one, FailTogether)), None)  # type: ignore[attr-defined]
-
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except Exception as error:
-            fellows = self._fellows
-            if fellows is None or fellows.notice is None:
-                raise
-            # What a collective says of a process that has left would hide why it has left.
-            raise OtherProcessError(fellows.notice) from error
+        except Exception:
+            atexit.register(_end_children, self.trainer.strategy.launcher)  # so after the error is printed
+            raise
 
     def before_fit(self) -> None:
         """A folder that takes no files is found out before the first epoch."""
@@ -276,3 +265,13 @@ class TaskCLI(LightningCLI, ABC):
             raise ArgumentError("ckpt_path", "last", "there is no checkpoint yet; run rca fit first, or give its path")
         _tell("--ckpt_path last: there is no checkpoint yet, training begins anew")
         return None
+
+
+def _end_children(launcher: Any) -> None:
+    """Kills processes of Lightning's launcher that wait for this one, which has failed, in a collective."""
+    children = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+    end = time.monotonic() + 5  # for those that have an error of their own to print
+    while any(child.poll() is None for child in children) and time.monotonic() < end:
+        time.sleep(0.1)
+    for child in children:
+        child.kill()
