@@ -1,4 +1,4 @@
-"""What processes of one run do together: collectives, also for tensors of unequal length."""
+"""Collectives of a distributed run, also for tensors of unequal length."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 
 def _from_bytes(rows: Tensor, like: Tensor) -> Tensor:
-    found = torch.empty((len(rows), *like.shape[1:]), dtype=like.dtype, device=like.device)
-    _row_bytes(found).copy_(rows)
-    return found
+    tensor = torch.empty((len(rows), *like.shape[1:]), dtype=like.dtype, device=like.device)
+    _row_bytes(tensor).copy_(rows)
+    return tensor
 
 
 def _row_bytes(tensor: Tensor) -> Tensor:
@@ -108,9 +108,9 @@ class _Stack(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         if not is_distributed():
             return tensor[None]
-        found = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(found, tensor.contiguous())
-        return torch.stack(found)
+        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.stack(gathered)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -47,6 +47,13 @@ def output(process: subprocess.Popen[str], *, seconds: float = 240) -> str:
     return text
 
 
+def rca_started(command: str, path: Path, *more: object) -> None:
+    """Run a command on two processes that Lightning starts: a forked process keeps its scores to itself."""
+    process = start("-m", "rca_lightning", command, "--config", path, *TWO_PROCESSES, *more)
+    text = output(process)
+    assert process.returncode == 0, text[-6000:]
+
+
 def rca(command: str, path: Path, *more: object) -> None:
     """Run a command on two processes to its end."""
     main([command, "--config", str(path), *FORKED, *map(str, more)])

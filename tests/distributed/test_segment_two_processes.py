@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from rca_lightning.cli.main import main
-from tests.distributed.launching import rca
+from tests.distributed.launching import rca, rca_started
 from tests.integration.conftest import config, synthetic_root  # noqa: F401  (fixtures)
 from tests.integration.test_segment_cli import segment  # noqa: F401  (fixture)
 
@@ -33,7 +33,7 @@ def test_score_on_two_ranks_is_that_of_one(five_images: Path, tmp_path: Path):
     rca("fit", five_images)  # plain DDP, which refuses parameters that get no gradient
     checkpoint, report = tmp_path / "run" / "last.ckpt", tmp_path / "run" / "validate.json"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3  # 24 images, 4 on each rank
-    rca("validate", five_images, "--ckpt_path", checkpoint)
+    rca_started("validate", five_images, "--ckpt_path", checkpoint)
     together = json.loads(report.read_text())
     report.unlink()
     main(["validate", "--config", str(five_images), "--ckpt_path", str(checkpoint)])

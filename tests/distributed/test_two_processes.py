@@ -38,7 +38,7 @@ def _mixed(rank: int, length: int) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("lengths", [[3, 1], [1, 0], [0, 0], [2, 0, 3]])
 def test_gather_uneven(lengths: list[int], tmp_path: Path):
-    mp.spawn(_gather, args=(free_port(), lengths, str(tmp_path)), nprocs=len(lengths))
+    mp.start_processes(_gather, args=(free_port(), lengths, str(tmp_path)), nprocs=len(lengths), start_method="fork")
     expected = [torch.cat(parts) for parts in zip(*map(_mixed, range(len(lengths)), lengths), strict=True)]
     for rank in range(len(lengths)):
         *found, number = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

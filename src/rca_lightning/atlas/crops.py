@@ -237,7 +237,7 @@ def _draw(
     except (DataError, DatasetNotFoundError) as error:
         logger.warning("prototype atlas: %s", error)
         return {}
-    found = ImageRegions(
+    outlines = ImageRegions(
         module.network,
         sample["image"],
         sample["tags"],
@@ -251,7 +251,7 @@ def _draw(
     crops: Crops = {}
     for label, slot in slots:
         background = label == module.hparams["num_classes"]
-        mask = found.of_background(memory.embeddings[label, slot]) if background else found.of_class(label)
+        mask = outlines.of_background(memory.embeddings[label, slot]) if background else outlines.of_class(label)
         crops[label, slot] = draw_crop(picture, mask, TILE)
     return crops
 

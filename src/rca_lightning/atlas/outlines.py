@@ -70,11 +70,11 @@ class ImageRegions:
             embedding: `(D,)`.
         """
         tiles = background_regions(self._maps, self._tags, self._background_threshold)
-        found = pool_regions(self._embeddings, tiles)
-        if not len(found):
+        pooled = pool_regions(self._embeddings, tiles)
+        if not len(pooled):
             return None
-        cosines = F.normalize(found.embeddings, dim=1) @ embedding.to(found.embeddings)
-        tile = int(found.labels[cosines.argmax()])
+        cosines = F.normalize(pooled.embeddings, dim=1) @ embedding.to(pooled.embeddings)
+        tile = int(pooled.labels[cosines.argmax()])
         tagged = self._tags[0] > 0
         enlarged = _resized(self._maps[:, tagged], self._size)
         smooth = background_regions(enlarged, self._tags[:, tagged], self._background_threshold)[0, tile]

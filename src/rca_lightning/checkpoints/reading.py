@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from rca_lightning.checkpoints.compatibility import migrate
 from rca_lightning.errors import ArgumentError, DamagedError, WeightsError
 from rca_lightning.io.tensor_file import is_whole, load_tensors
-
-if TYPE_CHECKING:
-    pass
 
 _ARGUMENTS = ("hyper_parameters", "hparams", "module_arguments")  # keys under which Lightning looks for them
 _MOST_VALUES = 100_000  # class names are most of them
@@ -68,7 +65,6 @@ def _argument_problems(key: str, arguments: Any) -> Iterator[str]:
             return
 
 
-_FILES = ("weights", "weights_sha256")  # arguments that have the network read another file
 _KEYWORDS = ("last", "best", "hpc")  # names that Lightning looks up itself
 _REGISTRY = re.compile("registry(:.*)?", re.IGNORECASE)  # models that Lightning fetches from a registry
 _SHOWN = 3

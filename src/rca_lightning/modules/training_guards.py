@@ -1,4 +1,4 @@
-"""What keeps training steps sound: seeds of their own, scores begun anew, numbers that are finite."""
+"""Training guards: detection of non-finite losses, a seed for each step, metrics reset before evaluation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def learns_statistics(part: nn.Module) -> bool:
 
 
 class RunningStatistics:
-    """The running statistics of a network as they are now, of those layers that a forward pass would change.
+    """Copies the running statistics of normalization layers in training mode, to restore them later.
 
     Example:
         >>> layer = nn.BatchNorm2d(3)
@@ -48,7 +48,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put them back."""
+        """Restore the copied statistics."""
         for live, kept in zip(self._live, self._kept, strict=True):
             live.copy_(kept)
 
@@ -61,7 +61,7 @@ _TRAINING = "lower lr, or give trainer.precision bf16-mixed or 32-true where it 
 
 @dataclass(frozen=True)
 class NonFinite:
-    """What is not finite in a step.
+    """Describes the non-finite tensors of a step.
 
     Attributes:
         first: the earliest of it in the order of computation.
@@ -86,14 +86,14 @@ class NonFinite:
 
 
 def find_non_finite(batch: Batch, evidence: Mapping[str, Tensor]) -> NonFinite | None:
-    """The first of the pixels and tags of a batch, and of what was computed of them, that is not finite.
+    """Finds the non-finite tensors among the inputs of a batch and what was computed of them.
 
     Args:
         batch: `image` `(B, 3, H, W)`, `tags` `(B, L)`, `image_id`.
         evidence: tensors by name, in the order of computation; those of `B` rows have one an image.
 
     Returns:
-        What was found; `None` if all of it is finite.
+        The non-finite tensors; `None` if all are finite.
     """
     remedies = {"pixels": _DATA, "tags": _DATA, "memory": _MEMORY}
     steps = {"pixels": batch["image"], "tags": batch["tags"], **evidence}
@@ -121,7 +121,7 @@ def _culprits(value: Tensor, ids: tuple[str, ...]) -> tuple[str, ...]:
     if value.ndim < 2 or len(value) != len(ids):
         return ()
     of_image = (~torch.isfinite(value)).flatten(1).any(dim=1).tolist()
-    return tuple(image_id for image_id, found in zip(ids, of_image, strict=True) if found)
+    return tuple(image_id for image_id, broken in zip(ids, of_image, strict=True) if broken)
 
 
 def _listed(ids: tuple[str, ...]) -> str:
@@ -130,7 +130,7 @@ def _listed(ids: tuple[str, ...]) -> str:
 
 
 class StepSeedMixin(L.LightningModule):
-    """A LightningModule whose dropout is the same in a run that was resumed, also within an epoch.
+    """Seeds each training step, so that a resumed run draws the same dropout, also within an epoch.
 
     Checkpoints of Lightning hold no state of random generators. Here torch's is set before every training batch, from
     the seed of the run, the epoch, the batch and the rank.
@@ -143,24 +143,21 @@ class StepSeedMixin(L.LightningModule):
 
 
 class Resettable(Protocol):
-    """What collects a score."""
+    """A metric that can be reset."""
 
     def reset(self) -> None:
-        """Forget what was collected."""
+        """Discard the collected results."""
 
 
 class MetricResetMixin(L.LightningModule):
-    """A LightningModule that scores a split in its attribute `evaluation`.
-
-    An evaluation that was cut short, by an error or by hand, leaves half a score: the next one does not go on with it.
-    """
+    """Resets the metric `evaluation` before validation and test, also after one that was interrupted."""
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what an evaluation before has left."""
+        """Reset the metric."""
         cast(Resettable, cast(Any, self).evaluation).reset()
 
     def on_test_epoch_start(self) -> None:
-        """Forget what an evaluation before has left."""
+        """Reset the metric."""
         self.on_validation_epoch_start()
 
 
@@ -172,7 +169,7 @@ _NAMED = 10  # skipped batches that are told one by one
 
 
 class NonFiniteGuard(L.LightningModule):
-    """A LightningModule whose training steps are checked before anything is learned from them.
+    """Detects non-finite losses; raises or skips the batch.
 
     One number a step is read by the host, once the loss has been computed, and in a distributed run it is the maximum
     over the ranks, so all of them go on, leave out or raise together. Which tensor it was, and of which image, is only
@@ -194,7 +191,7 @@ class NonFiniteGuard(L.LightningModule):
         self._has_learned = False  # since the last step of the optimiser
 
     def before_step(self) -> None:
-        """Remember what the forward pass changes; to be called before it."""
+        """Copy the running statistics; to be called before the forward pass."""
         if self.hparams["on_non_finite"] == "skip":
             self._statistics = RunningStatistics(self)
 
@@ -234,15 +231,16 @@ class NonFiniteGuard(L.LightningModule):
         return torch.stack(parts).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Make a step without a usable batch no step: zeros would still move weights by momentum and weight decay."""
+        """Skips the optimizer step if every accumulated batch was skipped."""
         if not self._has_learned and self.skipped_batches:
+            # Zeros would still move weights by momentum and weight decay; `None` does not.
             for group in optimizer.param_groups:
                 for weight in group["params"]:
                     weight.grad = None
         self._has_learned = False
 
     def on_train_end(self) -> None:
-        """Say how many batches were left out."""
+        """Log the number of skipped batches."""
         if self.skipped_batches:
             _warn("%d training batches were left out of this run: not finite", self.skipped_batches)
 
@@ -261,15 +259,15 @@ class NonFiniteGuard(L.LightningModule):
                 f"{weight}: this weight is not finite at {here}; lower lr or give trainer.gradient_clip_val, and start "
                 "again from a checkpoint of before"
             )
-        found = [(part, rank) for rank, (_, part) in enumerate(told) if part is not None]
-        found.sort(key=lambda each: each[0].place)  # means over the ranks carry it from one to the others
-        text = "; ".join(_sentence(part, rank, len(told)) for part, rank in found)
+        reports = [(part, rank) for rank, (_, part) in enumerate(told) if part is not None]
+        reports.sort(key=lambda each: each[0].place)  # means over the ranks carry it from one to the others
+        text = "; ".join(_sentence(part, rank, len(told)) for part, rank in reports)
         if self.hparams["on_non_finite"] != "skip":
-            raise NonFiniteError(f"{text}, at {here}; {found[0][0].remedy}, or give on_non_finite='skip'")
+            raise NonFiniteError(f"{text}, at {here}; {reports[0][0].remedy}, or give on_non_finite='skip'")
         if self.skipped_batches < _NAMED:
             more = "; further ones are only counted" if self.skipped_batches == _NAMED - 1 else ""
             _warn("batch left out: %s, at %s%s", text, here, more)
 
 
-def _sentence(found: NonFinite, rank: int, ranks: int) -> str:
-    return f"rank {rank}: {found}" if ranks > 1 else str(found)
+def _sentence(report: NonFinite, rank: int, ranks: int) -> str:
+    return f"rank {rank}: {report}" if ranks > 1 else str(report)
