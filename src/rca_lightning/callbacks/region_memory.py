@@ -35,7 +35,7 @@ class RegionMemoryCallback(L.Callback):
     Args:
         slots: regions N a class. More than two epochs of them keep regions of a network that has moved on.
         clustering: "kmeans", "spherical" (k-means by cosine) or "sinkhorn" (clusters of like size); see `cluster`.
-        backend: of k-means: "faiss", "torch", or "auto" for FAISS where it is installed.
+        backend: of k-means: "faiss", "torch", or "auto" for FAISS where it can run on the device of the module.
         iterations: steps of the clustering.
         regions_per_prototype: a class of few regions gets one prototype for so many, up to K; none: K for all.
         drop_below: probability of its own class, by the first CAM head, under which a prototype is left out;

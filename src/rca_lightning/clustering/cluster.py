@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rca_lightning.clustering.clusters import Clusters, as_batch, concat_classes, finalize_clusters
 from rca_lightning.clustering.kmeans import PerClassGenerator, greedy_seeds, lloyd
-from rca_lightning.clustering.kmeans_faiss import lloyd_by_faiss
+from rca_lightning.clustering.kmeans_faiss import has_gpu_build, lloyd_by_faiss
 from rca_lightning.clustering.sinkhorn import balanced
 from rca_lightning.errors import ArgumentError, refuse_removed
 
@@ -59,7 +59,8 @@ def cluster(
         iterations: steps at most; 20 is past the knee for unit vectors and K up to 20.
         seed: of the seeding.
         backend: `"faiss"` (on the GPU where the points and a GPU build are), `"torch"` (all classes in one
-            batch), or `"auto"`: FAISS where it is installed. Only `"kmeans"` and `"spherical"` can run in FAISS.
+            batch), or `"auto"`: FAISS where it is installed and can run where the points are: torch on a GPU is ten
+            times as fast as FAISS on the processor. Only `"kmeans"` and `"spherical"` can run in FAISS.
         clusters_per_class: `(C,)` int64 in `[0, K]`, the most of each class; `K` if `None`. A class with 0 is left out
             like one without a valid point.
         part_of: `(first, total)` where these are the classes from `first` on of `total` that are clustered a few at a
@@ -131,6 +132,12 @@ def check_method(method: str, backend: str, *, name: str = "method") -> None:
         raise ArgumentError("backend", backend, f"give 'auto' or 'torch': FAISS has no {method!r}")
 
 
+def _runs_in_faiss(backend: ClusteringBackend, device: torch.device) -> bool:
+    if backend != "auto":
+        return backend == "faiss"
+    return importlib.util.find_spec("faiss") is not None and (device.type == "cpu" or has_gpu_build())
+
+
 def _allowed(clusters_per_class: Tensor | None, classes: int, num_clusters: int) -> Tensor:
     """Which clusters `(C, K)` each class may have."""
     if clusters_per_class is None:
@@ -166,7 +173,7 @@ def _from_seeds(
         centroids, assignment = balanced(points, valid, seeds, usable, iterations)
         ran_on = f"torch-{points.device.type}"
         return finalize_clusters(points, valid, centroids, usable, backend=ran_on, assignment=assignment)
-    if backend == "faiss" or (backend == "auto" and importlib.util.find_spec("faiss") is not None):
+    if _runs_in_faiss(backend, points.device):
         centroids, ran_on = lloyd_by_faiss(points, valid, seeds, usable, iterations, unit)
     else:
         centroids = lloyd(points, valid, seeds, usable, iterations, unit=unit)

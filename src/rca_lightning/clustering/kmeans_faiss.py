@@ -81,10 +81,19 @@ def _in_threads(faiss: types.ModuleType, solve: Callable[[Array, Array], Array],
         yield from pool.map(solve, *each)
 
 
+def has_gpu_build() -> bool:
+    """Whether the FAISS that is installed has its GPU part and sees a GPU."""
+    return _sees_gpu(require_extra("faiss", extra="gpu", needed_for="k-means with backend='faiss'"))
+
+
+def _sees_gpu(faiss: Any) -> bool:
+    # A CPU build has no such function; asking it for a GPU would silently run on the CPU.
+    return hasattr(faiss, "get_num_gpus") and bool(faiss.get_num_gpus())
+
+
 def _to_gpu(faiss: types.ModuleType, device: torch.device) -> Callable[[Any], Any] | None:
     """Moves an index to the GPU of the points; `gpu=True` of FAISS would take all there are, which others use too."""
-    # A CPU build has no such function; asking it for a GPU would silently run on the CPU.
-    if device.type != "cuda" or not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
+    if device.type != "cuda" or not _sees_gpu(faiss):
         return None
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(_GPU_BYTES)

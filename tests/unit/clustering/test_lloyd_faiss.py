@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rca_lightning.clustering import kmeans_faiss as lloyd_faiss
+from rca_lightning.clustering.cluster import _runs_in_faiss as runs_in_faiss
 from rca_lightning.clustering.kmeans import lloyd
 from rca_lightning.clustering.kmeans_faiss import lloyd_by_faiss
 
@@ -122,3 +123,15 @@ def test_index_goes_to_the_gpu_of_the_points(monkeypatch):
     assert [device for _, device in moved] == [2] * 4  # the last class has no more points than seeds
     assert len({id(resources) for resources, _ in moved}) == 1
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("gpus", "on_cuda"), [(None, False), (0, False), (2, True)])
+def test_auto_is_faiss_only_where_it_can_run_beside_the_points(monkeypatch, gpus: int | None, on_cuda: bool):
+    if gpus is None:
+        monkeypatch.delattr(faiss, "get_num_gpus", raising=False)
+    else:
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda: gpus, raising=False)
+    assert runs_in_faiss("auto", torch.device("cuda")) == on_cuda
+    assert runs_in_faiss("auto", torch.device("cpu"))
+    assert runs_in_faiss("faiss", torch.device("cuda"))
+    assert not runs_in_faiss("torch", torch.device("cpu"))
