@@ -16,7 +16,7 @@ from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.cli.atlas import AtlasTrainer
 from rca_lightning.cli.trainer import OneLineParser, TaskCLI, find_task
-from rca_lightning.data import WSSSDataModule
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.segmentation_module import SegmentationModule

@@ -16,7 +16,7 @@ from tests.folder_contents import file_names
 from tests.html_contents import Contents
 
 from rca_lightning.atlas import atlas as making
-from rca_lightning.atlas import make_atlas
+from rca_lightning.atlas.atlas import make_atlas
 from rca_lightning.atlas.crops import Photographs
 from rca_lightning.atlas.page import TILE
 from rca_lightning.data.dataset import TaggedImages

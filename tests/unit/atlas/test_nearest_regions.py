@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rca_lightning.atlas import nearest_regions
+from rca_lightning.atlas.nearest import nearest_regions
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.memory_bank import RegionMemory
 

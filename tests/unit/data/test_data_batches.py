@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rca_lightning.data import WSSSDataModule
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.loaders import GroupedBatchSampler, ShardSampler
 from rca_lightning.errors import ArgumentError
 

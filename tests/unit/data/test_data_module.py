@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
-from rca_lightning.data import COCO_CLASSES, VOC_CLASSES, WSSSDataModule
+from rca_lightning.data.classes import COCO_CLASSES, VOC_CLASSES
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 
 

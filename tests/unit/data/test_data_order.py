@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.quiet_trainer import quiet_trainer
 
-from rca_lightning.data import WSSSDataModule
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.loaders import EpochSampler, ShardSampler
 from rca_lightning.errors import ArgumentError
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rca_lightning.data import Sample, WSSSDataModule, collate
+from rca_lightning.data.datamodule import WSSSDataModule
+from rca_lightning.data.sample import Sample, collate
 from rca_lightning.errors import DataError
 
 
