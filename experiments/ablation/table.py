@@ -1,43 +1,156 @@
-"""Table and plots of the results of a grid.
+"""Table of the results of a grid, in Markdown.
 
 python experiments/ablation/table.py runs/ablation/synthetic --out experiments/ablation/results/synthetic
 
-Writes table.md and its plots. With --out elsewhere than the results it copies these too, small enough to be committed.
+Writes table.md. With --out it copies grid and results beside it, small enough to be committed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ablate.markdown import markdown
-from ablate.plots import draw
-from ablate.publish import publish
-from ablate.summary import read_results
+import yaml
 
-from rca_lightning.errors import RCAError
+from rca_lightning.errors import DataError, RCAError
 from rca_lightning.io.atomic import write_atomically
 
+Results = dict[str, dict[int, dict[str, Any]]]  # JSON by row and seed
+SPLITS = ("train", "train_a", "train_b", "val")
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Write `table.md`, its plots, and a copy of the results.
+
+def best_threshold(score: Mapping[str, Any]) -> str:
+    """Background threshold with the highest mIoU of the curve of a split; the lowest of equals."""
+    curve = {threshold: miou for threshold, miou in score["curve"].items() if miou is not None}
+    return min(curve, key=lambda threshold: (-curve[threshold], float(threshold)))
+
+
+def oracle(run: Mapping[str, Any], split: str) -> float:
+    """mIoU in percent at the best threshold, which is found on the masks of the split itself."""
+    score = run["splits"][split]
+    return 100 * float(score["curve"][best_threshold(score)])
+
+
+def transferred(run: Mapping[str, Any], split: str, source: str) -> float | None:
+    """mIoU in percent at the threshold that is best on another split; `None` where that one has no score."""
+    miou = run["splits"][split]["curve"].get(best_threshold(run["splits"][source]))
+    return None if miou is None else 100 * float(miou)
+
+
+def in_words(values: Iterable[float | None], sign: str = "") -> str:
+    """Mean and, of several, standard deviation."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    text = f"{statistics.mean(numbers):{sign}.1f}"
+    return f"{text} ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else text
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], Results, list[str]]:
+    """The grid, its finished runs, and a line for each run that failed.
 
     Raises:
-        RCAError: there are no results, or matplotlib is missing.
+        DataError: if there is no finished run.
+    """
+    grid_file = folder / "grid.yaml"
+    if not grid_file.is_file():
+        raise DataError(f"{folder}: has no grid.yaml; give an output folder of run.py")
+    grid: dict[str, Any] = yaml.safe_load(grid_file.read_text())
+    results: Results = {name: {} for name in grid["rows"]}
+    failed = []
+    for path in sorted((folder / "results").glob("*.json")):
+        run = json.loads(path.read_text())
+        if "splits" in run:
+            results.setdefault(run["row"], {})[run["seed"]] = run
+        elif "error" in run:
+            failed.append(f"- Failed: {path.stem}: {run['error']}")
+    if not any(results.values()):
+        raise DataError(f"{folder}: has no finished run; run run.py first")
+    return grid, results, failed
+
+
+def markdown(grid: Mapping[str, Any], results: Results, failed: Sequence[str]) -> str:
+    """A table for each group of rows, and what the numbers mean."""
+    rows = {name: row or {} for name, row in grid["rows"].items()}
+    baseline = grid.get("baseline", next(iter(rows)))
+    reference = rows[baseline].get("title", baseline)
+    runs = [run for by_seed in results.values() for run in by_seed.values()]
+    splits = [split for split in SPLITS if any(split in run["splits"] for run in runs)]
+    source = next(split for split in ("train_a", "train", *splits) if split in splits)
+    titles = ["row", "seeds"]
+    for split in splits:
+        titles += [split, f"over {reference}"] + [f"{split} at threshold of {source}"] * _is_other(split, source)
+    head = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    groups: dict[str, list[list[str]]] = {}
+    for name, row in rows.items():
+        if results[name]:
+            line = [row.get("title", name), *_numbers(results[name], results[baseline], splits, source)]
+            groups.setdefault(row.get("group", ""), []).append(line)
+    parts = [f"# {grid.get('title', 'Ablation')}"]
+    for group, lines in groups.items():
+        parts += [f"## {group}"] * bool(group)
+        parts.append(
+            "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in head + lines)
+        )
+    missing = [row.get("title", name) for name, row in rows.items() if not results[name]]
+    days = sorted(str(run["date"])[:10] for run in runs)
+    commits = ", ".join(sorted({str(run["commit"])[:7] for run in runs}))
+    notes = [
+        "- mIoU in percent, mean over seeds ± standard deviation, at the best background threshold, which is found on "
+        "the masks of the split (an oracle). A column that names a threshold is not tuned on its own split.",
+        f"- Over {reference}: mean of the differences seed by seed, over the seeds that both have.",
+        f"- {len(runs)} runs, {days[0]} to {days[-1]}, commits {commits}.",
+        *[f"- Not run: {', '.join(missing)}."] * bool(missing),
+        *failed,
+    ]
+    return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
+
+
+def _is_other(split: str, source: str) -> bool:
+    """Whether the threshold of `source` is fair to a split: none of its masks has chosen it."""
+    return split != source and not (split == "train" and source == "train_a")
+
+
+def _numbers(
+    runs: Mapping[int, Mapping[str, Any]], baseline: Mapping[int, Mapping[str, Any]], splits: Sequence[str], source: str
+) -> list[str]:
+    cells = [", ".join(map(str, sorted(runs)))]
+    for split in splits:
+        scored = {seed: run for seed, run in runs.items() if split in run["splits"]}
+        cells.append(in_words(oracle(run, split) for run in scored.values()))
+        both = [seed for seed in scored if seed in baseline and split in baseline[seed]["splits"]]
+        gains = [oracle(scored[seed], split) - oracle(baseline[seed], split) for seed in both]
+        cells.append("" if runs is baseline else in_words(gains, "+"))
+        if _is_other(split, source):
+            fair = (transferred(run, split, source) for run in scored.values() if source in run["splits"])
+            cells.append(in_words(fair))
+    return cells
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Write `table.md`, and with `--out` a copy of the results.
+
+    Raises:
+        RCAError: there are no results.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output folder of run.py")
-    parser.add_argument("--out", type=Path, help="folder for table.md, plots and results; default the same")
-    options = parser.parse_args(args)
+    parser.add_argument("--out", type=Path, help="folder for table.md, grid and results; default the same")
+    options = parser.parse_args(words)
+    text = markdown(*read_results(options.folder))
     out = options.out or options.folder
-    summary = read_results(options.folder)
-    publish(summary, options.folder, out)
-    text = markdown(summary, pictures=draw(summary, out))
+    if out.resolve() != options.folder.resolve():
+        (out / "results").mkdir(parents=True, exist_ok=True)
+        for path in [options.folder / "grid.yaml", *(options.folder / "results").glob("*.json")]:
+            shutil.copyfile(path, out / path.relative_to(options.folder))
     write_atomically(out / "table.md", lambda file: file.write(text.encode()))
-    print(text)
-    print(f"written to {out}")
+    print(f"{text}\nwritten to {out / 'table.md'}")
 
 
 if __name__ == "__main__":
