@@ -11,7 +11,7 @@ import torch
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 torch.set_num_threads(1)
-# The ablation tool and the benchmarks are folders of scripts, no installed packages. Of their two run.py, `import run`
+# The ablations and the benchmarks are folders of scripts, no installed packages. Of their two run.py, `import run`
 # finds that of the ablation.
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT / "experiments" / "ablation"))

@@ -21,7 +21,7 @@ from tests.integration.commands import written_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
-# Grids of the ablation tool are no configurations; they have tests of their own.
+# Grids of ablations are no configurations; they have tests of their own.
 RECIPES = sorted(p.relative_to(ROOT).as_posix() for p in EXPERIMENTS.rglob("*.yaml") if "ablation" not in p.parts)
 SEGMENT_RECIPES = [recipe for recipe in RECIPES if find_task(["--config", str(ROOT / recipe)]) == "segment"]
 BATCH_SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in EXPERIMENTS.rglob("*.sbatch"))
