@@ -40,6 +40,7 @@ class RivalModule(RCAModule):
         if options["contrast"] and options["positives"] == "prototypes":
             raise ArgumentError("positives", "prototypes", f"there are none with context={context!r}")
         self.save_hyperparameters({"context": context})
+        del self.hparams["aggregation"]  # no argument of this class: a checkpoint gives its own back
         self.network = RCANetwork(
             plain.backbone,
             options["num_classes"],
@@ -60,11 +61,15 @@ class RivalModule(RCAModule):
         return ObjectContext(channels, tags_only=self.hparams["attention_classes"] == "tags")
 
 
-def main(words: ArgsType = None) -> RCACLI:
+class RivalCLI(RCACLI):
+    """`rca` of a `RivalModule`."""
+
+
+def main(words: ArgsType = None) -> RivalCLI:
     """Run the command line with `RivalModule`; see `rca_lightning.cli.main.main`."""
     logging.getLogger("rca_lightning").setLevel(logging.INFO)
     torch.set_float32_matmul_precision("high")
-    return RCACLI(
+    return RivalCLI(
         RivalModule,
         WSSSDataModule,
         args=words,

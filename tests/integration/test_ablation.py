@@ -33,16 +33,16 @@ def test_a_real_run_ends_in_a_table(config: Path, tmp_path: Path, capsys: pytest
     del keeper["init_args"]["dirpath"]
     content["trainer"]["max_epochs"] = 1
     config.write_text(yaml.safe_dump(content))
-    cam = {"set": {"model.contrast": False, "model.aggregation": False, "model.eval_tags": "predicted"}}
-    grid = {"config": str(config), "seeds": [1], "halves": True, "rows": {"cam": cam}}
+    rival = {"context": "object_context", "set": {"model.contrast": False, "model.eval_tags": "predicted"}}
+    grid = {"config": str(config), "seeds": [1], "halves": True, "rows": {"object": rival}}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
     out = tmp_path / "out"
     assert script.main([str(tmp_path / "grid.yaml"), "--out", str(out), "--data.batch_size=4"]) == 0
-    checkpoint = torch.load(out / "work" / "cam-seed1" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(out / "work" / "object-seed1" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6  # 24 images, 4 a batch
-    record = json.loads((out / "results" / "cam-seed1.json").read_text())
+    record = json.loads((out / "results" / "object-seed1.json").read_text())
     images = {split: score["images"] for split, score in record["splits"].items()}
     assert images == {"train": 24, "train_a": 12, "train_b": 12, "val": 6}
     assert {score["tags"] for score in record["splits"].values()} == {"predicted"}
     table.main([str(out)])
-    assert "| cam | 1 |" in capsys.readouterr().out
+    assert "| object | 1 |" in capsys.readouterr().out
