@@ -11,8 +11,7 @@ import yaml
 
 from rca_lightning.cli.main import main
 from tests.distributed.launching import rca, rca_started
-from tests.integration.conftest import config, synthetic_root  # noqa: F401  (fixtures)
-from tests.integration.test_segment_cli import segment  # noqa: F401  (fixture)
+from tests.integration.conftest import segment, synthetic_root  # noqa: F401  (fixtures)
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_what_needs_no_extra_and_no_network(tmp_path: Path):
     code = """
 import sys, lightning, runpy, torch
 before = set(sys.modules)
-import rca_lightning.data
+import rca_lightning.data.datamodule
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(sorted(new & {"cv2", "albumentations", "pycocotools", "scipy", "sklearn"}))
 

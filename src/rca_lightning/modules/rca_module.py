@@ -207,14 +207,20 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Loss of a batch, `regions` for the memory, `maps` `(B, L, h, w)` and `probabilities` to accumulate."""
+        """Computes one step of RCA; numbers are the equations of docs/method.md.
+
+        Returns:
+            `loss`; `regions` that `RegionMemoryCallback` enqueues, (4), and clusters, (6); `image_id`; and `maps`
+            `(B, L, h, w)` and `probabilities` `(B, L)` for `AttentionAccumulation`.
+        """
         tags = batch["tags"]
         self.before_step()
-        maps = self.network(batch["image"], tags)
+        maps = self.network(batch["image"], tags)  # (1), (7), (8)
         cam = maps.region_cam(self.hparams["region_map"])
-        regions = self._extract_regions(maps, cam, tags) if self.needs_memory else None
+        regions = self._extract_regions(maps, cam, tags) if self.needs_memory else None  # (2), (3)
         contrasts = self.hparams["contrast"] and self.current_epoch >= self.hparams["warmup_epochs"]
-        losses = self.loss(maps, tags, regions, self.memory if contrasts else None, self.network.aggregation)
+        memory = self.memory if contrasts else None
+        losses = self.loss(maps, tags, regions, memory, self.network.aggregation)  # (5), (9)
         probabilities = image_logits(maps.coarse.detach()).sigmoid()
         remembered = None if regions is None else self._select_for_memory(regions, maps, cam, tags, probabilities)
         pooled = {} if remembered is None else {"regions": remembered.embeddings}
@@ -267,7 +273,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the seeds of images that have a mask."""
+        """Scores the class maps of images that have a mask."""
         if not batch["image_id"]:
             return  # none of its images could be read
         tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
@@ -287,12 +293,12 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         """For each image `image_id` and `seeds`, on the device that computed them."""
         tags = batch["tags"]
         known = (tags > 0).any(dim=1) & (self.hparams["predict_tags"] == "image")
-        found: dict[int, ClassMaps] = {}
+        by_place: dict[int, ClassMaps] = {}
         for group, given in ((known, tags[known]), (~known, None)):
             if group.any():
                 places = torch.nonzero(group)[:, 0].tolist()
-                found.update(zip(places, self.seeds(batch["image"][group], given), strict=True))
-        return [{"image_id": image_id, "seeds": found[place]} for place, image_id in enumerate(batch["image_id"])]
+                by_place.update(zip(places, self.seeds(batch["image"][group], given), strict=True))
+        return [{"image_id": image_id, "seeds": by_place[place]} for place, image_id in enumerate(batch["image_id"])]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD or AdamW with poly decay, a step at a time."""

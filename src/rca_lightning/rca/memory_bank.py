@@ -12,34 +12,11 @@ from torch import Tensor
 
 from rca_lightning.errors import ArgumentError, refuse_removed
 
-ID_BYTES = 64
-_DIGEST = 16
-
-
-def encode_ids(image_ids: Sequence[str]) -> Tensor:
-    """Encode ids to `(R, ID_BYTES)` uint8, zero-padded UTF-8.
-
-    An id longer than `ID_BYTES` keeps its end and gets a digest of the whole in front, so that two long ids
-    stay different.
-    """
-    rows = torch.zeros(len(image_ids), ID_BYTES, dtype=torch.uint8)
-    for row, image_id in zip(rows, image_ids, strict=True):
-        data = image_id.encode(errors="surrogatepass")  # what Python makes of file names that are no UTF-8
-        if len(data) > ID_BYTES:
-            digest = hashlib.blake2b(data, digest_size=_DIGEST // 2).hexdigest()
-            data = digest.encode() + b"~" + data[-(ID_BYTES - _DIGEST - 1) :]
-        row[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-    return rows
-
-
-def decode_id(row: Tensor) -> str:
-    """The id in one row of `encode_ids`."""
-    return bytes(row.tolist()).rstrip(b"\0").decode(errors="replace")
-
-
 Placement = Literal["device", "host"]
 StoredType = Literal["float32", "float16"]
 
+ID_BYTES = 64  # of an image id
+_DIGEST = 16
 _TENSORS = ("embeddings", "counts", "cursors", "steps", "ids")
 _SHORTEST = 1e-12  # below it `F.normalize` no longer gives unit length
 _FIFO = "gone since 0.2; the memory is first in, first out, as in the paper, and takes no such argument"
@@ -235,3 +212,24 @@ class RegionMemory:
         for name in _TENSORS:
             getattr(self, name).copy_(state[name])
         self.refused = int(state["refused"])
+
+
+def encode_ids(image_ids: Sequence[str]) -> Tensor:
+    """Encode ids to `(R, ID_BYTES)` uint8, zero-padded UTF-8.
+
+    An id longer than `ID_BYTES` keeps its end and gets a digest of the whole in front, so that two long ids
+    stay different.
+    """
+    rows = torch.zeros(len(image_ids), ID_BYTES, dtype=torch.uint8)
+    for row, image_id in zip(rows, image_ids, strict=True):
+        data = image_id.encode(errors="surrogatepass")  # what Python makes of file names that are no UTF-8
+        if len(data) > ID_BYTES:
+            digest = hashlib.blake2b(data, digest_size=_DIGEST // 2).hexdigest()
+            data = digest.encode() + b"~" + data[-(ID_BYTES - _DIGEST - 1) :]
+        row[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+    return rows
+
+
+def decode_id(row: Tensor) -> str:
+    """The id in one row of `encode_ids`."""
+    return bytes(row.tolist()).rstrip(b"\0").decode(errors="replace")

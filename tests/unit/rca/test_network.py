@@ -121,7 +121,7 @@ class Context(nn.Module):
 def test_second_head_reads_another_context_in_place_of_prototypes():
     torch.manual_seed(0)
     network = RCANetwork(TinyBackbone(), L, context=Context()).eval()
-    maps, features = network(images()), network.backbone(images())
+    maps, features = network(images()), network.backbone(images())[-1]
     stacked = torch.cat([features.mean(dim=(2, 3), keepdim=True).expand_as(features), features], dim=1)
     torch.testing.assert_close(maps.refined, network.refined_head(stacked))
     assert maps.attention is None
