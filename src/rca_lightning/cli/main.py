@@ -50,7 +50,7 @@ class RCACLI(TaskCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "atlas":
+        if subcommand == "atlas" and self._named in (None, "atlas"):
             skip: set[str | int] = {"model", "datamodule", "ckpt_path"}
             parser.add_method_arguments(klass, "atlas", "atlas", as_group=False, skip=skip)
         return parser
@@ -64,14 +64,9 @@ class RCACLI(TaskCLI):
         """Maps and pseudo labels."""
         return PseudoLabelWriter
 
-    def instantiate_classes(self) -> None:
-        """There is one memory, and it is not among the callbacks of the Trainer."""
-        self._refuse_second_memory()
-        super().instantiate_classes()
-
-    def _refuse_second_memory(self) -> None:
-        subcommand = self.config.get("subcommand")
-        for callback in self.config.get(f"{subcommand}.trainer.callbacks") or ():
+    def before_instantiate_classes(self) -> None:
+        """Refuse a second memory, among the callbacks of the Trainer."""
+        for callback in self.config.get(f"{self.subcommand}.trainer.callbacks") or ():
             if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
                 raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
 

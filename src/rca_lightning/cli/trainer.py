@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 
@@ -29,76 +29,52 @@ from rca_lightning.io.atomic import check_writable, output_errors
 logger = logging.getLogger(__name__)
 
 Task = Literal["localize", "segment"]
-DEFAULT_TASK: Task = "localize"
-_CONFIG_OPTIONS = ("--config", "-c")
 
 
 def find_task(args: ArgsType = None) -> Task:
-    """The task that words or configuration files ask for, before there is a parser for it.
-
-    Later words win over earlier ones, the same as for any other argument.
+    """Finds the task in the command line or its configuration files, before there is a parser; the last one wins.
 
     Args:
-        args: words after `rca`; default those of the process.
-
-    Returns:
-        The task; "localize" where nothing is said.
+        args: words after `rca`, or a configuration; default the words of the process.
 
     Raises:
         ArgumentError: for a task that does not exist.
     """
-    if isinstance(args, Namespace):
-        args = args.as_dict()
-    named = _in_content(args) if isinstance(args, dict) else _in_words(sys.argv[1:] if args is None else args)
-    task: Any = DEFAULT_TASK
-    for task in named:
-        if task not in get_args(Task):
-            raise ArgumentError("task", task, f"give one of {', '.join(get_args(Task))}")
+    if isinstance(args, (dict, Namespace)):
+        contents: list[Any] = [args.as_dict() if isinstance(args, Namespace) else args]
+    else:
+        words = sys.argv[1:] if args is None else args
+        words = [part for word in words for part in word.split("=", word.startswith("--"))]  # --name=value
+        contents = [
+            {"task": value} if option == "--task" else _read_yaml(value)
+            for option, value in pairwise(words)
+            if option in ("--task", "--config", "-c")
+        ]
+    task: Any = "localize"
+    for content in filter(_is_dict, contents):
+        for part in filter(_is_dict, (content, *map(content.get, LightningCLI.subcommands()))):
+            task = part.get("task", task)
+    if task not in get_args(Task):
+        raise ArgumentError("task", task, f"give one of {', '.join(get_args(Task))}")
     return cast(Task, task)
 
 
-def _in_words(words: Sequence[str]) -> Iterator[Any]:
-    for option, value in _options(words):
-        if option == "--task":
-            yield value
-        elif option in _CONFIG_OPTIONS:
-            yield from _in_content(_read(value))
+def _is_dict(content: Any) -> bool:
+    return isinstance(content, dict)
 
 
-def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Options with the word that belongs to them: `--name value` or `--name=value`."""
-    for position, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if equals:
-            yield name, value
-        elif position + 1 < len(words):
-            yield name, words[position + 1]
-
-
-def _read(path: str) -> Any:
+def _read_yaml(path: str) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser says what is wrong with it
 
 
-def _in_content(content: Any) -> Iterator[Any]:
-    """Tasks at the top of a configuration, or within the part of a subcommand."""
-    if isinstance(content, dict):
-        if "task" in content:
-            yield content["task"]
-        for command in ("fit", "validate", "test", "predict"):
-            yield from _in_content(content.get(command))
-
-
-_tell = rank_zero_only(logger.info)
-
-
 class OneLineParser(LightningArgumentParser):
-    """Says what is wrong with the words it is given, not all the words there are."""
+    """Reports a parsing error in one line, without the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leave with status 2, as argparse does."""
+        """Exit with status 2, as argparse does."""
         parser = getattr(ex, "subcommand_parser", None) or self
         reason = explain_removed(" ".join(message.split()))
         self.exit(2, f"rca: {reason}\nSee: {parser.prog.replace(' [options]', '')} --help\n")
@@ -112,6 +88,18 @@ class TaskCLI(LightningCLI, ABC):
     """
 
     task: ClassVar[Task]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._args: Any = kwargs.get("args")
+        words = sys.argv[1:] if self._args is None else self._args
+        # Building the parser of a subcommand takes 0.5 s: where the first word names one, only that is built.
+        self._named = words[0] if isinstance(words, list) and words and words[0] in self.subcommands() else None
+        super().__init__(*args, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self._named in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        return self.init_parser(**kwargs)
 
     @abstractmethod
     def writer_class(self) -> type[Any]:
@@ -130,52 +118,39 @@ class TaskCLI(LightningCLI, ABC):
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Remember what was given, apart from what is a default."""
+        """Refuse a task that `find_task` could not see."""
         super().parse_arguments(parser, args)
-        if isinstance(args, (dict, Namespace)):
-            self._given = parser.parse_object(args, defaults=False)
-        else:
-            self._given = parser.parse_args(args, defaults=False)
         task = self.config[self.config["subcommand"]]["task"]
         if task != self.task:
             raise ArgumentError("task", task, f"give --task {task} as a word of its own, or in a --config file")
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
-        subcommand = self.config.get("subcommand")
+        subcommand = self.config["subcommand"]
         path = self.config.get(f"{subcommand}.ckpt_path")
-        if path is not None:
-            check_checkpoint(str(path), self.task)
+        if path is None:
+            return
+        check_checkpoint(str(path), self.task)
         super()._parse_ckpt_path()
-        given = self._given.get(f"{subcommand}.model")
-        for name, value in vars(given).items() if given is not None else ():
+        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
+        parse = self.parser.parse_object if isinstance(self._args, (dict, Namespace)) else self.parser.parse_args
+        typed = parse(self._args, defaults=False).get(f"{subcommand}.model")
+        for name, value in vars(typed).items() if typed is not None else ():
             self.config[f"{subcommand}.model.{name}"] = value
 
     def instantiate_classes(self) -> None:
-        """Add what keeps a run safe: whole checkpoints, and one more on a signal.
-
-        Where no bar can be drawn, such as in the log of a batch job, progress comes as lines.
-        """
+        """Add whole checkpoints, one more on a signal, and progress as lines where no bar can be drawn."""
         super().instantiate_classes()
-        self._check_callbacks()
-        if not hasattr(self, "trainer"):
-            return
-        write_checkpoints_whole(self.trainer)
-        self._save_on_signal()
-        if not sys.stdout.isatty():
-            self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
-
-    def _save_on_signal(self) -> None:
         trainer: Any = self.trainer
-        if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
-            trainer.callbacks.append(SaveOnSignal())
-
-    def _check_callbacks(self) -> None:
-        for callback in getattr(getattr(self, "trainer", None), "callbacks", ()):
+        for callback in trainer.callbacks:
             needed = getattr(callback, "task", self.task)
             if needed != self.task:
                 name = type(callback).__name__
                 raise ArgumentError("callbacks", name, f"it is for --task {needed}, this is {self.task}; leave it out")
+        write_checkpoints_whole(trainer)
+        if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
+            trainer.callbacks.append(SaveOnSignal())
+        if not sys.stdout.isatty():
+            trainer.callbacks.append(ProgressLines())
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -185,25 +160,20 @@ class TaskCLI(LightningCLI, ABC):
             raise
 
     def before_fit(self) -> None:
-        """A folder that takes no files is found out before the first epoch."""
+        """Refuse a folder that takes no files."""
         if "://" not in str(self.trainer.default_root_dir):
             check_writable("trainer.default_root_dir", Path(self.trainer.default_root_dir))
 
     def before_validate(self) -> None:
-        """An untrained network has no scores worth a table."""
-        self._require_checkpoint()
-
-    def before_test(self) -> None:
-        """As for validation."""
-        self._require_checkpoint()
-
-    def _require_checkpoint(self) -> None:
+        """Refuse an untrained network."""
         if self.config[f"{self.subcommand}.ckpt_path"] is None:
             raise ArgumentError("ckpt_path", None, "the network is untrained; give a checkpoint of rca fit")
 
+    before_test = before_validate
+
     def before_predict(self) -> None:
         """Add a writer where the configuration names none."""
-        self._require_checkpoint()
+        self.before_validate()
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         writer = self.writer_class()
         if not any(isinstance(callback, writer) for callback in callbacks):
@@ -218,7 +188,7 @@ class TaskCLI(LightningCLI, ABC):
         self._report(self.datamodule.eval_split, "test.json")
 
     def after_predict(self) -> None:
-        """Say where the predictions are."""
+        """Print where the predictions are."""
         if self.trainer.is_global_zero:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, self.writer_class()):
@@ -249,22 +219,18 @@ class TaskCLI(LightningCLI, ABC):
             kwargs["return_predictions"] = False
         if "weights_only" in kwargs:  # what Lightning finds for "last" has not been checked here
             if kwargs["weights_only"] is False:
-                raise ArgumentError(
-                    "weights_only", False, "leave it out; checkpoints of rca fit hold no code to unpickle"
-                )
+                remedy = "leave it out; checkpoints of rca fit hold no code to unpickle"
+                raise ArgumentError("weights_only", False, remedy)
             kwargs["weights_only"] = True
         if kwargs.get("ckpt_path") == "last":
-            kwargs["ckpt_path"] = self._last(subcommand)
+            path = find_last(self.trainer)
+            if path is None and subcommand != "fit":
+                remedy = "there is no checkpoint yet; run rca fit first, or give its path"
+                raise ArgumentError("ckpt_path", "last", remedy)
+            if path is None:
+                rank_zero_only(logger.info)("--ckpt_path last: there is no checkpoint yet, training begins anew")
+            kwargs["ckpt_path"] = None if path is None else str(path)
         return kwargs
-
-    def _last(self, subcommand: str) -> str | None:
-        path = find_last(self.trainer)
-        if path is not None:
-            return str(path)
-        if subcommand != "fit":
-            raise ArgumentError("ckpt_path", "last", "there is no checkpoint yet; run rca fit first, or give its path")
-        _tell("--ckpt_path last: there is no checkpoint yet, training begins anew")
-        return None
 
 
 def _end_children(launcher: Any) -> None:
