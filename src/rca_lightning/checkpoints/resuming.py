@@ -97,13 +97,11 @@ def find_last(trainer: L.Trainer) -> Path | None:
     files |= set(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
     damaged: DamagedError | None = None
     for path in sorted(files, key=_order):
-        try:
-            read_checkpoint(path, map_location="meta")  # no tensor is read
-        except DamagedError as error:
-            _warn("%s; the one before it is looked for", error)
-            damaged = damaged or error
-        else:
+        error = _damage(path)
+        if error is None:
             return path
+        _warn("%s; the one before it is looked for", error)
+        damaged = damaged or error
     if damaged is not None:
         raise damaged  # better than to start anew unasked
     return None
@@ -124,3 +122,11 @@ def _folders(trainer: L.Trainer) -> Iterator[Path]:
 def _order(path: Path) -> tuple[bool, int, str]:
     resumable = path.name.startswith(("last", "hpc_ckpt_"))
     return not resumable, -path.stat().st_mtime_ns, str(path)
+
+
+def _damage(path: Path) -> DamagedError | None:
+    try:
+        read_checkpoint(path, map_location="meta")  # no tensor is read
+    except DamagedError as error:
+        return error
+    return None
