@@ -1,4 +1,4 @@
-"""LightningCLI as the tasks share it: checked checkpoints, reports, and a writer for predictions."""
+"""LightningCLI for both tasks: finds the task, checks checkpoints, reports scores, adds a prediction writer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import atexit
 import logging
 import sys
 import time
-from abc import ABC, abstractmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
@@ -51,16 +50,13 @@ def find_task(args: ArgsType = None) -> Task:
             if option in ("--task", "--config", "-c")
         ]
     task: Any = "localize"
-    for content in filter(_is_dict, contents):
-        for part in filter(_is_dict, (content, *map(content.get, LightningCLI.subcommands()))):
-            task = part.get("task", task)
+    for content in contents:
+        if isinstance(content, dict):
+            parts = [content, *map(content.get, LightningCLI.subcommands())]
+            task = [task, *(part["task"] for part in parts if isinstance(part, dict) and "task" in part)][-1]
     if task not in get_args(Task):
         raise ArgumentError("task", task, f"give one of {', '.join(get_args(Task))}")
     return cast(Task, task)
-
-
-def _is_dict(content: Any) -> bool:
-    return isinstance(content, dict)
 
 
 def _read_yaml(path: str) -> Any:
@@ -80,19 +76,21 @@ class OneLineParser(LightningArgumentParser):
         self.exit(2, f"rca: {reason}\nSee: {parser.prog.replace(' [options]', '')} --help\n")
 
 
-class TaskCLI(LightningCLI, ABC):
-    """LightningCLI that knows its task, reads checkpoints of that task only, and reports scores.
+class TaskCLI(LightningCLI):
+    """LightningCLI of a task: takes checkpoints of that task only, reports scores, writes predictions.
 
     Attributes:
-        task: what `--task` must say.
+        task: value of `--task`.
+        writer: callback that writes predictions into the folder it is given, `output_dir`.
     """
 
     task: ClassVar[Task]
+    writer: ClassVar[type[Any]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._args: Any = kwargs.get("args")
         words = sys.argv[1:] if self._args is None else self._args
-        # Building the parser of a subcommand takes 0.5 s: where the first word names one, only that is built.
+        # The parser of a subcommand takes 0.5 s to build: if the first word names one, only that is built.
         self._named = words[0] if isinstance(words, list) and words and words[0] in self.subcommands() else None
         super().__init__(*args, **kwargs)
 
@@ -101,12 +99,8 @@ class TaskCLI(LightningCLI, ABC):
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         return self.init_parser(**kwargs)
 
-    @abstractmethod
-    def writer_class(self) -> type[Any]:
-        """Callback that writes predictions into the folder it is given, `output_dir`."""
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The data knows the classes, the module takes them over."""
+        """Add `--task`, and link the classes of the data to the module."""
         parser.add_argument(
             "--task",
             type=Task,
@@ -175,39 +169,36 @@ class TaskCLI(LightningCLI, ABC):
         """Add a writer where the configuration names none."""
         self.before_validate()
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        writer = self.writer_class()
-        if not any(isinstance(callback, writer) for callback in callbacks):
-            callbacks.append(writer(str(self._run_folder() / "predictions")))
+        if not any(isinstance(callback, self.writer) for callback in callbacks):
+            callbacks.append(self.writer(str(self._run_folder() / "predictions")))
 
     def after_validate(self) -> None:
-        """Print the table and write `validate.json`."""
-        self._report(self.datamodule.eval_split, "validate.json")
+        """Print the table and write `validate.json` or `test.json`."""
+        result = self.model.evaluation.last_result
+        if result is None:
+            raise ArgumentError("limit_val_batches", self.trainer.limit_val_batches, "no image was scored; allow some")
+        path = self._run_folder() / f"{self.subcommand}.json"  # on every rank: Lightning broadcasts the folder
+        if not self.trainer.is_global_zero:
+            return
+        tags = self.model.hparams["eval_tags"]
+        content = result.as_dict(
+            split=self.datamodule.eval_split,
+            tags=None if tags == "none" else tags,
+            class_names=self.model.class_names,
+        )
+        with output_errors("trainer.default_root_dir", path.parent):
+            write_report(content, path)
+        print_report(content)
+        print(f"written to {path}")
 
-    def after_test(self) -> None:
-        """Print the table and write `test.json`."""
-        self._report(self.datamodule.eval_split, "test.json")
+    after_test = after_validate
 
     def after_predict(self) -> None:
         """Print where the predictions are."""
         if self.trainer.is_global_zero:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, self.writer_class()):
+                if isinstance(callback, self.writer):
                     print(f"predictions: {callback.output_dir}")
-
-    def _report(self, split: str, name: str) -> None:
-        result = self.model.evaluation.last_result
-        if result is None:
-            raise ArgumentError("limit_val_batches", self.trainer.limit_val_batches, "no image was scored; allow some")
-        path = self._run_folder() / name  # asked for on every rank: Lightning broadcasts it
-        if not self.trainer.is_global_zero:
-            return
-        tags = self.model.hparams["eval_tags"]
-        tags = None if tags == "none" else tags
-        content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names)
-        with output_errors("trainer.default_root_dir", path.parent):
-            write_report(content, path)
-        print_report(content)
-        print(f"written to {path}")
 
     def _run_folder(self) -> Path:
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
