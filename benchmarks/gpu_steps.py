@@ -18,7 +18,11 @@ from training_step import SIZES, TINY, Size
 
 _IMAGES = 80  # a turn, in steps one after the other, so that waiting for the device after each turn costs little
 _CASES = (("voc", 16, 256), ("coco", 16, 256), ("voc", 64, 448), ("coco", 64, 448))  # size, batch, side in px
-_METHODS = {"cam": False, "rca": True}
+_METHODS: dict[str, dict[str, bool]] = {
+    "cam": {"rca": False},
+    "rca": {"rca": True},
+    "rca, equations": {"rca": True, "fused": False},  # as they stand, see RCANetwork
+}
 
 
 def measure_peak(found: dict[str, Any], *, quick: bool) -> None:
@@ -61,11 +65,11 @@ def release_memory() -> None:
 
 
 def _compare(size: Size, compiled: bool, peaks: dict[str, float | None], *, quick: bool) -> list[dict[str, Any]]:
-    operations = {rca: _count(size, rca) / 1e12 for rca in (False, True)}
+    operations = {name: _count(size, **how) / 1e12 for name, how in _METHODS.items()}
     several = 1 if quick else max(1, _IMAGES // size.batch)
     rounds, warmup = (2, 1) if quick else (10, 2)
     switched = {"half": True, "tf32": True, "channels_last": True, "compiled": compiled}
-    ways = {name: _repeated(make_way(size, rca=rca, **switched), several) for name, rca in _METHODS.items()}
+    ways = {name: _repeated(make_way(size, **how, **switched), several) for name, how in _METHODS.items()}
     # Compiled ones one after the other: code that was compiled for a backbone of the one would be used for the other,
     # and code for one size makes that for the next one fit any size, which is slower.
     together = [[name] for name in ways] if compiled else [list(ways)]
@@ -74,8 +78,8 @@ def _compare(size: Size, compiled: bool, peaks: dict[str, float | None], *, quic
         torch.compiler.reset()
         times.update(in_turns({name: ways[name] for name in names}, rounds=rounds, warmup=warmup))
     rows = []
-    for name, rca in _METHODS.items():
-        seconds, tera = times[name].seconds / several, operations[rca]
+    for name in _METHODS:
+        seconds, tera = times[name].seconds / several, operations[name]
         shares = {f"of_{kind}_peak": tera / seconds / peak if peak else None for kind, peak in peaks.items()}
         row = {"way": name, "seconds": seconds, "ratio": ratio(times[name], times["cam"])}
         rows.append({**row, "images_per_second": size.batch / seconds, "tflop": tera, **shares})
@@ -83,9 +87,9 @@ def _compare(size: Size, compiled: bool, peaks: dict[str, float | None], *, quic
 
 
 @functools.cache
-def _count(size: Size, rca: bool) -> int:
+def _count(size: Size, rca: bool, fused: bool = True) -> int:
     """Operations of a step, counted on one that is not compiled."""
-    found = count_flops(make_way(size, rca=rca, half=True, tf32=True, channels_last=True))
+    found = count_flops(make_way(size, rca=rca, fused=fused, half=True, tf32=True, channels_last=True))
     release_memory()
     return found
 

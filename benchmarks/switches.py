@@ -55,9 +55,10 @@ def make_way(
     tf32: bool = False,
     channels_last: bool = False,
     compiled: bool = False,
+    fused: bool = True,
 ) -> Callable[[], None]:
     """A training step of RCA or of a plain CAM with these switches on and the others off."""
-    step = make_step(size, rca=rca, channels_last=channels_last, compiled=compiled)
+    step = make_step(size, rca=rca, channels_last=channels_last, compiled=compiled, fused=fused)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def run_step() -> None:
