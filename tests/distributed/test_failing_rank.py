@@ -25,7 +25,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2")
 def content(config: Path, tmp_path: Path) -> dict:  # noqa: F811
     """A configuration of six batches of two for each of two processes, which write down what they raise."""
     content = yaml.safe_load(config.read_text())
-    content["data"] |= {"batch_size": 2, "shuffle": False}
+    content["data"] |= {"batch_size": 2, "crop_size": 32, "shuffle": False}
     content["model"]["backbone"] = "resnet14"
     content["trainer"] |= {"max_epochs": 1, "limit_val_batches": 0}
     record = {"class_path": "tests.distributed.failing.RecordException", "init_args": {"folder": str(tmp_path)}}
@@ -33,7 +33,7 @@ def content(config: Path, tmp_path: Path) -> dict:  # noqa: F811
     return content
 
 
-@pytest.mark.parametrize(("launcher", "rank"), [(LIGHTNING, 1), (LIGHTNING, 0), (TORCHRUN, 1)])
+@pytest.mark.parametrize(("launcher", "rank"), [(LIGHTNING, 0), (TORCHRUN, 1)])
 def test_unreadable_photograph_ends_both(
     launcher: tuple[str, ...],
     rank: int,

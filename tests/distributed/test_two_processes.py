@@ -14,7 +14,7 @@ import yaml
 
 from rca_lightning.distributed import broadcast_from_first, gather_uneven
 from tests.distributed.launching import free_port, rca
-from tests.integration.conftest import config, synthetic_root  # noqa: F401  (fixtures)
+from tests.integration.conftest import checkpoint, config, synthetic_root, trained  # noqa: F401  (fixtures)
 
 
 def _gather(rank: int, port: int, lengths: list[int], folder: str) -> None:
@@ -49,26 +49,22 @@ def test_gather_uneven(lengths: list[int], tmp_path: Path):
         assert number.item() == 5.0
 
 
-@pytest.mark.parametrize("uneven", [False, True])
-def test_memory_and_prototypes_equal_on_both_ranks(config: Path, tmp_path: Path, uneven: bool):  # noqa: F811
+def test_memory_and_prototypes_equal_on_uneven_ranks(config: Path, tmp_path: Path):  # noqa: F811
     content = yaml.safe_load(config.read_text())
-    content["data"]["batch_size"] = 4
+    content["data"] |= {"batch_size": 4, "crop_size": 32}
+    content["model"] |= {"backbone": "resnet14", "on_non_finite": "skip"}
     watch = [{"class_path": "tests.distributed.observing.WriteDown", "init_args": {"folder": str(tmp_path)}}]
-    names = ["DropRegions", "Poison"] if uneven else []
-    disturb = [{"class_path": f"tests.distributed.observing.{name}"} for name in names]
+    disturb = [{"class_path": f"tests.distributed.observing.{name}"} for name in ("DropRegions", "Poison")]
     content["trainer"]["callbacks"] = disturb + content["trainer"]["callbacks"] + watch
-    if uneven:
-        content["trainer"]["accumulate_grad_batches"] = 2
-        content["model"]["on_non_finite"] = "skip"
+    content["trainer"]["accumulate_grad_batches"] = 2
     config.write_text(yaml.safe_dump(content))
     rca("fit", config)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
-    if uneven:
-        assert second["received"][0] == 0
-        assert first["received"] != second["received"]
-        assert first["received"][1] == second["received"][1] == 0  # whose image it was, both left the batch out
-        assert first["skipped"] == second["skipped"] == 2
-        assert all(bool(torch.isfinite(value).all()) for rank in (first, second) for value in rank["module"].values())
+    assert second["received"][0] == 0
+    assert first["received"] != second["received"]
+    assert first["received"][1] == second["received"][1] == 0  # whose image it was, both left the batch out
+    assert first["skipped"] == second["skipped"] == 2
+    assert all(bool(torch.isfinite(value).all()) for rank in (first, second) for value in rank["module"].values())
     assert int(first["memory"]["counts"].sum()) > 0
     assert bool(first["module"]["network.aggregation.valid"].any())
     for part in ("memory", "module"):
@@ -80,9 +76,7 @@ def test_memory_and_prototypes_equal_on_both_ranks(config: Path, tmp_path: Path,
             assert torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found, name
 
 
-def test_prediction_covers_each_image_once(config: Path, tmp_path: Path):  # noqa: F811
-    rca("fit", config, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0")
-    checkpoint = tmp_path / "run" / "last.ckpt"
+def test_prediction_covers_each_image_once(config: Path, checkpoint: Path, tmp_path: Path):  # noqa: F811
     rca("predict", config, "--ckpt_path", checkpoint, "--data.predict_split=train")
     content = yaml.safe_load(config.read_text())
     wanted = set(Path(content["data"]["split_files"]["train"]).read_text().split())

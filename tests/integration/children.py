@@ -1,4 +1,4 @@
-"""`rca` in processes that a server with the imports behind it forks; real processes, real signals.
+"""`rca` in processes that a server with the imports and the parser behind it forks; real processes, real signals.
 
 Not forked from the test process: that may have threads, and handlers whose files are closed.
 """
@@ -20,7 +20,7 @@ import torch
 from rca_lightning.cli.main import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
+_CONTEXT.set_forkserver_preload(["tests.integration.server"])
 
 
 def start(words: list[str], folder: Path, before: Callable[[], None] | None = None) -> BaseProcess:

@@ -12,25 +12,16 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
-from tests.integration.running import run
+from tests.integration.running import keep_parsers, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def parsers_built_once() -> Iterator[None]:
-    """Building the parser of `rca` takes longer than most runs here, and it is the same for all runs of a task."""
-    build, built = LightningCLI.setup_parser, {}
-    parts = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
-
-    def setup_parser(cli: LightningCLI, *args: Any, **kwargs: Any) -> None:
-        if type(cli) not in built:
-            build(cli, *args, **kwargs)
-            built[type(cli)] = {name: getattr(cli, name) for name in parts}
-        vars(cli).update(built[type(cli)])
-
+    """Keeps the parsers of `rca`: building one takes longer than most runs here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LightningCLI, "setup_parser", setup_parser)
+        patch.setattr(LightningCLI, "setup_parser", keep_parsers())
         yield
 
 

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from rca_lightning.cli.main import main
+
+
+def keep_parsers() -> Callable[..., None]:
+    """A `setup_parser` that builds the parser of each class and subcommand once."""
+    build, built = LightningCLI.setup_parser, {}
+    parts = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
+
+    def setup_parser(cli: Any, *args: Any, **kwargs: Any) -> None:
+        key = type(cli), cli._named
+        if key not in built:
+            build(cli, *args, **kwargs)
+            built[key] = {name: getattr(cli, name) for name in parts}
+        vars(cli).update(built[key])
+
+    return setup_parser
 
 
 def run(command: str, config: Path, *more: object) -> Any:

@@ -47,10 +47,10 @@ class OnlyParsingSegmentation(OnlyParsing, SegmentationCLI): ...
 @pytest.fixture(scope="module")
 def parsers() -> dict[str, ArgumentParser]:
     """The parser of `rca` by task; building one takes longer than any use of it."""
-    words = ["fit", "--data.dataset", "synthetic"]
+    args = {"subcommand": "fit", "fit": {"data": {"dataset": "synthetic"}}}  # no words, so of all subcommands
     return {
-        "localize": OnlyParsingRCA(RCAModule, WSSSDataModule, args=words).parser,
-        "segment": OnlyParsingSegmentation(SegmentationModule, WSSSDataModule, args=words).parser,
+        "localize": OnlyParsingRCA(RCAModule, WSSSDataModule, args=args).parser,
+        "segment": OnlyParsingSegmentation(SegmentationModule, WSSSDataModule, args=args).parser,
     }
 
 

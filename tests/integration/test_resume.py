@@ -13,6 +13,10 @@ from tests.integration.running import fit
 
 
 def test_resume_equals_uninterrupted(config: Path, tmp_path: Path):
+    content = yaml.safe_load(config.read_text())
+    content["model"] |= {"backbone": "resnet14"}
+    content["data"] |= {"crop_size": 32}
+    config.write_text(yaml.safe_dump(content))
     whole = fit(config, "whole", "--trainer.max_epochs", 4)
     stopped = fit(config, "stopped", "--trainer.max_epochs", 4, stop_after=2)
     assert stopped.trainer.current_epoch == 2

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import yaml
 
 from rca_lightning.callbacks.signals import EXIT_CODE
 from tests.integration.children import finish, send, start, wait_for
+from tests.integration.conftest import ROOT, write_config
 from tests.integration.endings import differences, ending
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="signals are those of POSIX")
@@ -39,32 +41,64 @@ def batches(folder: Path) -> int:
     return len(list(folder.glob("batch *")))
 
 
-@pytest.mark.parametrize(("name", "accumulate", "after"), [("SIGUSR1", 2, 5), ("SIGTERM", 1, 4)])
-def test_signalled_and_resumed_equals_uninterrupted(
-    config: Path, tmp_path: Path, name: str, accumulate: int, after: int
-):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert finish(start(words(config, whole, accumulate=accumulate), whole)) == 0, (whole / "log.txt").read_text()
-    process = start(words(config, stopped, accumulate=accumulate), stopped)
-    wait_for(lambda: batches(stopped) >= after, process)
-    send(process, signal.Signals[name])
+@pytest.fixture(scope="module")
+def whole(synthetic_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Ending of a run without a signal."""
+    folder = tmp_path_factory.mktemp("whole")
+    return finished(folder, words(write_config(folder, synthetic_root), folder))
+
+
+def finished(folder: Path, command: list[str]) -> dict[str, Any]:
+    assert finish(start(command, folder)) == 0, (folder / "log.txt").read_text()
+    return ending(folder)
+
+
+def check_stopped(folder: Path, name: str, steps: int) -> None:
+    log = (folder / "log.txt").read_text()
+    assert f"{name}: saved {folder / 'last.ckpt'}; go on with --ckpt_path last" in log
+    assert 0 < torch.load(folder / "last.ckpt", weights_only=True)["global_step"] < steps
+
+
+def check_resumed(folder: Path, command: list[str], whole: dict[str, Any]) -> None:
+    assert differences(whole, finished(folder, command)) == []
+    assert "not resumable" not in (folder / "log.txt").read_text()
+    assert [path.name for path in folder.glob("last*")] == ["last.ckpt"]
+
+
+def test_signalled_within_an_accumulation(config: Path, tmp_path: Path):
+    folder = tmp_path / "stopped"
+    process = start(words(config, folder, accumulate=2), folder)
+    wait_for(lambda: batches(folder) >= 5, process)
+    send(process, signal.SIGUSR1)
     assert finish(process) == EXIT_CODE == 75
-    log = (stopped / "log.txt").read_text()
-    assert f"{name}: saved {stopped / 'last.ckpt'}; go on with --ckpt_path last" in log
-    saved = torch.load(stopped / "last.ckpt", weights_only=True)
-    assert 0 < saved["global_step"] < 12 // accumulate
-    assert not (stopped / "metrics.pt").exists()
-
-    again = words(config, stopped, "--ckpt_path", "last", accumulate=accumulate)
-    assert finish(start(again, stopped)) == 0, (stopped / "log.txt").read_text()
-    assert "not resumable" not in (stopped / "log.txt").read_text()
-    assert differences(ending(whole), ending(stopped)) == []
-    assert [path.name for path in stopped.glob("last*")] == ["last.ckpt"]
+    check_stopped(folder, "SIGUSR1", steps=6)
+    assert not (folder / "metrics.pt").exists()
+    whole = finished(tmp_path / "whole", words(config, tmp_path / "whole", accumulate=2))
+    check_resumed(folder, words(config, folder, "--ckpt_path", "last", accumulate=2), whole)
 
 
-def test_slurm_saves_at_a_safe_point_and_requeues(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole, folder, tools = tmp_path / "whole", tmp_path / "job", tmp_path / "bin"
-    assert finish(start(words(config, whole), whole)) == 0, (whole / "log.txt").read_text()
+def test_the_command_itself_is_signalled(config: Path, tmp_path: Path, whole: dict[str, Any]):
+    """With no fork of this process: the program as a user starts it."""
+    folder = tmp_path / "run"
+    command = words(config, folder, "--ckpt_path", "last")
+    with (folder / "log.txt").open("a") as log:
+        process = subprocess.Popen([sys.executable, "-m", "rca_lightning", *command], stdout=log, stderr=log, cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while batches(folder) < 4:
+        assert process.poll() is None, (folder / "log.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == EXIT_CODE
+    assert "--ckpt_path last: there is no checkpoint yet, training begins anew" in (folder / "log.txt").read_text()
+    check_stopped(folder, "SIGTERM", steps=12)
+    check_resumed(folder, command, whole)
+
+
+def test_slurm_saves_at_a_safe_point_and_requeues(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
+):
+    folder, tools = tmp_path / "job", tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
     (tools / "scontrol").chmod(0o755)
@@ -90,28 +124,5 @@ def test_slurm_saves_at_a_safe_point_and_requeues(config: Path, tmp_path: Path, 
     assert step in (5, 6, 7)
     before = batches(folder)
 
-    assert finish(start(words(config, folder), folder)) == 0, (folder / "log.txt").read_text()
+    assert differences(whole, finished(folder, words(config, folder))) == []
     assert batches(folder) - before == 12 - step, "it has gone on from there"
-    assert differences(ending(whole), ending(folder)) == []
-
-
-def test_the_command_itself_is_killed_and_signalled(config: Path, tmp_path: Path):
-    """With no fork of this process: the program as a user starts it."""
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "rca_lightning", *words(config, folder, "--ckpt_path", "last")]
-    root = Path(__file__).resolve().parents[2]
-    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, EXIT_CODE)):
-        before = batches(folder)
-        with (folder / "log.txt").open("a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=root)
-            deadline = time.monotonic() + 120
-            while batches(folder) < before + 2:
-                assert process.poll() is None, (folder / "log.txt").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            process.send_signal(number)
-            assert process.wait(timeout=60) == status
-    text = (folder / "log.txt").read_text()
-    assert text.count("--ckpt_path last: there is no checkpoint yet, training begins anew") >= 1
-    assert f"SIGTERM: saved {folder / 'last.ckpt'}" in text
-    torch.load(folder / "last.ckpt", weights_only=True)

@@ -1,9 +1,10 @@
-"""Making the atlas of a trained module: nearest regions, crops, a picture a class, and the index."""
+"""Prototype atlas of a trained module: nearest regions, crops, a picture for each class, and the index."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,11 +13,10 @@ from torch import Tensor
 
 from rca_lightning.atlas.crops import Photographs, draw_crops
 from rca_lightning.atlas.nearest import nearest_regions
-from rca_lightning.atlas.page import ClassContents, draw_page, index_page
+from rca_lightning.atlas.page import class_entry, draw_page, drawn_rows, index_page, page_name, subtitle
 from rca_lightning.clustering.cluster import kmeans
 from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.dataset import TaggedImages
-from rca_lightning.data.visualization import Pixels
 from rca_lightning.errors import ArgumentError
 from rca_lightning.io.atomic import check_writable, output_errors, write_atomically
 from rca_lightning.io.listing import first_few
@@ -39,23 +39,23 @@ def make_atlas(
     diagnostics: Mapping[str, Mapping[str, float | None]] | None = None,
     progress_bar: bool = False,
 ) -> Path:
-    """Draw, for every prototype, the remembered regions nearest to it as crops of their photographs.
+    """Draws for every prototype the nearest regions of the memory, as crops of their photographs.
 
     Writes `index.html` and a picture a class, `001_aeroplane.png` and so on, numbered as mask values are; the
     background, where it has prototypes, is `000_background.png`. Each file is written whole or not at all. A module
     without prototypes (`aggregation=False`, or trained for less than its warm-up) gets k-means of its memory.
 
-    The outline of a region is found anew, by the network as it is now on the whole photograph, scaled to what
-    the augmentation of `images` makes of it on average.
+    The memory keeps no outlines: they are computed again, by the network as it is now on the whole photograph, at the
+    mean scale of the augmentation of `images`.
 
     Args:
         module: trained; its mode and device stay as they are.
         memory: its regions.
-        images: what it was trained on; an image of the memory that is not among them is left out.
+        images: the training images; an image of the memory that is not among them is left out.
         folder: where to write; made if missing.
         regions: crops a prototype, from different images.
         diagnostics: further columns of the index: by class name (or "background"), title to number.
-        progress_bar: whether to draw a bar; else progress comes as lines in the log.
+        progress_bar: whether to draw a bar instead of logging lines.
 
     Returns:
         Path of the index.
@@ -70,33 +70,33 @@ def make_atlas(
     names = [*module.class_names, BACKGROUND]
     if strangers := sorted(set(diagnostics or {}) - set(names)):
         raise ArgumentError("diagnostics", strangers, f"give numbers of these classes: {first_few(names)}")
-    target = _made(Path(folder))
+    target = Path(folder)
+    check_writable("folder", target)  # before the long work
     photographs = Photographs(images)
     photographs.check(memory)
     prototypes, valid, labels = _prototypes(module, memory)
     rows = nearest_regions(memory, prototypes, valid, labels, regions=regions, known=photographs)
     crops = draw_crops(module, memory, photographs, rows, progress_bar=progress_bar)
-    # By mask value: the background, last in the memory, comes first.
-    order = sorted(range(memory.num_classes), key=lambda label: _mask_value(label, module))
+    by_mask_value = sorted((_mask_value(label, module), label) for label in range(memory.num_classes))
     entries = []
-    for label in order:
-        own = prototypes[valid & (labels == label)]
-        contents = ClassContents.collect(names[label], label, _mask_value(label, module), memory, rows, own)
-        entries.append(contents.entry(crops))
-        if contents.page is not None:
-            colour = tuple(voc_palette()[_mask_value(label, module)].tolist())
-            page = draw_page(contents.name, contents.subtitle, contents.drawn_rows(crops), regions, colour)
-            _write_picture(target / contents.page, page)
+    for value, label in by_mask_value:  # the background, last in the memory, comes first
+        own = sorted((row for row in rows if row.label == label), key=lambda row: (-row.regions, row.number))
+        page = page_name(names[label], value) if own else None
+        slots = [memory.image_id(label, slot) for slot in memory.valid[label].nonzero()[:, 0].tolist()]
+        entry = class_entry(names[label], page, slots, own, prototypes[valid & (labels == label)], crops)
+        entries.append(entry)
+        if page is not None:
+            colour = tuple(voc_palette()[value].tolist())
+            picture = Image.fromarray(
+                draw_page(entry.name, subtitle(entry, own), drawn_rows(own, crops), regions, colour)
+            )
+            with output_errors("folder", target):
+                write_atomically(target / page, partial(picture.save, format="PNG"))
     text = index_page(entries, note=_note(memory, len(rows)), diagnostics=diagnostics)
     with output_errors("folder", target):
         write_atomically(target / "index.html", lambda file: file.write(text.encode()))
     logger.info("prototype atlas: %d prototypes, %d crops: %s", len(rows), len(crops), target / "index.html")
     return target / "index.html"
-
-
-def _made(folder: Path) -> Path:
-    check_writable("folder", folder)  # before the long work, not after it
-    return folder
 
 
 def _prototypes(module: RCAModule, memory: RegionMemory) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,11 +110,8 @@ def _prototypes(module: RCAModule, memory: RegionMemory) -> tuple[Tensor, Tensor
     parts, labels = [], []
     for rows, key in ((range(count), "num_prototypes"), (range(count, memory.num_classes), "background_prototypes")):
         if len(rows):
-            part = kmeans(
-                memory.embeddings[rows.start : rows.stop],
-                int(module.hparams[key]),
-                valid=memory.valid[rows.start : rows.stop],
-            )
+            own = slice(rows.start, rows.stop)
+            part = kmeans(memory.embeddings[own], int(module.hparams[key]), valid=memory.valid[own])
             parts.append(part)
             labels.append(torch.tensor(rows).repeat_interleave(part.valid.shape[1]))
     return (
@@ -136,8 +133,3 @@ def _note(memory: RegionMemory, prototypes: int) -> str:
         "other is nearer; shown are its nearest ones, from different images. The outline is the region as the "
         "network sees it now."
     )
-
-
-def _write_picture(path: Path, pixels: Pixels) -> None:
-    with output_errors("folder", path.parent):
-        write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))

@@ -1,4 +1,4 @@
-"""Square pictures of remembered regions: the photograph around each, and its outline."""
+"""Square crops of remembered regions: the photograph around each region, with its outline."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rca_lightning.data.visualization import Pixels, denormalise
 from rca_lightning.errors import DataError, DatasetNotFoundError
 from rca_lightning.io.listing import first_few
 from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.modules.training_guards import evaluation_mode
 from rca_lightning.rca.memory_bank import RegionMemory, decode_id, encode_ids
 
 logger = logging.getLogger(__name__)
@@ -31,14 +32,14 @@ class Photographs:
     """Whole images by the id that the memory keeps, without augmentation.
 
     Args:
-        images: the images, with or without an augmentation; with one, `long_side` is what it makes of them.
+        images: the images; with an augmentation, `long_side` is the mean long side that it scales them to.
     """
 
     def __init__(self, images: TaggedImages) -> None:
-        # Neither masks nor saliency are looked at: not read, they cannot be wrong either.
+        # Masks and saliency are not needed, so a damaged one is no error.
         records = [replace(record, mask=None, saliency=None) for record in images.records]
         self._images = TaggedImages(records, num_classes=images.num_classes)
-        # The memory shortens long ids; both sides of the comparison have to.
+        # The memory shortens long ids, so these are shortened too.
         encoded = encode_ids([record.image_id for record in records])
         self._places = {decode_id(row): place for place, row in enumerate(encoded)}
         self.long_side: int | None = None
@@ -50,25 +51,12 @@ class Photographs:
         return image_id in self._places
 
     def read(self, image_id: str) -> Sample:
-        """The sample of an image.
-
-        Raises:
-            DatasetNotFoundError: its file is gone.
-            DataError: its file is damaged.
-        """
+        """Reads an image; raises `DatasetNotFoundError` or `DataError` if its file is gone or damaged."""
         return self._images.read(self._places[image_id])
 
     def check(self, memory: RegionMemory) -> int:
-        """Log how many images of a memory are not here.
-
-        Returns:
-            Their number.
-
-        Raises:
-            DataError: if none of them is here.
-        """
-        slots = torch.nonzero(memory.valid).tolist()
-        remembered = {memory.image_id(label, slot) for label, slot in slots}
+        """Counts and logs the images of a memory that are not here; raises `DataError` if none of them is."""
+        remembered = {memory.image_id(label, slot) for label, slot in torch.nonzero(memory.valid).tolist()}
         missing = sorted(remembered - self._places.keys())
         if missing and len(missing) == len(remembered):
             raise DataError(
@@ -92,15 +80,15 @@ _LINE = (255, 221, 0)
 _HALO = (0, 0, 0)
 _SHADE = 0.7  # brightness outside the region: which side of the line is meant
 _EMPTY = 238  # grey of what is no photograph
-_FINER = 2  # drawn so many times as large, then scaled down: smooth lines
+_SUPERSAMPLING = 2  # factor, for smooth lines
 
 
 def crop_box(mask: Mask, *, margin: float = 0.15, least: int = 48) -> tuple[int, int, int, int]:
-    """A box around the region of a mask, square where the photograph is large enough.
+    """Finds a box around the region of a mask, square where the photograph is large enough.
 
     Args:
         mask: `(H, W)` with at least one pixel.
-        margin: how much to add on every side, as a share of the longer side of the region.
+        margin: added on every side, as a share of the longer side of the region.
         least: shortest side of the box in pixels.
 
     Returns:
@@ -130,7 +118,7 @@ def _span(first: int, last: int, side: int, extent: int) -> tuple[int, int]:
 
 
 def draw_crop(image: Pixels, mask: Mask | None, side: int) -> Pixels:
-    """The region and, darker, its surroundings, undistorted; the outline in yellow between black lines.
+    """Draws a region with darkened surroundings and a yellow outline between black lines.
 
     Args:
         image: `(H, W, 3)`, the whole photograph.
@@ -142,7 +130,7 @@ def draw_crop(image: Pixels, mask: Mask | None, side: int) -> Pixels:
     """
     height, width = image.shape[:2]
     top, left, bottom, right = (0, 0, height, width) if mask is None else crop_box(mask)
-    fine = side * _FINER
+    fine = side * _SUPERSAMPLING
     scale = fine / max(bottom - top, right - left)
     target = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
     cropped = Image.fromarray(image[top:bottom, left:right]).resize(target, Image.Resampling.BICUBIC)
@@ -161,26 +149,19 @@ def draw_crop(image: Pixels, mask: Mask | None, side: int) -> Pixels:
 
 
 def _draw_outline(pixels: npt.NDArray[np.uint8], inside: Mask) -> None:
-    """A bright line along the inner border between two dark ones: seen on any background."""
-    outer = _grown(inside, 2)
-    line = _shrunk(inside, 4)
-    inner = _shrunk(line, 2)
+    """A bright line along the inner border between two dark ones, visible on any background."""
+    outer = _dilate(inside, 2)
+    # Beyond the photograph is outside: a region that reaches its edge is closed there.
+    line = ~_dilate(~inside, 4, beyond=True)
+    inner = ~_dilate(~line, 2, beyond=True)
     pixels[outer & ~inner] = _HALO
     pixels[inside & ~line] = _LINE
 
 
-def _grown(mask: Mask, steps: int) -> Mask:
+def _dilate(mask: Mask, steps: int, *, beyond: bool = False) -> Mask:
     for _ in range(steps):
-        padded = np.pad(mask, 1)
+        padded = np.pad(mask, 1, constant_values=beyond)
         mask = padded[1:-1, 1:-1] | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-    return mask
-
-
-def _shrunk(mask: Mask, steps: int) -> Mask:
-    # Beyond the photograph is outside: a region that reaches its edge is closed there.
-    for _ in range(steps):
-        padded = np.pad(mask, 1)
-        mask = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask
 
 
@@ -188,7 +169,7 @@ Slot = tuple[int, int]
 """Class and slot of a region in the memory."""
 
 Crops = dict[Slot, Pixels]
-"""A square picture of each region; regions of photographs that cannot be read are not in it."""
+"""A square picture of each region whose photograph can be read."""
 
 _SECONDS = 30.0  # between two lines of progress
 
@@ -201,31 +182,18 @@ def draw_crops(
     *,
     progress_bar: bool,
 ) -> Crops:
-    """Draw the nearest regions of all rows.
+    """Draws the nearest regions of all rows, whose images are among `photographs`.
 
-    Args:
-        module: whose network outlines the regions; its mode stays as it is.
-        memory: the regions.
-        photographs: where their images are.
-        rows: the regions to draw; their images are among `photographs`.
-        progress_bar: whether to draw a bar; else progress comes as lines in the log.
-
-    Returns:
-        The crops. A photograph that is gone or damaged is logged and has none.
+    A photograph that is gone or damaged is logged and has no crop.
     """
     wanted: dict[str, list[Slot]] = defaultdict(list)
     for row in rows:
         for region in row.nearest:
             wanted[region.image_id].append((row.label, region.slot))
     crops: Crops = {}
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
+    with evaluation_mode(module):
         for image_id in _with_progress(wanted, bar=progress_bar):
-            crops.update(_draw(module, memory, photographs, image_id, wanted[image_id]))
-    finally:
-        for child, training in modes.items():
-            child.training = training
+            crops |= _draw(module, memory, photographs, image_id, wanted[image_id])
     return crops
 
 

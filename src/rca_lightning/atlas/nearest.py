@@ -1,4 +1,4 @@
-"""The remembered regions that each prototype stands for, nearest first."""
+"""Nearest-prototype assignment of the regions in the memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rca_lightning.rca.memory_bank import RegionMemory
 
 @dataclass(frozen=True)
 class RememberedRegion:
-    """One slot of the memory, as a prototype sees it.
+    """A region of the memory with its similarity to a prototype.
 
     Attributes:
         slot: index in the queue of its class.
@@ -32,7 +32,7 @@ class RememberedRegion:
 
 @dataclass(frozen=True)
 class PrototypeRow:
-    """A prototype with the regions it stands for: those of its class to which no other prototype is nearer.
+    """A prototype with its regions: those of its class to which no other prototype is nearer.
 
     Attributes:
         label: class index, `num_classes` for the background.
@@ -61,15 +61,15 @@ def nearest_regions(
     regions: int = 6,
     known: Container[str] | None = None,
 ) -> list[PrototypeRow]:
-    """For each prototype the remembered regions that it stands for.
+    """Assigns each region of the memory to the nearest prototype of its class.
 
     Args:
-        memory: where the regions are.
-        prototypes: `(Q, D)`, of any length other than 0 where valid.
+        memory: the regions.
+        prototypes: `(Q, D)`, of any norm but 0 where valid.
         valid: `(Q,)` boolean.
         labels: `(Q,)` int64, class of each prototype.
-        regions: how many of the nearest to name for a prototype.
-        known: image ids that may be named; all if `None`. The others still count as regions.
+        regions: most regions in `nearest`.
+        known: image ids that may be in `nearest`; default all. The others still count as regions.
 
     Returns:
         A row for every valid prototype, in the order of `prototypes`.
@@ -103,36 +103,21 @@ def _rows_of_class(
     ids = [memory.image_id(label, slot) for slot in slots.tolist()]
     embeddings = memory.embeddings[label, slots].float()
     cosines = embeddings @ F.normalize(prototypes[used], dim=1).T.to(embeddings)  # (n, k)
-    nearest = cosines.argmax(dim=1) if used else None
     rows = []
     for column, number in enumerate(used):
-        assert nearest is not None
-        member = torch.nonzero(nearest == column)[:, 0]
-        order = cosines[member, column].argsort(descending=True, stable=True)
-        ordered = [
-            RememberedRegion(int(slots[index]), ids[index], int(memory.steps[label, slots[index]]), float(cosine))
-            for index, cosine in zip(member[order].tolist(), cosines[member[order], column], strict=True)
-        ]
-        rows.append(
-            PrototypeRow(
-                label=label,
-                number=number,
-                regions=len(ordered),
-                images=len({region.image_id for region in ordered}),
-                mean_cosine=float(cosines[member, column].mean()),
-                nearest=_from_different_images(ordered, regions, known),
+        member = torch.nonzero(cosines.argmax(dim=1) == column)[:, 0]
+        order = member[cosines[member, column].argsort(descending=True, stable=True)].tolist()
+        first: dict[str, int] = {}  # of each image the nearest region, nearest first
+        for index in order:
+            if known is None or ids[index] in known:
+                first.setdefault(ids[index], index)
+        nearest = [
+            RememberedRegion(
+                int(slots[index]), ids[index], int(memory.steps[label, slots[index]]), float(cosines[index, column])
             )
-        )
+            for index in list(first.values())[:regions]
+        ]
+        images = len({ids[index] for index in order})
+        mean = float(cosines[member, column].mean())
+        rows.append(PrototypeRow(label, number, len(order), images, mean, tuple(nearest)))
     return rows
-
-
-def _from_different_images(
-    ordered: list[RememberedRegion], count: int, known: Container[str] | None
-) -> tuple[RememberedRegion, ...]:
-    chosen: dict[str, RememberedRegion] = {}
-    for region in ordered:
-        if len(chosen) == count:
-            break
-        if known is None or region.image_id in known:
-            chosen.setdefault(region.image_id, region)
-    return tuple(chosen.values())

@@ -1,8 +1,6 @@
-"""Where in a photograph a region lies, found anew by the network as it is now."""
+"""Outlines of regions in a photograph, computed by the network as it is now."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +17,14 @@ Mask = npt.NDArray[np.bool_]  # (H, W)
 class ImageRegions:
     """The pseudo regions of one photograph.
 
-    The memory keeps of a region its embedding, not its shape. The shape is cut from the maps of the network
-    as it is now, so it may differ from the region that was remembered, all the more as that came from
-    a random crop.
+    The memory keeps the embedding of a region, not its mask. The mask is cut from the current maps of the network, so
+    it may differ from the remembered region, which came from a random crop and earlier weights.
 
     Args:
         network: in evaluation mode.
         image: `(3, H, W)`, normalised.
         tags: `(L,)`.
-        long_side: pixels to which the image is scaled for the network; `None`: as it is.
+        long_side: pixels to which the longer side is scaled for the network; `None`: not scaled.
         region_threshold: see `pseudo_regions`.
         region_rule: see `pseudo_regions`.
         region_map: see `ActivationMaps.region_cam`.
@@ -58,13 +55,13 @@ class ImageRegions:
         self._embeddings: Tensor = maps.embeddings.float()  # (1, D, h, w)
 
     def of_class(self, label: int) -> Mask | None:
-        """Pixels `(H, W)` of the pseudo region of a class, tagged or not; `None` where its map is constant."""
+        """Mask `(H, W)` of the pseudo region of a class, tagged or not; `None` where its map is constant."""
         enlarged = _resized(self._maps[:, label : label + 1], self._size)
         mask = pseudo_regions(enlarged, enlarged.new_ones(1, 1), self._region_threshold, self._region_rule)[0, 0]
         return _as_mask(mask)
 
     def of_background(self, embedding: Tensor) -> Mask | None:
-        """Pixels `(H, W)` of the empty tile that resembles a remembered embedding most; `None` if none is empty.
+        """Mask `(H, W)` of the background tile nearest to a remembered embedding; `None` if there is no such tile.
 
         Args:
             embedding: `(D,)`.
@@ -78,8 +75,9 @@ class ImageRegions:
         tagged = self._tags[0] > 0
         enlarged = _resized(self._maps[:, tagged], self._size)
         smooth = background_regions(enlarged, self._tags[:, tagged], self._background_threshold)[0, tile]
-        # Between cells nothing may be as empty as the cell itself was; then its square is drawn.
-        return _as_mask(smooth) if smooth.any() else _as_mask(_blocks(tiles[0, tile], self._size))
+        if not smooth.any():  # interpolated between cells, no pixel may be below the threshold: draw the whole cells
+            smooth = F.interpolate(tiles[:, tile : tile + 1].float(), size=self._size, mode="nearest")[0, 0] > 0
+        return _as_mask(smooth)
 
 
 def _scaled(images: Tensor, long_side: int | None) -> Tensor:
@@ -91,12 +89,8 @@ def _scaled(images: Tensor, long_side: int | None) -> Tensor:
     return F.interpolate(images, target, mode="bilinear", antialias=scale < 1)
 
 
-def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _blocks(cells: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(cells[None, None].float(), size=tuple(size), mode="nearest")[0, 0] > 0
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _as_mask(mask: Tensor) -> Mask | None:

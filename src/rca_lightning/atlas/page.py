@@ -1,4 +1,4 @@
-"""The pages of the atlas: a picture a class, a row a prototype, and an index of all classes."""
+"""Pages of the atlas: a picture for each class with a row for each prototype, and an HTML index of the classes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rca_lightning.atlas.crops import TILE, Crops
-from rca_lightning.atlas.nearest import PrototypeRow, RememberedRegion
+from rca_lightning.atlas.nearest import PrototypeRow
 from rca_lightning.data.visualization import Pixels
 from rca_lightning.rca.diagnostics import within_class_cosine
-from rca_lightning.rca.memory_bank import RegionMemory
 
 _GAP = 10
 _MARGIN = 20
@@ -37,12 +36,12 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Tile:
-    """One crop with what stands under it.
+    """A crop with its caption.
 
     Attributes:
         picture: `(TILE, TILE, 3)`; `None` where the photograph cannot be read.
-        left: shortened where it is too long, its end is kept.
-        right: short.
+        left: left part of the caption; the beginning of a long one is cut off.
+        right: right part of the caption, short.
     """
 
     picture: Pixels | None
@@ -52,14 +51,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """One prototype.
-
-    Attributes:
-        title: its name.
-        lines: what is said of it.
-        share: length of its bar, in [0, 1].
-        tiles: its crops.
-    """
+    """A prototype in the picture of its class: title, lines of text, length of its bar in [0, 1], and crops."""
 
     title: str
     lines: tuple[str, ...]
@@ -68,7 +60,7 @@ class Row:
 
 
 def draw_page(title: str, subtitle: str, rows: Sequence[Row], columns: int, colour: tuple[int, ...] = _INK) -> Pixels:
-    """Draw the page of a class.
+    """Draws the page of a class.
 
     Args:
         title: name of the class.
@@ -132,9 +124,10 @@ def _font(size: int) -> Font:
 
 
 _THUMB = 72
+_THUMBNAILS = 5
 
-# What the atlas counts itself, from the memory as it is now; the names are those of `Diagnostics`.
-_SHOWN_ANYWAY = ("regions", "prototypes", "coverage", "mean_cosine")
+# Fields of `Diagnostics` that the atlas measures itself, from the memory as it is now.
+_MEASURED_HERE = ("regions", "prototypes", "coverage", "mean_cosine")
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 88rem; padding: 0 1rem; color: #18181b;
@@ -154,7 +147,7 @@ a { color: #1d4ed8; }
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """What the index says of a class.
+    """A class in the index.
 
     Attributes:
         name: of the class.
@@ -180,12 +173,12 @@ class IndexEntry:
 def index_page(
     entries: Sequence[IndexEntry], *, note: str, diagnostics: Mapping[str, Mapping[str, float | None]] | None = None
 ) -> str:
-    """The HTML of the index; it needs no other file but the linked pictures.
+    """Renders the index as HTML; it needs no other file but the linked pictures.
 
     Args:
         entries: the classes.
         note: a sentence on what the atlas was made of.
-        diagnostics: further columns: by class name, title to number. What a class has none of is shown as "-".
+        diagnostics: further columns: by class name, title to number; "-" where a class has none.
 
     Returns:
         A whole HTML document. Names, note and titles are escaped.
@@ -197,7 +190,7 @@ def index_page(
     """
     measured = diagnostics or {}
     named = dict.fromkeys(title for numbers in measured.values() for title in numbers)
-    further = [title for title in named if title not in _SHOWN_ANYWAY]
+    further = [title for title in named if title not in _MEASURED_HERE]
     titles = ["regions", "images", "prototypes", "cosine to prototype", "cosine between prototypes", *further]
     head = "".join(f'<th class="n">{html.escape(title.replace("_", " "))}</th>' for title in titles)
     rows = []
@@ -206,7 +199,9 @@ def index_page(
         numbers = (entry.regions, entry.images, entry.prototypes, entry.mean_cosine, entry.between)
         values = "".join(f'<td class="n">{_number(n)}</td>' for n in (*numbers, *(own.get(title) for title in further)))
         pictures = "".join(_thumbnail(picture) for picture in entry.thumbnails)
-        rows.append(f'<tr><td>{_name(entry)}</td><td class="t">{pictures}</td>{values}</tr>')
+        name = html.escape(entry.name)
+        name = name if entry.page is None else f'<a href="{quote(entry.page)}">{name}</a>'
+        rows.append(f'<tr><td>{name}</td><td class="t">{pictures}</td>{values}</tr>')
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -216,11 +211,6 @@ def index_page(
         + "\n".join(rows)
         + "\n</table></div>\n</body>\n</html>\n"
     )
-
-
-def _name(entry: IndexEntry) -> str:
-    name = html.escape(entry.name)
-    return name if entry.page is None else f'<a href="{quote(entry.page)}">{name}</a>'
 
 
 def _number(value: float | None) -> str:
@@ -235,96 +225,66 @@ def _thumbnail(picture: Pixels) -> str:
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
-_THUMBNAILS = 5
+def class_entry(
+    name: str, page: str | None, slots: Sequence[str], rows: Sequence[PrototypeRow], prototypes: Tensor, crops: Crops
+) -> IndexEntry:
+    """Summarizes a class for the index.
 
-
-@dataclass(frozen=True)
-class ClassContents:
-    """One class of the atlas.
-
-    Attributes:
+    Args:
         name: of the class.
-        page: file name of its picture; `None` for a class without a prototype.
-        regions: remembered.
-        images: different ones they come from.
-        between: mean cosine between its prototypes; NaN with fewer than two.
+        page: file name of its picture; `None` without one.
+        slots: image id of each of its regions in the memory.
         rows: its prototypes, the one of most regions first.
+        prototypes: `(K, D)`, the valid ones of this class.
+        crops: the pictures.
     """
+    nearest = [crops.get((row.label, row.nearest[0].slot)) for row in rows if row.nearest]
+    weighted = sum(row.mean_cosine * row.regions for row in rows if row.regions)
+    return IndexEntry(
+        name=name,
+        page=page,
+        regions=len(slots),
+        images=len(set(slots)),
+        prototypes=len(rows),
+        mean_cosine=weighted / len(slots) if rows and slots else math.nan,
+        between=float(within_class_cosine(prototypes[None], prototypes.new_ones(1, len(prototypes)) > 0)),
+        thumbnails=tuple(picture for picture in nearest[:_THUMBNAILS] if picture is not None),
+    )
 
-    name: str
-    page: str | None
-    regions: int
-    images: int
-    between: float
-    rows: tuple[PrototypeRow, ...]
 
-    @classmethod
-    def collect(
-        cls, name: str, label: int, mask_value: int, memory: RegionMemory, rows: list[PrototypeRow], prototypes: Tensor
-    ) -> ClassContents:
-        """Gather a class.
+def subtitle(entry: IndexEntry, rows: Sequence[PrototypeRow]) -> str:
+    """A line on what the memory holds of a class and how alike its prototypes are."""
+    memory = f"{_count(entry.regions, 'region')} of {_count(entry.images, 'image')} in the memory"
+    prototypes = _count(len(rows), "prototype")
+    if not math.isnan(entry.between):
+        prototypes += f" with a mean cosine of {entry.between:.2f} between them"
+    unused = sum(not row.regions for row in rows)
+    return f"{memory}, {prototypes}" + (f", {unused} of them nearest to no region" if unused else "")
 
-        Args:
-            name: of the class.
-            label: its index in the memory.
-            mask_value: its value in masks, which numbers the page.
-            memory: the regions.
-            rows: of all classes.
-            prototypes: `(K, D)`, the valid ones of this class.
-        """
-        slots = memory.valid[label].nonzero()[:, 0].tolist()
-        own = sorted((row for row in rows if row.label == label), key=lambda row: (-row.regions, row.number))
-        valid = prototypes.new_ones(1, len(prototypes)) > 0
-        return cls(
-            name=name,
-            page=page_name(name, mask_value) if own else None,
-            regions=len(slots),
-            images=len({memory.image_id(label, slot) for slot in slots}),
-            between=float(within_class_cosine(prototypes[None], valid)),
-            rows=tuple(own),
+
+def drawn_rows(rows: Sequence[PrototypeRow], crops: Crops) -> list[Row]:
+    """The rows of the picture: the prototypes that are nearest to a region, the one of most regions first."""
+    return [
+        Row(
+            title=f"prototype {row.number + 1}",
+            lines=(
+                _count(row.regions, "region"),
+                f"of {_count(row.images, 'image')}",
+                f"mean cosine {row.mean_cosine:.2f}",
+            ),
+            share=row.regions / rows[0].regions,
+            tiles=tuple(
+                Tile(crops.get((row.label, region.slot)), region.image_id, f"{region.cosine:.2f}")
+                for region in row.nearest
+            ),
         )
-
-    @property
-    def subtitle(self) -> str:
-        """A line on what the memory holds and how alike the prototypes are."""
-        memory = f"{_count(self.regions, 'region')} of {_count(self.images, 'image')} in the memory"
-        prototypes = _count(len(self.rows), "prototype")
-        if not math.isnan(self.between):
-            prototypes += f" with a mean cosine of {self.between:.2f} between them"
-        unused = sum(not row.regions for row in self.rows)
-        return f"{memory}, {prototypes}" + (f", {unused} of them nearest to no region" if unused else "")
-
-    def drawn_rows(self, crops: Crops) -> list[Row]:
-        """The rows of the picture: the prototypes that are nearest to a region."""
-        used = [row for row in self.rows if row.regions]
-        return [
-            Row(
-                title=f"prototype {row.number + 1}",
-                lines=_lines(row),
-                share=row.regions / used[0].regions,
-                tiles=tuple(_tile(crops, row, region) for region in row.nearest),
-            )
-            for row in used
-        ]
-
-    def entry(self, crops: Crops) -> IndexEntry:
-        """The line of the index."""
-        nearest = [crops.get((row.label, row.nearest[0].slot)) for row in self.rows if row.nearest]
-        weighted = sum(row.mean_cosine * row.regions for row in self.rows if row.regions)
-        return IndexEntry(
-            name=self.name,
-            page=self.page,
-            regions=self.regions,
-            images=self.images,
-            prototypes=len(self.rows),
-            mean_cosine=weighted / self.regions if self.rows and self.regions else math.nan,
-            between=self.between,
-            thumbnails=tuple(picture for picture in nearest[:_THUMBNAILS] if picture is not None),
-        )
+        for row in rows
+        if row.regions
+    ]
 
 
 def page_name(name: str, mask_value: int) -> str:
-    """File name of a class's picture: its mask value, and of its name what every file system takes.
+    """File name of the picture of a class: its mask value, and the ASCII letters and digits of its name.
 
     Example:
         >>> page_name("../dining table", 11)
@@ -332,14 +292,6 @@ def page_name(name: str, mask_value: int) -> str:
     """
     plain = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:40]
     return f"{mask_value:03d}_{plain}.png" if plain else f"{mask_value:03d}.png"
-
-
-def _lines(row: PrototypeRow) -> tuple[str, ...]:
-    return (_count(row.regions, "region"), f"of {_count(row.images, 'image')}", f"mean cosine {row.mean_cosine:.2f}")
-
-
-def _tile(crops: Crops, row: PrototypeRow, region: RememberedRegion) -> Tile:
-    return Tile(crops.get((row.label, region.slot)), region.image_id, f"{region.cosine:.2f}")
 
 
 def _count(number: int, what: str) -> str:

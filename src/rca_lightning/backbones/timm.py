@@ -23,8 +23,9 @@ PROBE_CELLS = 4
 class TimmBackbone(Backbone):
     """A model of timm (https://github.com/huggingface/pytorch-image-models) without its classifier.
 
-    Convolutional networks and vision transformers serve, as far as timm can run them at free image sizes. Of a
-    transformer the patch tokens after the last normalisation are the map, class and register tokens are dropped.
+    Convolutional networks and vision transformers serve, as far as timm can run them at free image sizes. A
+    convolutional network gives its stages of stride 4 and above. Of a transformer the patch tokens after the last
+    normalisation are the only map; class and register tokens are dropped.
     A model that was trained with another normalisation than ImageNet's gets that one, computed from the images given.
     Images are padded with zeros (the mean colour) at the right and at the bottom to a multiple of the output stride.
     Weights are never downloaded by timm itself; keys are those of the timm model, its classifier apart.
@@ -50,24 +51,29 @@ class TimmBackbone(Backbone):
         self.model: Any = _create(timm, model, output_stride)
         self._activating = [name for name, layer in self.model.named_modules() if _activates(layer)]
         self._match_normalisation()
-        self._prefix_tokens: int | None = getattr(self.model, "num_prefix_tokens", None)
-        self.output_stride = output_stride if self._prefix_tokens is None else _patch_size(self.model, model)
-        self.stage_channels, self.stage_strides = [self._probe(model)], [self.output_stride]
+        self._transformer = hasattr(self.model, "num_prefix_tokens")
+        self._inner = [] if self._transformer else _inner_stages(self.model)
+        self.output_stride = _patch_size(self.model, model) if self._transformer else output_stride
+        self._probe(model)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """See `Backbone.forward`: the last stage alone."""
-        stride = self.output_stride
+        """See `Backbone.forward`: the stages of stride 4 and above, of a vision transformer the last alone."""
         height, width = images.shape[-2:]
-        images = pad(images, (0, -width % stride, 0, -height % stride))
+        images = pad(images, (0, -width % self.output_stride, 0, -height % self.output_stride))
         if self._rescale:
             images = images * self._scale + self._shift
-        features: Tensor = self.model.forward_features(images)
-        if self._prefix_tokens is None:
-            return [features]
-        patches = features[:, self._prefix_tokens :]
-        rows, columns = images.shape[-2] // stride, images.shape[-1] // stride
-        # (B, HW, D) -> (B, D, H, W)
-        return [patches.transpose(1, 2).reshape(len(images), -1, rows, columns)]
+        stages = zip(self._maps(images), self.stage_strides, strict=True)
+        return [stage[..., : -(-height // stride), : -(-width // stride)] for stage, stride in stages]
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of images whose sides the output stride divides."""
+        if self._transformer:  # patch tokens after the last normalisation, as maps
+            maps = self.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+            return cast(list[Tensor], maps)
+        if not self._inner:
+            return [self.model.forward_features(images)]
+        features, inner = self.model.forward_intermediates(images, indices=self._inner)
+        return [*inner, features]
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode.
@@ -99,38 +105,43 @@ class TimmBackbone(Backbone):
         self.register_buffer("_scale", (given[1] / wanted[1]).view(3, 1, 1), persistent=False)
         self.register_buffer("_shift", ((given[0] - wanted[0]) / wanted[1]).view(3, 1, 1), persistent=False)
 
-    def _probe(self, name: str) -> int:
-        """Run a small image through: checks the stride, tells the width, and freezes what has no part in it.
+    def _probe(self, name: str) -> None:
+        """Run a small image through: sets channels and strides of the stages, and freezes what has no part in them.
 
-        Layers that only a classifier would use still stand in some models; they would make
-        `DistributedDataParallel` wait for their gradients.
+        `feature_info` of timm tells neither whether a model runs at free sizes nor which layers only its classifier
+        uses; these would make `DistributedDataParallel` wait for their gradients.
         """
-        side = PROBE_CELLS * math.lcm(self.output_stride, 32 if self._prefix_tokens is None else 1)
+        side = PROBE_CELLS * math.lcm(self.output_stride, 1 if self._transformer else 32)
         was_training = self.training
         self.eval()
         try:
             with torch.enable_grad():
-                [features] = self(torch.zeros(1, 3, side, side))
+                maps = self._maps(torch.zeros(1, 3, side, side))
         except Exception as error:  # whatever a foreign model raises, it does not serve
             raise ArgumentError(
                 "backbone", f"timm:{name}", f"timm cannot run it on an image of {side} pixels ({error}); take another"
             ) from error
-        self._check_map(features, side, name)
-        parameters = list(self.model.parameters())
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        gradients = torch.autograd.grad(features.sum(), trained, allow_unused=True)
+        if any(stage.ndim != 4 or stage.shape[2] != stage.shape[3] for stage in maps):
+            raise ArgumentError("backbone", f"timm:{name}", "its features are no map (B, D, H, W); take another")
+        self.stage_channels = [stage.shape[1] for stage in maps]
+        self.stage_strides = [side // stage.shape[2] for stage in maps]
+        if self.stage_strides[-1] != self.output_stride:
+            stride = self.stage_strides[-1]
+            remedy = f"timm:{name} has the output stride {stride} whatever it is asked for; give {stride}"
+            raise ArgumentError("output_stride", self.output_stride, remedy)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(maps[-1].sum(), trained, allow_unused=True)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
         self.train(was_training)
-        return int(features.shape[1])
 
-    def _check_map(self, features: Tensor, side: int, name: str) -> None:
-        if features.ndim != 4 or features.shape[2] != features.shape[3]:
-            raise ArgumentError("backbone", f"timm:{name}", "its features are no map (B, D, H, W); take another")
-        stride = side // features.shape[2]
-        if stride != self.output_stride:
-            remedy = f"timm:{name} has the output stride {stride} whatever it is asked for; give {stride}"
-            raise ArgumentError("output_stride", self.output_stride, remedy)
+
+def _inner_stages(model: Any) -> list[int]:
+    """Positions in timm's list of stages of those before the last, the fine ones below stride 4 left out."""
+    if not hasattr(model, "forward_intermediates"):
+        return []
+    strides = [stage["reduction"] for stage in model.feature_info]
+    return [index for index, stride in enumerate(strides[:-1]) if stride >= 4]
 
 
 def _activates(layer: nn.Module) -> bool:

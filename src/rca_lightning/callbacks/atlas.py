@@ -48,40 +48,36 @@ class PrototypeAtlasCallback(L.Callback):
         self.regions = regions
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse now what could not be drawn at the end; the loaders are there and the memory is."""
+        """Refuse at the start a run whose atlas could not be drawn at the end."""
         _parts(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw; here and not in `on_fit_end`, before which the module leaves its device."""
+        """Draw; in `on_fit_end` the module has left its device."""
         # Lightning broadcasts `log_dir`: every rank must ask for it.
         folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "atlas")
         if not trainer.is_global_zero:
             return
-        # One rank that raised would leave the others waiting, and the last checkpoint is yet to be written.
+        # An error on one rank would leave the others waiting, and the last checkpoint unwritten.
         try:
             module, memory, images = _parts(trainer, pl_module)
             measured = _measured(trainer, module)
             make_atlas(module, memory, images, folder, regions=self.regions, diagnostics=measured)
         except (RCAError, OSError) as error:
             logger.error("prototype atlas: not drawn, %s", error)
-        except Exception:  # whatever it is, the training is worth more
+        except Exception:
             logger.exception("prototype atlas: not drawn")
 
 
 def _parts(trainer: L.Trainer, module: L.LightningModule) -> tuple[RCAModule, RegionMemory, TaggedImages]:
     owner = _owner(trainer)
     if not isinstance(module, RCAModule) or owner is None or owner.memory is None:
-        raise ArgumentError(
-            "callbacks",
-            "PrototypeAtlasCallback",
-            "there is no region memory to draw; train with contrast or aggregation",
-        )
+        remedy = "there is no region memory to draw; train with contrast or aggregation"
+        raise ArgumentError("callbacks", "PrototypeAtlasCallback", remedy)
     loader = trainer.train_dataloader
     images = loader.dataset if isinstance(loader, DataLoader) else None
     if not isinstance(images, TaggedImages):
-        raise ArgumentError(
-            "callbacks", "PrototypeAtlasCallback", "it finds photographs by their id in WSSSDataModule; train with that"
-        )
+        remedy = "it finds photographs by their id in WSSSDataModule; train with that"
+        raise ArgumentError("callbacks", "PrototypeAtlasCallback", remedy)
     return module, owner.memory, images
 
 

@@ -1,10 +1,8 @@
-"""Panels of image, coarse map, final map and mask, for the eye and the logger."""
+"""Panels of image, coarse map, final map and mask, as PNG files and for the logger."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from rca_lightning.data.visualization import Pixels, denormalise, draw_panel, ov
 from rca_lightning.errors import ArgumentError
 from rca_lightning.io.atomic import output_errors, write_atomically
 from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.modules.training_guards import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +63,11 @@ class PanelCallback(L.Callback):
         self._batches: list[Batch] | None = None  # for epochs without validation, read once in a run
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the images of another run."""
+        """Drop the images of another run."""
         self._batches = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Wait for the validation of this epoch."""
+        """Note that this epoch has no panel yet."""
         self._validated = False
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -107,16 +106,14 @@ class PanelCallback(L.Callback):
         self._draw_kept(trainer, pl_module, self._batches)
         self._write(trainer, pl_module)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let go of the images."""
-        self._batches = None
+    on_fit_end = on_fit_start
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         return trainer.state.fn != "fit" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     @rank_zero_only
     def _draw_kept(self, trainer: L.Trainer, module: RCAModule, batches: list[Batch]) -> None:
-        with _evaluating(module), torch.no_grad():
+        with evaluation_mode(module), torch.no_grad():
             for batch in batches:
                 self._draw(module, trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch)))
 
@@ -130,13 +127,9 @@ class PanelCallback(L.Callback):
         final = module.seeds(images, tags)
         for index, (first, second) in enumerate(zip(coarse, final, strict=True)):
             image = denormalise(images[index])
-            row = [
-                image,
-                overlay_maps(image, first.maps, first.classes),
-                overlay_maps(image, second.maps, second.classes),
-            ]
+            overlays = [overlay_maps(image, maps.maps, maps.classes) for maps in (first, second)]
             mask = batch["mask"][index] if "mask" in batch else torch.zeros(image.shape[:2])
-            self._rows.append([*row, overlay_mask(image, mask.cpu().numpy().astype(np.uint8))])
+            self._rows.append([image, *overlays, overlay_mask(image, mask.cpu().numpy().astype(np.uint8))])
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # Lightning broadcasts `log_dir`: every rank must ask for it, also one that has nothing to write.
@@ -156,7 +149,7 @@ class PanelCallback(L.Callback):
 
 
 def _validation_loaders(trainer: L.Trainer) -> CombinedLoader | None:
-    """All validation loaders one after the other, `None` where the run has none; to be called on every rank."""
+    """All validation loaders in sequence; `None` if the run has none. To be called on every rank."""
     if not trainer.enable_validation:
         return None
     data = trainer.datamodule  # type: ignore[attr-defined]
@@ -180,21 +173,8 @@ def _read(loaders: CombinedLoader | None, images: int) -> list[Batch]:
     # A loader draws a seed for its processes, even if it has none, from the generator that training uses.
     with isolate_rng():
         for batch, *_ in loaders:
-            if not batch["image_id"]:
-                continue  # none of its images could be read
-            batches.append(batch)
+            if batch["image_id"]:  # else none of its images could be read
+                batches.append(batch)
             if sum(len(kept["image"]) for kept in batches) >= images:
                 break
     return batches
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and then each part back to the mode it had: not all of them train, frozen ones do not."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

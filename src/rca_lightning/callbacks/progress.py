@@ -1,4 +1,4 @@
-"""Progress as plain lines, for logs of batch jobs where a bar cannot be drawn."""
+"""Logs progress as plain lines, for batch jobs without a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressLines(L.Callback):
-    """Logs a line about the batch in hand, at most every so many seconds.
+    """Logs epoch, batch and loss, at most every `seconds`.
 
     Args:
         seconds: the shortest time between two lines.

@@ -1,4 +1,4 @@
-"""A checkpoint between two steps when the machine is about to be taken away."""
+"""Saves a checkpoint on SIGUSR1 or SIGTERM, between two steps, and exits."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 logger = logging.getLogger(__name__)
-_tell = rank_zero_only(logger.info)
+_info = rank_zero_only(logger.info)
 
 EXIT_CODE = 75  # "temporary failure, try again" of sysexits.h
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
 
 
 class SaveOnSignal(L.Callback):
-    """On SIGUSR1 or SIGTERM writes a checkpoint at the next safe point and ends the process with status 75.
+    """On SIGUSR1 or SIGTERM writes a checkpoint at the next safe point and exits with status 75.
 
     A safe point is the end of a training batch after which no gradients are accumulated, and the start of an epoch;
     a signal during the last batch of an epoch or validation waits for the next epoch. The checkpoint is `last.ckpt` in
@@ -37,7 +37,7 @@ class SaveOnSignal(L.Callback):
     The command line adds it to every `rca fit` that writes checkpoints. It takes the last place among the callbacks.
 
     Attributes:
-        received: the signal that waits for a safe point, else `None`.
+        received: the pending signal, else `None`.
 
     Example:
         >>> import lightning as L
@@ -51,16 +51,16 @@ class SaveOnSignal(L.Callback):
         self._requeue: Any = None  # Lightning's handler under SLURM
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take the last place, so that what other callbacks keep is up to date, and watch from here on."""
+        """Move to the last place, after the state of other callbacks is up to date, and set the handlers."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [callback for callback in callbacks if callback is not self] + [self]  # type: ignore[attr-defined]
-        _forget_former_runs()
+        _restore_handlers()
         # Under SLURM Lightning does not register its handler where there is one.
         if stage == "fit" and not SLURMEnvironment.detect():
             self._watch(_SIGNALS)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Watch again: Lightning has registered handlers of its own."""
+        """Set the handlers again: Lightning has registered its own."""
         if SLURMEnvironment.detect():
             self._requeue = signal.getsignal(_SIGNALS[0])
             self._watch(_SIGNALS[:1])
@@ -86,7 +86,7 @@ class SaveOnSignal(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Act, unless gradients are being accumulated; other callbacks have work to do at the end of an epoch."""
+        """Act, unless gradients are being accumulated or other callbacks still have to end the epoch."""
         if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._act(trainer)
 
@@ -103,15 +103,15 @@ class SaveOnSignal(L.Callback):
             return
         path = _last_path(trainer)
         trainer.save_checkpoint(path)
-        _tell(f"{signal.Signals(number).name}: saved {path}; go on with --ckpt_path last")
+        _info(f"{signal.Signals(number).name}: saved {path}; go on with --ckpt_path last")
         raise SystemExit(EXIT_CODE)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Watch no more."""
+        """Restore the handlers."""
         self._stop()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Watch no more."""
+        """Restore the handlers."""
         self._stop()
 
     def _stop(self) -> None:
@@ -122,8 +122,8 @@ class SaveOnSignal(L.Callback):
         self._requeue = None
 
 
-def _forget_former_runs() -> None:
-    """Lightning puts back handlers of a run that has ended; as foreign ones they would keep it from setting its own."""
+def _restore_handlers() -> None:
+    """Removes handlers of ended runs, which Lightning restores: it sets none of its own where it finds another's."""
     for number in _SIGNALS if threading.current_thread() is threading.main_thread() else ():
         while isinstance(owner := getattr(signal.getsignal(number), "__self__", None), SaveOnSignal):
             if owner._watching:
@@ -132,7 +132,7 @@ def _forget_former_runs() -> None:
 
 
 def _last_path(trainer: L.Trainer) -> Path:
-    """Where `last` is looked for; the file that the checkpoint callback goes on to replace."""
+    """Path of `last.ckpt`, which the checkpoint callback then replaces."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
             path = Path(callback.last_model_path or _unused(Path(callback.dirpath)))

@@ -1,9 +1,9 @@
-"""Checkpoints of other versions and other runs: the layout brought up to date, and what differs from this run."""
+"""Checkpoint compatibility: migrates older formats and compares classes and prototype sizes with this run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,18 +20,18 @@ KEY = "rca_lightning_format"
 
 
 def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None:
-    """Bring the content of a checkpoint to the layout of today, in place.
+    """Migrates the content of a checkpoint to the current format, in place.
 
     - Format 0: without a number, else as format 1.
     - Format 1 (0.1): each prototype may have an attention temperature, and pixels may read another context.
     - Format 2 (0.2): today's, without either.
 
     Args:
-        checkpoint: as Lightning wrote it; one of today is left as it is.
-        file: what it is called in the errors.
+        checkpoint: as Lightning wrote it.
+        file: its name in error messages.
 
     Raises:
-        WeightsError: if it is of a later format than this version knows, or its number is none.
+        WeightsError: for a later format than this version reads, or an invalid format number.
     """
     number = checkpoint.get(KEY, 0)
     if type(number) is not int or number < 0:
@@ -41,13 +41,13 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
             f"{file} has format {number}, rca_lightning {__version__} reads formats up to {FORMAT}; "
             "update rca_lightning, or give an older checkpoint"
         )
-    for step in _STEPS[number:]:
-        step(checkpoint)
+    if number < 2:
+        _migrate_to_2(checkpoint)
     checkpoint[KEY] = FORMAT
 
 
-def _to_2(checkpoint: dict[str, Any]) -> None:
-    """Drops the temperatures of single prototypes and the choice of a context, where they say what is true today."""
+def _migrate_to_2(checkpoint: dict[str, Any]) -> None:
+    """Drops temperatures of single prototypes and the choice of a context; refuses values other than the defaults."""
     scale = checkpoint["state_dict"].pop("network.aggregation.factors", None)
     if scale is not None and not scale.is_meta and bool((scale != 1).any()):
         raise WeightsError(
@@ -61,76 +61,59 @@ def _to_2(checkpoint: dict[str, Any]) -> None:
         )
 
 
-# Step i leads from format i to i + 1.
-_STEPS: tuple[Callable[[dict[str, Any]], None], ...] = (lambda checkpoint: None, _to_2)
-
-
-_tell = rank_zero_only(logger.warning)
+_warn = rank_zero_only(logger.warning)
 
 OnMismatch = Literal["refuse", "rebuild"]
-_PROTOTYPES = "network.aggregation."
-_EMPTY = tuple(f"{_PROTOTYPES}{name}" for name in ("prototypes", "valid"))
-_STATISTICS = "network.standardization."  # of embeddings, a number a channel
+_PROTOTYPES, _VALID = "network.aggregation.prototypes", "network.aggregation.valid"
 _SIZES = ("num_prototypes", "background_prototypes")
+_STATISTICS = "network.standardization."  # of embeddings, a number a channel
 
 
-def differences(checkpoint: Mapping[str, Any], own: Mapping[str, Any], needed: Mapping[str, Tensor]) -> list[str]:
-    """Classes and sizes of prototypes in which a checkpoint differs from a module, each with both values.
+def differences(checkpoint: Mapping[str, Any], own: Mapping[str, Any], own_state: Mapping[str, Tensor]) -> list[str]:
+    """Lists the classes and prototype sizes in which a checkpoint differs from a module, with both values.
 
     Args:
         checkpoint: its content.
         own: `hparams` of the module.
-        needed: its `state_dict`; without prototypes their sizes say nothing.
+        own_state: its `state_dict`; without prototypes their sizes are not compared.
     """
-    found = checkpoint.get("hyper_parameters", {})
-    others = _classes(found, own)
-    name = f"{_PROTOTYPES}prototypes"  # (Q, D)
-    before, now = checkpoint["state_dict"].get(name), needed.get(name)
+    stored = checkpoint.get("hyper_parameters", {})
+    values: list[tuple[str, Any, Any]] = []
+    if has_other_num_classes(stored, own):
+        values.append(("num_classes", stored["num_classes"], own["num_classes"]))
+    names = zip(stored.get("class_names") or (), own.get("class_names") or (), strict=False)
+    renamed = [(f"class {number}", *pair) for number, pair in enumerate(names, start=1) if pair[0] != pair[1]]
+    values += renamed[:1]  # the first says enough
+    before, now = checkpoint["state_dict"].get(_PROTOTYPES), own_state.get(_PROTOTYPES)  # (Q, D)
     if before is not None and now is not None:
-        others += [_both(size, found[size], own[size]) for size in _SIZES if found.get(size, own[size]) != own[size]]
-        if before.shape[1:] != now.shape[1:]:
-            others.append(_both("channels of the prototypes", before.shape[1], now.shape[1]))
-    return others
+        values += [
+            (size, stored.get(size, own[size]), own[size]) for size in ("num_prototypes", "background_prototypes")
+        ]
+        values += [("channels of the prototypes", *pair) for pair in zip(before.shape[1:], now.shape[1:], strict=False)]
+    return [f"{name} {old!r} in the checkpoint, {new!r} in this run" for name, old, new in values if old != new]
 
 
-def new_sizes(found: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Whether the heads have another number of classes, so that no weight of theirs can be taken over."""
-    return bool(found.get("num_classes", own["num_classes"]) != own["num_classes"])
+def has_other_num_classes(stored: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Compares the number of classes; with another no weight of the heads can be loaded."""
+    return bool(stored.get("num_classes", own["num_classes"]) != own["num_classes"])
 
 
-def forget(checkpoint: dict[str, Any], module: nn.Module, others: Sequence[str]) -> None:
-    """Take the memory, the prototypes and accumulated maps out of a checkpoint, in place.
+def drop_memory(checkpoint: dict[str, Any], module: nn.Module, reasons: Sequence[str]) -> None:
+    """Removes memory, prototypes and accumulated maps from a checkpoint, in place.
 
     Args:
         checkpoint: its content.
         module: the module that it is loaded into; buffers of another size are taken from it.
-        others: what differs, for the log.
+        reasons: the differences, for the log.
     """
-    _tell(f"the memory and the prototypes begin empty (on_mismatch=rebuild): {'; '.join(others)}")
+    _warn(f"the memory and the prototypes begin empty (on_mismatch=rebuild): {'; '.join(reasons)}")
     for state in checkpoint.get("callbacks", {}).values():
         if isinstance(state, dict):
             for name in ("memory", "diagnostics", "store"):
                 state.pop(name, None)
     weights: dict[str, Tensor] = checkpoint["state_dict"]
     for name, own in module.state_dict().items():
-        if name in _EMPTY:
+        if name in (_PROTOTYPES, _VALID):
             weights[name] = torch.zeros_like(own)
         elif name.startswith(_STATISTICS) and name in weights and weights[name].shape != own.shape:
             weights[name] = own.clone()
-
-
-def _classes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    others = []
-    if new_sizes(found, own):
-        others.append(_both("num_classes", found["num_classes"], own["num_classes"]))
-    before, now = found.get("class_names"), own.get("class_names")
-    if before and now:
-        for number, (one, other) in enumerate(zip(before, now, strict=False), start=1):
-            if one != other:
-                others.append(_both(f"class {number}", one, other))
-                break  # the first says enough
-    return others
-
-
-def _both(name: str, found: Any, own: Any) -> str:
-    return f"{name} {found!r} in the checkpoint, {own!r} in this run"

@@ -1,4 +1,4 @@
-"""Checkpoints of `rca fit`: read without running code in them, and only into the network that wrote them."""
+"""Reading of checkpoints: loads no code, refuses malformed content and checkpoints of another network or task."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MOST_LEVELS = 8
 
 
 def content_problems(content: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the content of a checkpoint, each in a few words.
+    """Yields the problems of a checkpoint's content, each in a few words.
 
-    Lightning takes some arguments as orders: before 2.6.2 `_instantiator` had it import and call whatever function
-    the checkpoint named.
+    Arguments that begin with an underscore are instructions to Lightning: before 2.6.2 it imported and called whatever
+    function `_instantiator` named.
 
     Args:
         content: what was unpickled; has a `state_dict`.
@@ -47,19 +47,19 @@ def _argument_problems(key: str, arguments: Any) -> Iterator[str]:
     for name in arguments:
         if name.startswith("_"):
             yield f"its {key} give orders to Lightning ({name})"
-    # The same list may stand at many places of itself, so that what is small in memory has no end when it is written.
-    waiting: list[tuple[Any, int]] = [(arguments, 0)]
-    seen = 0
-    while waiting:
-        value, level = waiting.pop()
-        seen += 1
-        if level > _MOST_LEVELS or seen > _MOST_VALUES:
+    # A list may contain itself, or the same list many times: small in memory, endless when it is written.
+    pending: list[tuple[Any, int]] = [(arguments, 0)]
+    visited = 0
+    while pending:
+        value, level = pending.pop()
+        visited += 1
+        if level > _MOST_LEVELS or visited > _MOST_VALUES:
             yield f"its {key} are larger than arguments are"
             return
         if isinstance(value, Mapping):
             value = [*value.keys(), *value.values()]
         if isinstance(value, (list, tuple, set)):
-            waiting.extend((item, level + 1) for item in value)
+            pending.extend((item, level + 1) for item in value)
         elif not (value is None or isinstance(value, (bool, int, float, str))):
             yield f"its {key} hold a {type(value).__name__}"
             return
@@ -72,11 +72,11 @@ _OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head."}  #
 
 
 def check_checkpoint(path: str, task: str | None = None) -> None:
-    """Refuse what is not a checkpoint before anything is built; see `read_checkpoint`.
+    """Checks the file of `--ckpt_path` before anything is built; see `read_checkpoint`.
 
     Args:
-        path: what stands behind `--ckpt_path`; words and folders that Lightning looks up itself pass.
-        task: what it must be of, see `check_task`; default any.
+        path: value of `--ckpt_path`; keywords and folders that Lightning resolves itself pass.
+        task: its task, see `check_task`; default any.
 
     Raises:
         ArgumentError: if there is no such file, or it is the address of one elsewhere.
@@ -90,12 +90,12 @@ def check_checkpoint(path: str, task: str | None = None) -> None:
 
 
 def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: str = "ckpt_path") -> dict[str, Any]:
-    """Read a checkpoint of `rca fit`; only tensors and plain values are unpickled.
+    """Reads a checkpoint of `rca fit`; only tensors and plain values are unpickled.
 
     Args:
         path: a file on this machine.
         map_location: device of the tensors; `"meta"` reads everything but them.
-        argument: what the caller calls the path, for the errors.
+        argument: name of the path in error messages.
 
     Raises:
         ArgumentError: if there is no such file, or the path is a folder or the address of a file elsewhere.
@@ -127,23 +127,23 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: st
     return checkpoint
 
 
-def check_fit(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> None:
-    """Refuse the tensors of a checkpoint that another network wrote.
+def check_fit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint has the tensors of a network, by name and shape.
 
     Args:
-        found: `state_dict` of the checkpoint.
-        needed: `state_dict` of the network.
-        arguments: `hyper_parameters` of the checkpoint, by which the message says what it is of.
+        stored: `state_dict` of the checkpoint.
+        own: `state_dict` of the network.
+        arguments: `hyper_parameters` of the checkpoint, for the message.
 
     Raises:
         WeightsError: if names or shapes differ.
     """
-    differences = [f"{name} is missing" for name in needed if name not in found]
-    differences += [f"{name} is surplus" for name in found if name not in needed]
+    differences = [f"{name} is missing" for name in own if name not in stored]
+    differences += [f"{name} is surplus" for name in stored if name not in own]
     differences += [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in needed.items()
-        if name in found and found[name].shape != value.shape
+        f"{name} {tuple(stored[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in stored and stored[name].shape != value.shape
     ]
     if differences:
         more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
@@ -154,20 +154,20 @@ def check_fit(found: Mapping[str, Tensor], needed: Mapping[str, Tensor], argumen
         )
 
 
-def check_task(found: Iterable[str], needed: str) -> None:
-    """Refuse the checkpoint of another task.
+def check_task(names: Iterable[str], task: str) -> None:
+    """Checks that a checkpoint is not of the other task.
 
     Args:
-        found: names in the `state_dict` of the checkpoint.
-        needed: "localize" or "segment".
+        names: in the `state_dict` of the checkpoint.
+        task: "localize" or "segment".
 
     Raises:
         WeightsError: if it is of the other one; a checkpoint of neither passes.
     """
-    names = tuple(found)
-    for task, prefix in _OWN_NAMES.items():
-        if task != needed and any(name.startswith(prefix) for name in names):
+    names = tuple(names)
+    for other, prefix in _OWN_NAMES.items():
+        if other != task and any(name.startswith(prefix) for name in names):
             raise WeightsError(
-                f"the checkpoint is of the task {task!r}, not of {needed!r}; "
-                f"give --task {task}, or a checkpoint of rca fit --task {needed}"
+                f"the checkpoint is of the task {other!r}, not of {task!r}; "
+                f"give --task {other}, or a checkpoint of rca fit --task {task}"
             )

@@ -1,10 +1,10 @@
-"""Where a training goes on: the checkpoint that `--ckpt_path last` means, and the batch within its epoch."""
+"""Resuming: finds the checkpoint of `--ckpt_path last`, and the batch and the loop counters to go on from."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def seen_batches(trainer: L.Trainer | None) -> int:
-    """Batches of the epoch that a resumed run begins in which were trained on before; 0 in every other epoch.
+    """Number of batches of the current epoch that the run before a resumed one trained on; 0 in every other epoch.
 
     Args:
-        trainer: one that asks for its first batch of an epoch; or `None`.
+        trainer: at the start of an epoch; or `None`.
     """
     if trainer is None:
         return 0
@@ -30,22 +30,20 @@ def seen_batches(trainer: L.Trainer | None) -> int:
     return int(loop.epoch_loop.batch_progress.current.ready) if loop.restarting else 0
 
 
-def expect_whole_loaders() -> None:
-    """Silence Lightning, which takes loaders for resumable by methods of theirs; ours are told where to begin."""
+def silence_loader_warning() -> None:
+    """Silences the warning of Lightning about loaders without a state; ours skip the batches that were seen."""
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
 
 
-def settle(fit_loop: dict[str, Any]) -> None:
-    """Bring the counters of a checkpoint to where Lightning goes on exactly, in place.
+def rewind_to_epoch_end(fit_loop: dict[str, Any]) -> None:
+    """Sets the loop counters of a checkpoint between two epochs to the end of the first, in place.
 
-    Written right after the last batch of an epoch, Lightning would go on with the next epoch: without validation,
-    without the hooks at the end of the epoch and at the start of the next; resumed at such a point twice, it would
-    train an epoch too many. Here it goes on with the end of the epoch. Written at the start of an epoch, Lightning
-    would take the counts of the epoch before for those of this one and leave it out. Here it goes on from the end of
-    the one before.
+    From a checkpoint written right after the last batch of an epoch Lightning goes on with the next epoch: without
+    validation and without the hooks in between; resumed there twice, it trains an epoch too many. From one written at
+    the start of an epoch it takes the counts of the epoch before for those of this one and leaves it out.
 
     Args:
-        fit_loop: counters of the training loop in the checkpoint.
+        fit_loop: state of the training loop in the checkpoint.
     """
     if fit_loop:
         _end_last_batch(fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_loop.val_loop.batch_progress"])
@@ -79,12 +77,11 @@ _warn = rank_zero_only(logger.warning)
 
 
 def find_last(trainer: L.Trainer) -> Path | None:
-    """The latest whole checkpoint of a Trainer's runs, before it has run.
+    """Finds the latest readable checkpoint of a Trainer's earlier runs.
 
-    Looked at are the folders in which its `ModelCheckpoint`s write, those of earlier versions of its logger among them,
-    and the checkpoints that Lightning leaves in `default_root_dir` for SLURM. Those named `last*` and `hpc_ckpt_*` come
-    first, the latest of them before the others; then any other. A file that cannot be read, such as half a one, is
-    passed over with a warning.
+    Searches the folders of its `ModelCheckpoint`s, earlier versions of its logger included, and the checkpoints that
+    Lightning writes to `default_root_dir` under SLURM. `last*` and `hpc_ckpt_*` come before all others, newer before
+    older. A damaged file is skipped with a warning.
 
     Args:
         trainer: with its callbacks and loggers.
@@ -93,14 +90,21 @@ def find_last(trainer: L.Trainer) -> Path | None:
         The path; `None` where there is no checkpoint at all.
 
     Raises:
-        DamagedError: if there are checkpoints and none can be read: better than to start anew unasked.
+        DamagedError: if there are checkpoints and none can be read.
         WeightsError: if the first that can be read is of a later format, or no checkpoint of `rca fit`.
     """
-    folders = list(_folders(trainer))
-    files = {path for folder in folders for path in folder.glob("*.ckpt") if path.is_file()}
-    root = Path(trainer.default_root_dir)
-    files |= set(root.glob("hpc_ckpt_*.ckpt"))
-    return _first_whole(sorted(files, key=_order))
+    files = {path for folder in _folders(trainer) for path in folder.glob("*.ckpt") if path.is_file()}
+    files |= set(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+    damaged: DamagedError | None = None
+    for path in sorted(files, key=_order):
+        error = _damage(path)
+        if error is None:
+            return path
+        _warn("%s; the one before it is looked for", error)
+        damaged = damaged or error
+    if damaged is not None:
+        raise damaged  # better than to start anew unasked
+    return None
 
 
 def _folders(trainer: L.Trainer) -> Iterator[Path]:
@@ -118,19 +122,6 @@ def _folders(trainer: L.Trainer) -> Iterator[Path]:
 def _order(path: Path) -> tuple[bool, int, str]:
     resumable = path.name.startswith(("last", "hpc_ckpt_"))
     return not resumable, -path.stat().st_mtime_ns, str(path)
-
-
-def _first_whole(paths: Iterable[Path]) -> Path | None:
-    refused: DamagedError | None = None
-    for path in paths:
-        damage = _damage(path)
-        if damage is None:
-            return path
-        _warn("%s; the one before it is looked for", damage)
-        refused = refused or damage
-    if refused is not None:
-        raise refused
-    return None
 
 
 def _damage(path: Path) -> DamagedError | None:

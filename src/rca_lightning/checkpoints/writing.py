@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, also where the process is killed or the disk is full."""
+"""Atomic writing of checkpoints: a kill or a full disk leaves the one before as it was."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _WRITES_ONE_FILE = (SingleDeviceStrategy, DDPStrategy)  # others write folders, 
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final place, waits until it is on the disk, then renames it.
+    """Writes a checkpoint to a temporary file beside its path, syncs it to the disk, then renames it.
 
-    Lightning writes it into the folder of temporary files and moves it. From another file system that is a copy, which
-    a kill or a full disk leaves half done where the checkpoint before it was. The command line uses this plugin unless
-    it is given another; in a notebook give it to the Trainer. A path with `://` goes Lightning's way.
+    Lightning moves it from the folder of temporary files; from another file system that is a copy, which a kill or a
+    full disk leaves half done. The command line uses this plugin unless it is given another; in Python give it to the
+    Trainer. A path with `://` is left to Lightning.
 
     Example:
         >>> import lightning as L
@@ -29,7 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; what a killed process has left of one of this name is removed first.
+        """Writes a checkpoint, after removing what a killed process has left of one of this name.
 
         Args:
             checkpoint: its content.
@@ -52,7 +52,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoints_whole(trainer: L.Trainer) -> None:
-    """Give a Trainer this plugin where it writes single files by the one of Lightning."""
+    """Sets `AtomicCheckpointIO` on a Trainer that writes single files with Lightning's own plugin."""
     strategy = trainer.strategy
     if isinstance(strategy, _WRITES_ONE_FILE) and type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = AtomicCheckpointIO()

@@ -1,4 +1,4 @@
-"""The atlas of a checkpoint: what `rca atlas` runs."""
+"""The command `rca atlas`: draws the prototype atlas of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,32 +19,23 @@ from rca_lightning.rca.memory_bank import RegionMemory
 
 
 def memory_of(checkpoint: Mapping[str, Any], path: str | Path) -> RegionMemory:
-    """The region memory in a checkpoint.
-
-    Args:
-        checkpoint: its content.
-        path: where it came from, for the error.
-
-    Raises:
-        ArgumentError: if there is none.
-    """
-    state = _state(checkpoint)
+    """Builds the region memory of a checkpoint; raises `ArgumentError` with its path if there is none."""
+    state = _memory_state(checkpoint)
     if "memory" not in state:
-        raise ArgumentError(
-            "ckpt_path", str(path), "holds no region memory; give a checkpoint trained with contrast or aggregation on"
-        )
+        remedy = "holds no region memory; give a checkpoint trained with contrast or aggregation on"
+        raise ArgumentError("ckpt_path", str(path), remedy)
     memory = RegionMemory(*state["memory"]["embeddings"].shape)
     memory.load_state_dict(state["memory"])
     return memory
 
 
 def diagnostics_of(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Measures of each class at the last clustering, by class name; empty in a checkpoint without."""
-    return dict(_state(checkpoint).get("diagnostics", {}))
+    """Diagnostics of each class at the last clustering, by class name; empty in a checkpoint without."""
+    return dict(_memory_state(checkpoint).get("diagnostics", {}))
 
 
-def _state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """State of the callback that owns the memory; whichever name a subclass gave itself."""
+def _memory_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """State of the callback that owns the memory; the name of a subclass is unknown."""
     states = checkpoint.get("callbacks", {}).values()
     return next((state for state in states if isinstance(state, dict) and "memory" in state), {})
 
@@ -73,9 +64,6 @@ class AtlasTrainer(L.Trainer):
 
         Returns:
             Path of the index; `None` on any rank but the first.
-
-        Raises:
-            RCAError: for what is missing or does not fit.
         """
         target = Path(folder or Path(self.log_dir or self.default_root_dir) / "atlas")
         if not self.is_global_zero:
@@ -84,7 +72,7 @@ class AtlasTrainer(L.Trainer):
         memory = memory_of(checkpoint, ckpt_path)
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-        # The images of training are all that is needed, so a data set without a validation split serves.
+        # Only training images are needed, so a data set without a validation split will do.
         self.limit_val_batches = 0
         datamodule.trainer = self
         datamodule.prepare_data()

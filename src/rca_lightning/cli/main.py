@@ -36,42 +36,34 @@ EPILOG = (
 
 
 class RCACLI(TaskCLI):
-    """Maps from image tags: knows which callbacks RCA cannot go without, and draws the prototype atlas."""
+    """Localization from image tags, with the region memory, and the prototype atlas."""
 
     task = "localize"
+    writer = PseudoLabelWriter
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"trainer_class": AtlasTrainer, **kwargs})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Those of the Trainer, and `atlas`, whose own arguments stand under `--atlas`."""
+        """Add `atlas`, whose own arguments are under `--atlas`."""
         return {**LightningCLI.subcommands(), "atlas": {"model", "datamodule", "folder", "regions"}}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "atlas":
+        if subcommand == "atlas" and self._named in (None, "atlas"):
             skip: set[str | int] = {"model", "datamodule", "ckpt_path"}
             parser.add_method_arguments(klass, "atlas", "atlas", as_group=False, skip=skip)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The region memory has arguments of its own."""
+        """Add the arguments of the region memory."""
         super().add_arguments_to_parser(parser)
         parser.add_lightning_class_args(RegionMemoryCallback, "memory")
 
-    def writer_class(self) -> type[Any]:
-        """Maps and pseudo labels."""
-        return PseudoLabelWriter
-
-    def instantiate_classes(self) -> None:
-        """There is one memory, and it is not among the callbacks of the Trainer."""
-        self._refuse_second_memory()
-        super().instantiate_classes()
-
-    def _refuse_second_memory(self) -> None:
-        subcommand = self.config.get("subcommand")
-        for callback in self.config.get(f"{subcommand}.trainer.callbacks") or ():
+    def before_instantiate_classes(self) -> None:
+        """Refuse a second memory, among the callbacks of the Trainer."""
+        for callback in self.config.get(f"{self.subcommand}.trainer.callbacks") or ():
             if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
                 raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
 
@@ -83,17 +75,14 @@ class RCACLI(TaskCLI):
 
 
 class SegmentationCLI(TaskCLI):
-    """A segmentation network from masks."""
+    """Segmentation from masks."""
 
     task = "segment"
-
-    def writer_class(self) -> type[Any]:
-        """Masks in the colours of VOC."""
-        return MaskWriter
+    writer = MaskWriter
 
 
 def main(args: ArgsType = None) -> TaskCLI | None:
-    """Run the command line in this process.
+    """Runs the command line in this process.
 
     Args:
         args: words after `rca`; default those of the process.
@@ -102,7 +91,7 @@ def main(args: ArgsType = None) -> TaskCLI | None:
         The CLI object, with `model`, `datamodule` and `trainer`; `None` for a command without a Trainer.
 
     Raises:
-        RCAError: for what this library refuses.
+        RCAError: for arguments and files that cannot be used.
         SystemExit: for arguments that cannot be parsed.
     """
     logging.getLogger("rca_lightning").setLevel(logging.INFO)
@@ -126,13 +115,13 @@ def main(args: ArgsType = None) -> TaskCLI | None:
 
 
 def console() -> None:
-    """Entry point of `rca`: a mistake in what was asked for is one line, not a traceback."""
+    """Runs `rca`; an error of the user is reported in one line, without a traceback."""
     try:
         main()
     except RCAError as error:
         sys.exit(f"rca: {error}")
     except (ValueError, MisconfigurationException) as error:
-        # What a callback or logger refuses comes wrapped in what jsonargparse says of the types it tried.
+        # jsonargparse wraps the error of a callback or logger in its own, about the types it tried.
         reason = _own_reason(error)
         if reason is None:
             raise
@@ -140,7 +129,7 @@ def console() -> None:
 
 
 def _own_reason(error: BaseException | None) -> str | None:
-    """The message of the first error along the chain that was raised on purpose."""
+    """The message of the first error in the chain that is meant for the user."""
     while error is not None:
         if isinstance(error, (RCAError, ModuleNotFoundError, MisconfigurationException)):
             return str(error)

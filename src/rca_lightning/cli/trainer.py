@@ -1,4 +1,4 @@
-"""LightningCLI as the tasks share it: checked checkpoints, reports, and a writer for predictions."""
+"""LightningCLI for both tasks: finds the task, checks checkpoints, reports scores, adds a prediction writer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import atexit
 import logging
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 
@@ -29,96 +28,79 @@ from rca_lightning.io.atomic import check_writable, output_errors
 logger = logging.getLogger(__name__)
 
 Task = Literal["localize", "segment"]
-DEFAULT_TASK: Task = "localize"
-_CONFIG_OPTIONS = ("--config", "-c")
 
 
 def find_task(args: ArgsType = None) -> Task:
-    """The task that words or configuration files ask for, before there is a parser for it.
-
-    Later words win over earlier ones, the same as for any other argument.
+    """Finds the task in the command line or its configuration files, before there is a parser; the last one wins.
 
     Args:
-        args: words after `rca`; default those of the process.
-
-    Returns:
-        The task; "localize" where nothing is said.
+        args: words after `rca`, or a configuration; default the words of the process.
 
     Raises:
         ArgumentError: for a task that does not exist.
     """
-    if isinstance(args, Namespace):
-        args = args.as_dict()
-    named = _in_content(args) if isinstance(args, dict) else _in_words(sys.argv[1:] if args is None else args)
-    task: Any = DEFAULT_TASK
-    for task in named:
-        if task not in get_args(Task):
-            raise ArgumentError("task", task, f"give one of {', '.join(get_args(Task))}")
+    if isinstance(args, (dict, Namespace)):
+        contents: list[Any] = [args.as_dict() if isinstance(args, Namespace) else args]
+    else:
+        words = sys.argv[1:] if args is None else args
+        words = [part for word in words for part in word.split("=", word.startswith("--"))]  # --name=value
+        contents = [
+            {"task": value} if option == "--task" else _read_yaml(value)
+            for option, value in pairwise(words)
+            if option in ("--task", "--config", "-c")
+        ]
+    task: Any = "localize"
+    for content in contents:
+        if isinstance(content, dict):
+            parts = [content, *map(content.get, LightningCLI.subcommands())]
+            task = [task, *(part["task"] for part in parts if isinstance(part, dict) and "task" in part)][-1]
+    if task not in get_args(Task):
+        raise ArgumentError("task", task, f"give one of {', '.join(get_args(Task))}")
     return cast(Task, task)
 
 
-def _in_words(words: Sequence[str]) -> Iterator[Any]:
-    for option, value in _options(words):
-        if option == "--task":
-            yield value
-        elif option in _CONFIG_OPTIONS:
-            yield from _in_content(_read(value))
-
-
-def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Options with the word that belongs to them: `--name value` or `--name=value`."""
-    for position, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if equals:
-            yield name, value
-        elif position + 1 < len(words):
-            yield name, words[position + 1]
-
-
-def _read(path: str) -> Any:
+def _read_yaml(path: str) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser says what is wrong with it
 
 
-def _in_content(content: Any) -> Iterator[Any]:
-    """Tasks at the top of a configuration, or within the part of a subcommand."""
-    if isinstance(content, dict):
-        if "task" in content:
-            yield content["task"]
-        for command in ("fit", "validate", "test", "predict"):
-            yield from _in_content(content.get(command))
-
-
-_tell = rank_zero_only(logger.info)
-
-
 class OneLineParser(LightningArgumentParser):
-    """Says what is wrong with the words it is given, not all the words there are."""
+    """Reports a parsing error in one line, without the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leave with status 2, as argparse does."""
+        """Exit with status 2, as argparse does."""
         parser = getattr(ex, "subcommand_parser", None) or self
         reason = explain_removed(" ".join(message.split()))
         self.exit(2, f"rca: {reason}\nSee: {parser.prog.replace(' [options]', '')} --help\n")
 
 
-class TaskCLI(LightningCLI, ABC):
-    """LightningCLI that knows its task, reads checkpoints of that task only, and reports scores.
+class TaskCLI(LightningCLI):
+    """LightningCLI of a task: takes checkpoints of that task only, reports scores, writes predictions.
 
     Attributes:
-        task: what `--task` must say.
+        task: value of `--task`.
+        writer: callback that writes predictions into the folder it is given, `output_dir`.
     """
 
     task: ClassVar[Task]
+    writer: ClassVar[type[Any]]
 
-    @abstractmethod
-    def writer_class(self) -> type[Any]:
-        """Callback that writes predictions into the folder it is given, `output_dir`."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._args: Any = kwargs.get("args")
+        words = sys.argv[1:] if self._args is None else self._args
+        # The parser of a subcommand takes 0.5 s to build: if the first word names one, only that is built.
+        self._named = words[0] if isinstance(words, list) and words and words[0] in self.subcommands() else None
+        super().__init__(*args, **kwargs)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self._named in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        return self.init_parser(**kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The data knows the classes, the module takes them over."""
+        """Add `--task`, and link the classes of the data to the module."""
         parser.add_argument(
             "--task",
             type=Task,
@@ -130,52 +112,39 @@ class TaskCLI(LightningCLI, ABC):
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Remember what was given, apart from what is a default."""
+        """Refuse a task that `find_task` could not see."""
         super().parse_arguments(parser, args)
-        if isinstance(args, (dict, Namespace)):
-            self._given = parser.parse_object(args, defaults=False)
-        else:
-            self._given = parser.parse_args(args, defaults=False)
         task = self.config[self.config["subcommand"]]["task"]
         if task != self.task:
             raise ArgumentError("task", task, f"give --task {task} as a word of its own, or in a --config file")
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
-        subcommand = self.config.get("subcommand")
+        subcommand = self.config["subcommand"]
         path = self.config.get(f"{subcommand}.ckpt_path")
-        if path is not None:
-            check_checkpoint(str(path), self.task)
+        if path is None:
+            return
+        check_checkpoint(str(path), self.task)
         super()._parse_ckpt_path()
-        given = self._given.get(f"{subcommand}.model")
-        for name, value in vars(given).items() if given is not None else ():
+        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
+        parse = self.parser.parse_object if isinstance(self._args, (dict, Namespace)) else self.parser.parse_args
+        typed = parse(self._args, defaults=False).get(f"{subcommand}.model")
+        for name, value in vars(typed).items() if typed is not None else ():
             self.config[f"{subcommand}.model.{name}"] = value
 
     def instantiate_classes(self) -> None:
-        """Add what keeps a run safe: whole checkpoints, and one more on a signal.
-
-        Where no bar can be drawn, such as in the log of a batch job, progress comes as lines.
-        """
+        """Add whole checkpoints, one more on a signal, and progress as lines where no bar can be drawn."""
         super().instantiate_classes()
-        self._check_callbacks()
-        if not hasattr(self, "trainer"):
-            return
-        write_checkpoints_whole(self.trainer)
-        self._save_on_signal()
-        if not sys.stdout.isatty():
-            self.trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined]
-
-    def _save_on_signal(self) -> None:
         trainer: Any = self.trainer
-        if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
-            trainer.callbacks.append(SaveOnSignal())
-
-    def _check_callbacks(self) -> None:
-        for callback in getattr(getattr(self, "trainer", None), "callbacks", ()):
+        for callback in trainer.callbacks:
             needed = getattr(callback, "task", self.task)
             if needed != self.task:
                 name = type(callback).__name__
                 raise ArgumentError("callbacks", name, f"it is for --task {needed}, this is {self.task}; leave it out")
+        write_checkpoints_whole(trainer)
+        if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
+            trainer.callbacks.append(SaveOnSignal())
+        if not sys.stdout.isatty():
+            trainer.callbacks.append(ProgressLines())
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -185,59 +154,51 @@ class TaskCLI(LightningCLI, ABC):
             raise
 
     def before_fit(self) -> None:
-        """A folder that takes no files is found out before the first epoch."""
+        """Refuse a folder that takes no files."""
         if "://" not in str(self.trainer.default_root_dir):
             check_writable("trainer.default_root_dir", Path(self.trainer.default_root_dir))
 
     def before_validate(self) -> None:
-        """An untrained network has no scores worth a table."""
-        self._require_checkpoint()
-
-    def before_test(self) -> None:
-        """As for validation."""
-        self._require_checkpoint()
-
-    def _require_checkpoint(self) -> None:
+        """Refuse an untrained network."""
         if self.config[f"{self.subcommand}.ckpt_path"] is None:
             raise ArgumentError("ckpt_path", None, "the network is untrained; give a checkpoint of rca fit")
 
+    before_test = before_validate
+
     def before_predict(self) -> None:
         """Add a writer where the configuration names none."""
-        self._require_checkpoint()
+        self.before_validate()
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        writer = self.writer_class()
-        if not any(isinstance(callback, writer) for callback in callbacks):
-            callbacks.append(writer(str(self._run_folder() / "predictions")))
+        if not any(isinstance(callback, self.writer) for callback in callbacks):
+            callbacks.append(self.writer(str(self._run_folder() / "predictions")))
 
     def after_validate(self) -> None:
-        """Print the table and write `validate.json`."""
-        self._report(self.datamodule.eval_split, "validate.json")
-
-    def after_test(self) -> None:
-        """Print the table and write `test.json`."""
-        self._report(self.datamodule.eval_split, "test.json")
-
-    def after_predict(self) -> None:
-        """Say where the predictions are."""
-        if self.trainer.is_global_zero:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, self.writer_class()):
-                    print(f"predictions: {callback.output_dir}")
-
-    def _report(self, split: str, name: str) -> None:
+        """Print the table and write `validate.json` or `test.json`."""
         result = self.model.evaluation.last_result
         if result is None:
             raise ArgumentError("limit_val_batches", self.trainer.limit_val_batches, "no image was scored; allow some")
-        path = self._run_folder() / name  # asked for on every rank: Lightning broadcasts it
+        path = self._run_folder() / f"{self.subcommand}.json"  # on every rank: Lightning broadcasts the folder
         if not self.trainer.is_global_zero:
             return
         tags = self.model.hparams["eval_tags"]
-        tags = None if tags == "none" else tags
-        content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names)
+        content = result.as_dict(
+            split=self.datamodule.eval_split,
+            tags=None if tags == "none" else tags,
+            class_names=self.model.class_names,
+        )
         with output_errors("trainer.default_root_dir", path.parent):
             write_report(content, path)
         print_report(content)
         print(f"written to {path}")
+
+    after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Print where the predictions are."""
+        if self.trainer.is_global_zero:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, self.writer):
+                    print(f"predictions: {callback.output_dir}")
 
     def _run_folder(self) -> Path:
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
@@ -249,22 +210,18 @@ class TaskCLI(LightningCLI, ABC):
             kwargs["return_predictions"] = False
         if "weights_only" in kwargs:  # what Lightning finds for "last" has not been checked here
             if kwargs["weights_only"] is False:
-                raise ArgumentError(
-                    "weights_only", False, "leave it out; checkpoints of rca fit hold no code to unpickle"
-                )
+                remedy = "leave it out; checkpoints of rca fit hold no code to unpickle"
+                raise ArgumentError("weights_only", False, remedy)
             kwargs["weights_only"] = True
         if kwargs.get("ckpt_path") == "last":
-            kwargs["ckpt_path"] = self._last(subcommand)
+            path = find_last(self.trainer)
+            if path is None and subcommand != "fit":
+                remedy = "there is no checkpoint yet; run rca fit first, or give its path"
+                raise ArgumentError("ckpt_path", "last", remedy)
+            if path is None:
+                rank_zero_only(logger.info)("--ckpt_path last: there is no checkpoint yet, training begins anew")
+            kwargs["ckpt_path"] = None if path is None else str(path)
         return kwargs
-
-    def _last(self, subcommand: str) -> str | None:
-        path = find_last(self.trainer)
-        if path is not None:
-            return str(path)
-        if subcommand != "fit":
-            raise ArgumentError("ckpt_path", "last", "there is no checkpoint yet; run rca fit first, or give its path")
-        _tell("--ckpt_path last: there is no checkpoint yet, training begins anew")
-        return None
 
 
 def _end_children(launcher: Any) -> None:

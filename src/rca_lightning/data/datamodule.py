@@ -11,7 +11,7 @@ from typing import Any, get_args
 import lightning as L
 from torch.utils.data import DataLoader
 
-from rca_lightning.checkpoints.resuming import expect_whole_loaders, seen_batches
+from rca_lightning.checkpoints.resuming import seen_batches, silence_loader_warning
 from rca_lightning.data.bad_images import BadImages, OnBadImage
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
@@ -241,7 +241,7 @@ class WSSSDataModule(L.LightningDataModule):
         reloads = self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined]
         if self.cache_decoded and self.num_workers and reloads:
             _log.warning("cache_decoded: the trainer starts new loading processes for its epochs, which keep nothing")
-        expect_whole_loaders()
+        silence_loader_warning()
         return training_loader(
             _set_up(self._train, "fit"),
             batch_size=self.batch_size,

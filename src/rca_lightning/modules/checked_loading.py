@@ -1,4 +1,4 @@
-"""Loading of checkpoints by a LightningModule: only those of its own network, and no code from them."""
+"""Checked loading of checkpoints into a LightningModule: those of its own network only, and no code."""
 
 from __future__ import annotations
 
@@ -10,22 +10,30 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 import lightning as L
 import torch
 
-from rca_lightning.checkpoints.compatibility import FORMAT, KEY, OnMismatch, differences, forget, migrate, new_sizes
+from rca_lightning.checkpoints.compatibility import (
+    FORMAT,
+    KEY,
+    OnMismatch,
+    differences,
+    drop_memory,
+    has_other_num_classes,
+    migrate,
+)
 from rca_lightning.checkpoints.reading import check_fit, check_task, read_checkpoint
-from rca_lightning.checkpoints.resuming import settle
+from rca_lightning.checkpoints.resuming import rewind_to_epoch_end
 from rca_lightning.errors import RCAError, WeightsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_FILES = ("weights", "weights_sha256")  # arguments that have the network read another file
+_FILES = ("weights", "weights_sha256")  # arguments that make the network read another file
 
 
 class CheckedLoading(L.LightningModule):
-    """A LightningModule that takes checkpoints of its own network only, and no code from them.
+    """Base of the modules: loads checkpoints of its own network only, and no code from them.
 
     Attributes:
-        task: what the command line calls the module.
+        task: name of the task on the command line.
         on_mismatch: "rebuild" starts with empty prototypes where those of a checkpoint do not fit; see
             `RegionMemoryCallback`, which sets it.
     """
@@ -49,7 +57,7 @@ class CheckedLoading(L.LightningModule):
         weights_only: bool | None = True,
         **kwargs: Any,
     ) -> Self:
-        """Build the module from a checkpoint; to be called on the class.
+        """Builds the module from a checkpoint; to be called on the class.
 
         Args:
             checkpoint_path: a checkpoint of `rca fit` on this machine, or an open file.
@@ -67,7 +75,7 @@ class CheckedLoading(L.LightningModule):
             # No tensor is read.
             content = read_checkpoint(checkpoint_path, map_location="meta", argument="checkpoint_path")
             if hparams_file is None:
-                cls._try(content, kwargs)
+                cls._check_network(content, kwargs)
         try:
             return super().load_from_checkpoint(
                 checkpoint_path,
@@ -81,8 +89,8 @@ class CheckedLoading(L.LightningModule):
             raise WeightsError(f"checkpoint_path={str(checkpoint_path)!r} was not loaded: {error}") from error
 
     @classmethod
-    def _try(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        """Build the network without memory first: the arguments of a checkpoint may ask for any amount of it."""
+    def _check_network(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Builds the network without memory: the arguments of a checkpoint may ask for any amount of it."""
         named = {**content.get("hyper_parameters", {}), **given}
         known = inspect.signature(cls).parameters
         try:
@@ -100,17 +108,17 @@ class CheckedLoading(L.LightningModule):
         check_fit(content["state_dict"], needed, named)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Number the layout; see `migrate`."""
+        """Write the format number; see `migrate`."""
         checkpoint[KEY] = FORMAT
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another network or of other classes in one sentence."""
+        """Migrate the checkpoint; refuse that of another network or of other classes."""
         migrate(checkpoint)
         check_task(checkpoint["state_dict"], self.task)
         arguments = checkpoint.get("hyper_parameters", {})
         others = differences(checkpoint, self.hparams, self.state_dict())
-        if others and self.on_mismatch == "rebuild" and not new_sizes(arguments, self.hparams):
-            forget(checkpoint, self, others)
+        if others and self.on_mismatch == "rebuild" and not has_other_num_classes(arguments, self.hparams):
+            drop_memory(checkpoint, self, others)
         elif others:
             raise WeightsError(
                 f"the checkpoint does not fit this run: {'; '.join(others)}. Make them equal, or begin a new training "
@@ -118,4 +126,4 @@ class CheckedLoading(L.LightningModule):
                 "prototypes differ, --memory.on_mismatch rebuild goes on training with an empty memory"
             )
         check_fit(checkpoint["state_dict"], self.state_dict(), arguments)
-        settle(checkpoint.get("loops", {}).get("fit_loop", {}))
+        rewind_to_epoch_end(checkpoint.get("loops", {}).get("fit_loop", {}))

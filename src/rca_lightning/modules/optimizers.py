@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule of a fine-tuned network with new layers."""
+"""Optimizer and learning-rate schedule for fine-tuning a backbone with new layers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ def build_optimizer(
     weight_decay: float,
     momentum: float,
 ) -> Optimizer:
-    """Optimiser with a higher rate for layers that start from random weights.
-
-    Frozen parameters are left out, so they get no weight decay either.
-    """
+    """Builds the optimizer, with the rate of new layers scaled by `new_layer_lr_ratio`; skips frozen parameters."""
     if lr <= 0:
         raise ArgumentError("lr", lr, "give a number above 0")
     groups = [
@@ -52,7 +49,7 @@ def poly_decay(optimizer: Optimizer, total_steps: int, power: float) -> LambdaLR
 
 
 def optimizer_and_schedule(module: L.LightningModule, backbone: nn.Module) -> OptimizerLRSchedulerConfig:
-    """What `hparams` of a module in training ask for; what is not part of its backbone is a new layer."""
+    """Builds optimizer and schedule from the `hparams` of a module; weights outside its backbone are new layers."""
     tuned = list(backbone.parameters())
     known = set(tuned)
     optimizer = build_optimizer(

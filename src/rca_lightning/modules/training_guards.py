@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -53,10 +54,24 @@ class RunningStatistics:
             live.copy_(kept)
 
 
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Sets evaluation mode, then restores the mode of every layer: frozen ones are not in training mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 _SHOWN = 64  # ids of a batch that are written out
-_DATA = "mend or leave out the photograph"
-_MEMORY = "start from a checkpoint with a sound memory"
-_TRAINING = "lower lr, or give trainer.precision bf16-mixed or 32-true where it is 16-mixed"
+_REMEDIES = {
+    "pixels": "mend or leave out the photograph",
+    "tags": "mend or leave out the photograph",
+    "memory": "start from a checkpoint with a sound memory",
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +79,12 @@ class NonFinite:
     """Describes the non-finite tensors of a step.
 
     Attributes:
-        first: the earliest of it in the order of computation.
-        others: the rest of it, in that order.
-        culprits: images of which `first` is not finite; none if its rows are not images.
-        batch: all images of the batch.
-        remedy: what helps.
-        place: of `first` in the order of computation.
+        first: name of the first non-finite tensor in the order of computation.
+        others: the names after it, in that order.
+        culprits: ids of the images of which `first` is not finite; none if its rows are not images.
+        batch: ids of all images of the batch.
+        remedy: for the error message.
+        place: index of `first` in the order of computation.
     """
 
     first: str
@@ -95,14 +110,17 @@ def find_non_finite(batch: Batch, evidence: Mapping[str, Tensor]) -> NonFinite |
     Returns:
         The non-finite tensors; `None` if all are finite.
     """
-    remedies = {"pixels": _DATA, "tags": _DATA, "memory": _MEMORY}
     steps = {"pixels": batch["image"], "tags": batch["tags"], **evidence}
     broken = [name for name, value in steps.items() if not bool(torch.isfinite(value).all())]
     if not broken:
         return None
     ids, first = tuple(batch["image_id"]), broken[0]
-    remedy, place = remedies.get(first, _TRAINING), list(steps).index(first)
-    return NonFinite(first, tuple(broken[1:]), _culprits(steps[first], ids), ids, remedy, place)
+    culprits: tuple[str, ...] = ()
+    if steps[first].ndim >= 2 and len(steps[first]) == len(ids):
+        of_image = (~torch.isfinite(steps[first])).flatten(1).any(dim=1).tolist()
+        culprits = tuple(image_id for image_id, is_broken in zip(ids, of_image, strict=True) if is_broken)
+    remedy = _REMEDIES.get(first, "lower lr, or give trainer.precision bf16-mixed or 32-true where it is 16-mixed")
+    return NonFinite(first, tuple(broken[1:]), culprits, ids, remedy, list(steps).index(first))
 
 
 def broken_weight(module: nn.Module) -> str | None:
@@ -115,13 +133,6 @@ def broken_weight(module: nn.Module) -> str | None:
             if not bool(torch.isfinite(value).all()):
                 return f"{prefix}.{name}" if prefix else name
     return None
-
-
-def _culprits(value: Tensor, ids: tuple[str, ...]) -> tuple[str, ...]:
-    if value.ndim < 2 or len(value) != len(ids):
-        return ()
-    of_image = (~torch.isfinite(value)).flatten(1).any(dim=1).tolist()
-    return tuple(image_id for image_id, broken in zip(ids, of_image, strict=True) if broken)
 
 
 def _listed(ids: tuple[str, ...]) -> str:
@@ -142,23 +153,16 @@ class StepSeedMixin(L.LightningModule):
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1)
 
 
-class Resettable(Protocol):
-    """A metric that can be reset."""
-
-    def reset(self) -> None:
-        """Discard the collected results."""
-
-
 class MetricResetMixin(L.LightningModule):
     """Resets the metric `evaluation` before validation and test, also after one that was interrupted."""
 
+    evaluation: Any
+
     def on_validation_epoch_start(self) -> None:
         """Reset the metric."""
-        cast(Resettable, cast(Any, self).evaluation).reset()
+        self.evaluation.reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Reset the metric."""
-        self.on_validation_epoch_start()
+    on_test_epoch_start = on_validation_epoch_start
 
 
 OnNonFinite = Literal["raise", "skip"]
@@ -171,17 +175,15 @@ _NAMED = 10  # skipped batches that are told one by one
 class NonFiniteGuard(L.LightningModule):
     """Detects non-finite losses; raises or skips the batch.
 
-    One number a step is read by the host, once the loss has been computed, and in a distributed run it is the maximum
-    over the ranks, so all of them go on, leave out or raise together. Which tensor it was, and of which image, is only
-    looked for when there is something to find.
+    The host reads one number a step, the maximum over the ranks, so that all of them continue, skip or raise together.
+    The tensor and the images are looked for only if it is set.
 
-    Its `hparams` have `on_non_finite`. With "skip" a batch of which something is not finite adds nothing to the
-    gradients, to the running statistics of BatchNorm and to the memory; an optimiser step all of whose batches were
-    left out changes nothing, though the schedule goes on. Weights that are not finite are an error all the same: no
-    batch will do.
+    Its `hparams` have `on_non_finite`. With "skip" a non-finite batch adds nothing to the gradients, to the running
+    statistics of BatchNorm and to the memory; an optimizer step whose batches were all skipped changes no weight,
+    though the schedule advances. Non-finite weights always raise.
 
     Attributes:
-        skipped_batches: left out since the module was made; in a distributed run those of all ranks count as one.
+        skipped_batches: since the module was made; a batch is counted once for all ranks.
     """
 
     def __init__(self) -> None:
@@ -196,16 +198,16 @@ class NonFiniteGuard(L.LightningModule):
             self._statistics = RunningStatistics(self)
 
     def should_skip(self, batch: Batch, watched: Mapping[str, Tensor], evidence: Mapping[str, Tensor]) -> bool:
-        """Whether the batch must be left out; to be called with what the step has computed, on every rank.
+        """Whether to skip the batch; to be called after the forward pass, on every rank.
 
         Args:
-            batch: what it was computed of.
-            watched: looked at in every step, so small; by name.
-            evidence: looked at only if something watched is not finite, in the order of computation; `(B, ...)`, or
-                of another length where rows are not images.
+            batch: the input of the step.
+            watched: small tensors that are checked in every step, by name.
+            evidence: tensors that are checked only to explain a non-finite one, in the order of computation;
+                `(B, ...)`, or of another length where rows are not images.
 
         Raises:
-            NonFiniteError: if something is not finite, and such batches are not to be skipped or weights are the cause.
+            NonFiniteError: for a non-finite tensor without `on_non_finite="skip"`, or a non-finite weight.
         """
         broken = torch.stack([~torch.isfinite(value).all() for value in watched.values()]).any().to(torch.uint8)
         maximum_over_ranks(broken)
@@ -221,10 +223,10 @@ class NonFiniteGuard(L.LightningModule):
         return True
 
     def no_loss(self) -> Tensor:
-        """A loss of 0 with a gradient of 0 for every weight that is trained.
+        """A loss of 0 with a gradient of 0 for every trained weight.
 
-        In place of no loss at all: the ranks exchange the gradients of the batches before it in the last one of an
-        accumulation, and a GradScaler wants to see the gradients of every step.
+        DDP exchanges the accumulated gradients in the backward pass of the last batch, and a GradScaler needs the
+        gradients of every step, so a skipped batch has to have a loss.
         """
         # The first number is enough: the backward pass reaches the whole weight.
         parts = [weight.flatten()[:1].sum() * 0 for weight in self.parameters() if weight.requires_grad]
@@ -249,8 +251,8 @@ class NonFiniteGuard(L.LightningModule):
             self.log("train/skipped_batches", float(self.skipped_batches), batch_size=1)
 
     def _tell(self, batch: Batch, evidence: Mapping[str, Tensor]) -> None:
-        """Raise, or warn; every rank says the same."""
-        # Of each rank, also what must be the same on all of them: one that raised alone would leave the others waiting.
+        """Raises or warns, with the same message on every rank."""
+        # Gathered, so that all ranks raise: one that raised alone would leave the others waiting.
         told = gather_objects((broken_weight(self), find_non_finite(batch, evidence)))
         weight = next((name for name, _ in told if name is not None), None)
         here = f"step {self.global_step}, epoch {self.current_epoch}, batch {self.trainer.fit_loop.total_batch_idx + 1}"
@@ -261,13 +263,9 @@ class NonFiniteGuard(L.LightningModule):
             )
         reports = [(part, rank) for rank, (_, part) in enumerate(told) if part is not None]
         reports.sort(key=lambda each: each[0].place)  # means over the ranks carry it from one to the others
-        text = "; ".join(_sentence(part, rank, len(told)) for part, rank in reports)
+        text = "; ".join(f"rank {rank}: {part}" if len(told) > 1 else str(part) for part, rank in reports)
         if self.hparams["on_non_finite"] != "skip":
             raise NonFiniteError(f"{text}, at {here}; {reports[0][0].remedy}, or give on_non_finite='skip'")
         if self.skipped_batches < _NAMED:
             more = "; further ones are only counted" if self.skipped_batches == _NAMED - 1 else ""
             _warn("batch left out: %s, at %s%s", text, here, more)
-
-
-def _sentence(report: NonFinite, rank: int, ranks: int) -> str:
-    return f"rank {rank}: {report}" if ranks > 1 else str(report)

@@ -49,11 +49,21 @@ class _Vision(nn.Module):
         self.patch_embed.patch_size = (14, 14)
         self.gain = nn.Parameter(torch.ones(1))
 
-    def forward_features(self, images):
-        tokens = nn.functional.avg_pool2d(images, 14).flatten(2).transpose(1, 2)
-        number = torch.arange(tokens.shape[1]).float().view(1, -1, 1).expand(len(images), -1, 1)
-        tokens = torch.cat([tokens, number], dim=2) * self.gain
-        return torch.cat([torch.full((len(images), 2, 4), -1.0), tokens], dim=1)
+    def forward_intermediates(self, images, *, indices, norm, intermediates_only):
+        assert (indices, norm, intermediates_only) == (1, True, True)
+        cells = nn.functional.avg_pool2d(images, 14)
+        number = torch.arange(cells[0, 0].numel()).float().view(1, 1, *cells.shape[2:]).expand(len(images), -1, -1, -1)
+        return [torch.cat([cells, number], dim=1) * self.gain]
+
+
+class _Staged(_Convolutional):
+    """A network of timm that gives its inner stages: mean colours, as far as its output stride allows."""
+
+    feature_info: list = [{"reduction": stride} for stride in (2, 4, 8, 16)]  # noqa: RUF012 - timm's form
+
+    def forward_intermediates(self, images, *, indices):
+        inner = [nn.functional.avg_pool2d(images, self.feature_info[index]["reduction"]) for index in indices]
+        return self.forward_features(images), inner
 
 
 class _Activating(_Convolutional):
@@ -87,6 +97,7 @@ def fake_timm(monkeypatch):
     models = {
         "conv": _Convolutional,
         "fixed": _Fixed,
+        "staged": _Staged,
         "vision": _Vision,
         "activating": _Activating,
         "broken": _Broken,
@@ -114,6 +125,15 @@ def test_convolutional_network_is_dilated_and_padded(fake_timm):
     padded[:, :, :33] = images
     torch.testing.assert_close(found, backbone.model.forward_features(padded))
     assert all(pretrained is False for _, pretrained, _ in fake_timm.asked)
+
+
+def test_stages_of_stride_4_and_above_are_cut_to_the_image(fake_timm):
+    backbone = build_backbone("timm:staged", output_stride=16).eval()
+    images = torch.randn(2, 3, 33, 64)
+    assert (backbone.stage_channels, backbone.stage_strides) == ([3, 3, 6], [4, 8, 16])
+    stages = backbone(images)
+    assert [stage.shape for stage in stages] == [(2, 3, 9, 16), (2, 3, 5, 8), (2, 6, 3, 4)]
+    torch.testing.assert_close(stages[1][:, :, :4], nn.functional.avg_pool2d(images[:, :, :32], 8))
 
 
 def test_layers_of_the_classifier_ask_for_no_gradient(fake_timm):
@@ -194,22 +214,37 @@ def test_missing_timm_names_the_command(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "width", "stride"),
+    ("name", "asked", "widths", "strides"),
     [
-        ("resnet18", 8, 512, 8),
-        ("resnet18", 16, 512, 16),
-        ("convnext_atto", 16, 320, 16),
-        ("vit_tiny_patch16_224", 16, 192, 16),
-        ("vit_tiny_patch16_224", 8, 192, 16),
+        ("resnet18", 8, [64, 128, 256, 512], [4, 8, 8, 8]),
+        ("resnet18", 16, [64, 128, 256, 512], [4, 8, 16, 16]),
+        ("convnext_atto", 16, [40, 80, 160, 320], [4, 8, 16, 16]),
+        ("mobilenetv2_050", 16, [16, 16, 48, 1280], [4, 8, 16, 16]),
+        ("vit_tiny_patch16_224", 16, [192], [16]),
+        ("vit_tiny_patch16_224", 8, [192], [16]),
     ],
 )
-def test_real_timm(name, asked, width, stride):
+def test_real_timm(name, asked, widths, strides):
     pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
-    backbone = build_backbone(f"timm:{name}", output_stride=asked)
-    [found] = backbone(torch.randn(1, 3, 65, 97))
-    assert found.shape == (1, width, -(-65 // stride), -(-97 // stride))
-    found.sum().backward()
+    backbone = build_backbone(f"timm:{name}", output_stride=asked).eval()
+    assert (backbone.stage_channels, backbone.stage_strides) == (widths, strides)
+    stages = backbone(torch.randn(1, 3, 65, 97))
+    expected = zip(widths, strides, strict=True)
+    assert [stage.shape for stage in stages] == [(1, width, -(-65 // s), -(-97 // s)) for width, s in expected]
+    stages[-1].sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv2_050", "vit_tiny_patch16_224"])
+@torch.no_grad()
+def test_last_stage_of_real_timm_is_forward_features(name):
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    backbone = build_backbone(f"timm:{name}", output_stride=16).eval()
+    images = torch.randn(1, 3, 32, 64)
+    expected = backbone.model.forward_features(images * backbone._scale + backbone._shift)
+    if expected.ndim == 3:  # (B, 1 + HW, D) -> (B, D, H, W)
+        expected = expected[:, 1:].transpose(1, 2).reshape(1, -1, 2, 4)
+    torch.testing.assert_close(backbone(images)[-1], expected)
 
 
 def test_real_timm_resnet_computes_what_the_resnet_of_this_library_does(tmp_path):

@@ -13,7 +13,7 @@ from rca_lightning.errors import ArgumentError
 
 @pytest.fixture
 def segment(tmp_path: Path) -> str:
-    path = tmp_path / "segment.yaml"
+    path = tmp_path / "lr=1.yaml"
     path.write_text("task: segment\nmodel: {head: deeplabv2}\n")
     return str(path)
 
