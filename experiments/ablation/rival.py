@@ -37,8 +37,6 @@ class RivalModule(RCAModule):
         options, plain = self.hparams, self.network
         if options["beta"] == 0:
             raise ArgumentError("beta", 0, f"give a weight above 0: {context} is read by the second head")
-        if options["contrast"] and options["positives"] == "prototypes":
-            raise ArgumentError("positives", "prototypes", f"there are none with context={context!r}")
         self.save_hyperparameters({"context": context})
         del self.hparams["aggregation"]  # no argument of this class: a checkpoint gives its own back
         self.network = RCANetwork(

@@ -317,7 +317,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     write_atomically(out / "grid.yaml", lambda file: file.write(options.grid.read_bytes()))
     failed = _perform_all(runs, grid, options.delete_checkpoints)
-    print("\n".join(f"failed: {name}" for name in failed) or f"done; next: experiments/ablation/table.py {out}")
+    print("\n".join(f"failed: {name}" for name in failed) or f"done; next: python experiments/ablation/table.py {out}")
     return int(bool(failed))
 
 
