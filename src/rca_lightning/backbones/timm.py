@@ -117,6 +117,7 @@ class TimmBackbone(Backbone):
         try:
             with torch.enable_grad():
                 maps = self._maps(torch.zeros(1, 3, side, side))
+                total = maps[-1].sum()
         except Exception as error:  # whatever a foreign model raises, it does not serve
             raise ArgumentError(
                 "backbone", f"timm:{name}", f"timm cannot run it on an image of {side} pixels ({error}); take another"
@@ -130,7 +131,7 @@ class TimmBackbone(Backbone):
             remedy = f"timm:{name} has the output stride {stride} whatever it is asked for; give {stride}"
             raise ArgumentError("output_stride", self.output_stride, remedy)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(maps[-1].sum(), trained, allow_unused=True)
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
         self.train(was_training)

@@ -1,9 +1,9 @@
-"""Loads the weights of a network from a file of tensors, and nothing but tensors."""
+"""Loads weights from files of tensors, without running code from the file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,7 @@ def load_weights(
     sha256: str | None = None,
     ignore_prefixes: tuple[str, ...] = CLASSIFIER_PREFIXES,
 ) -> None:
-    """Load weights into a network, all of them or none.
-
-    Floating point numbers of any width are cast to float32. The file is read without running any code in it.
+    """Loads weights into a network, all of them or none, as float32. No code in the file is run.
 
     Args:
         module: the network; changed in place.
@@ -58,18 +56,16 @@ def load_weights(
     content = _part(content, BACKBONE_PREFIX) or content
     state = {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
     needed = {key: value for key, value in module.state_dict().items() if not key.startswith(ignore_prefixes)}
-    problems = [*_key_problems(needed, state), *_value_problems(needed, state)]
-    if problems:
-        text = "; ".join(problems)
+    if problems := "; ".join(_problems(needed, state)):
         raise WeightsError(
-            f"{path} does not fit {type(module).__name__}: {text}. "
+            f"{path} does not fit {type(module).__name__}: {problems}. "
             "Give the weights of this very network, or 'none' to start from random ones."
         )
     module.load_state_dict(state, strict=False)
 
 
 def load_cam_head(head: nn.Module, source: str, *, sha256: str | None = None) -> bool:
-    """Take the CAM head of a first stage, where the file that the backbone came from is a checkpoint of one.
+    """Loads the CAM head, if the file is a checkpoint of the first stage with the same classes and features.
 
     Args:
         head: a `CAMHead`; changed in place.
@@ -77,14 +73,12 @@ def load_cam_head(head: nn.Module, source: str, *, sha256: str | None = None) ->
         sha256: as for `load_weights`.
 
     Returns:
-        Whether it was taken: the file is such a checkpoint, of the same number of classes and features.
+        Whether it was loaded.
     """
     if source == "none":
         return False
     state = _part(_read(_locate(source, sha256)), CAM_HEAD_PREFIX)
-    taken = bool(state) and not any(
-        [*_key_problems(head.state_dict(), state), *_value_problems(head.state_dict(), state)]
-    )
+    taken = bool(state) and not any(_problems(head.state_dict(), state))
     if taken:
         head.load_state_dict(state)
     return taken
@@ -148,34 +142,20 @@ def _part(content: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
 
 
-def _key_problems(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterable[str]:
-    missing = [key for key in needed if key not in state and not key.endswith("num_batches_tracked")]
-    surplus = [key for key in state if key not in needed]
-    if missing:
-        yield _listing("missing keys", missing)
-    if surplus:
-        yield _listing("surplus keys", surplus)
-
-
-def _value_problems(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterable[str]:
+def _problems(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[str]:
+    """What keeps tensors from being the weights that a network needs; nothing where they fit."""
     shared = [key for key in needed if key in state]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(needed[key].shape)}"
-        for key in shared
-        if state[key].shape != needed[key].shape
-    ]
-    kinds = [
-        f"{key} {state[key].dtype}"
-        for key in shared
-        if needed[key].is_floating_point() and not state[key].is_floating_point()
-    ]
-    not_finite = [key for key in shared if not bool(torch.isfinite(state[key]).all())]
-    if shapes:
-        yield _listing("other shapes", shapes)
-    if kinds:
-        yield _listing("not floating point", kinds)
-    if not_finite:
-        yield _listing("NaN or infinite values", not_finite)
+    of_another_shape = [key for key in shared if state[key].shape != needed[key].shape]
+    shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(needed[key].shape)}" for key in of_another_shape]
+    floating = [key for key in shared if needed[key].is_floating_point()]
+    problems = {
+        "missing keys": [key for key in needed if key not in state and not key.endswith("num_batches_tracked")],
+        "surplus keys": [key for key in state if key not in needed],
+        "other shapes": shapes,
+        "not floating point": [f"{key} {state[key].dtype}" for key in floating if not state[key].is_floating_point()],
+        "NaN or infinite values": [key for key in shared if not bool(torch.isfinite(state[key]).all())],
+    }
+    yield from (_listing(title, names) for title, names in problems.items() if names)
 
 
 def _listing(title: str, names: list[str]) -> str:

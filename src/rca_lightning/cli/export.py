@@ -1,4 +1,4 @@
-"""The command `rca export`: from a checkpoint of the second stage to a file that runs without this library."""
+"""The command `rca export`: writes a trained segmenter as a file that runs without this library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WRITERS = {".onnx": save_onnx, ".pt2": save_program}
 
 
 def main(words: Sequence[str]) -> None:
-    """Export the segmenter of a checkpoint, and print one line about what was written.
+    """Exports the segmenter of a checkpoint, and prints one line about the file.
 
     Args:
         words: what stands after `rca export`.
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse before the network is built what would be refused after."""
+    """Checks the file to write before the network is built."""
     if out.suffix not in _WRITERS:
         raise ArgumentError("out", str(out), f"give a name that ends in {' or '.join(_WRITERS)}")
     if out.is_dir():

@@ -1,4 +1,4 @@
-"""Export to ONNX, for onnxruntime and whatever else reads it."""
+"""Exports a segmentation network to ONNX."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPSET = 18
 
 
 def require_onnx() -> ModuleType:
-    """Return the package onnx, or say how it and onnxscript are installed.
+    """Imports onnx and checks that onnxscript is installed.
 
     Raises:
         MissingExtraError: one of them is missing.
@@ -32,7 +32,7 @@ def require_onnx() -> ModuleType:
 
 
 def save_onnx(network: nn.Module, class_names: Sequence[str], path: Path) -> None:
-    """Write an `.onnx` file, checked, and whole or not at all.
+    """Writes an `.onnx` file, checked by onnx, whole or not at all.
 
     Its input is `images (batch, 3, height, width)`, float32 RGB in `[0, 1]`, of any number and size; its output is
     `logits (batch, L + 1, height, width)`. What `describe` says stands in `metadata_props`.
@@ -77,7 +77,7 @@ def save_onnx(network: nn.Module, class_names: Sequence[str], path: Path) -> Non
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from telling, at every export, of operators of torchvision that no network here has."""
+    """Silences warnings of torch.onnx about operators of torchvision, which no network here has."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

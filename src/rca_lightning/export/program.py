@@ -1,4 +1,4 @@
-"""Export to a `torch.export` program: the network with the preparation of its input, without the code that built it."""
+"""Exports a segmentation network, with the normalisation of its input, as a `torch.export` program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rca_lightning.version import __version__
 
 
 class Segmenter(nn.Module):
-    """A segmentation network that takes plain RGB images and answers at their size.
+    """Normalises RGB images, runs a segmentation network and enlarges its logits to the size of the images.
 
     Args:
         network: normalised images `(B, 3, H, W)` -> logits `(B, L + 1, h, w)`.
@@ -44,7 +44,7 @@ class Segmenter(nn.Module):
 
 
 def describe(class_names: Sequence[str]) -> dict[str, str]:
-    """What a user of the file must know, as text that goes into it; lists are JSON.
+    """Describes input and output of an exported file as text for its metadata; lists are JSON.
 
     Args:
         class_names: the L foreground classes.
@@ -73,11 +73,10 @@ DESCRIPTION_FILE = "description.json"
 _TRACED = (2, 3, 97, 131)
 _TRIED = (1, 3, 74, 61)
 _TOLERANCE = 1e-3
-_REMEDY = "export a network of another backbone or head"
 
 
 def export_program(network: nn.Module) -> ExportedProgram:
-    """Trace a segmentation network together with the normalisation and the enlargement of its logits.
+    """Traces a segmentation network together with the normalisation and the enlargement of its logits.
 
     The program is compared with the network at another size before it is returned.
 
@@ -97,15 +96,15 @@ def export_program(network: nn.Module) -> ExportedProgram:
     segmenter.eval()
     try:
         with torch.no_grad():
-            program = _traced(segmenter)
-            _compare(program, segmenter)
+            program = _traced(segmenter, _example(_TRACED, segmenter))
+            _compare(program, segmenter, _example(_TRIED, segmenter))
     finally:
         network.train(training)
     return program
 
 
 def save_program(network: nn.Module, class_names: Sequence[str], path: Path) -> None:
-    """Write a `.pt2` file, whole or not at all.
+    """Writes a `.pt2` file, whole or not at all.
 
     Args:
         network: see `export_program`.
@@ -119,9 +118,9 @@ def save_program(network: nn.Module, class_names: Sequence[str], path: Path) -> 
     Example:
         >>> import torch
         >>> save_program(torch.nn.Conv2d(3, 2, 1), ["cat"], Path("segmenter.pt2"))
-        >>> found = {"description.json": ""}  # filled by reading
-        >>> program = torch.export.load("segmenter.pt2", extra_files=found)
-        >>> json.loads(json.loads(found["description.json"])["labels"])
+        >>> files = {"description.json": ""}  # filled by reading
+        >>> program = torch.export.load("segmenter.pt2", extra_files=files)
+        >>> json.loads(json.loads(files["description.json"])["labels"])
         ['background', 'cat']
         >>> program.module()(torch.rand(1, 3, 61, 97)).shape
         torch.Size([1, 2, 61, 97])
@@ -131,33 +130,32 @@ def save_program(network: nn.Module, class_names: Sequence[str], path: Path) -> 
     write_atomically(path, lambda file: torch.export.save(program, file, extra_files=extra))
 
 
-def _example(shape: tuple[int, ...], segmenter: Segmenter) -> torch.Tensor:
+def _example(shape: tuple[int, ...], segmenter: Segmenter) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(segmenter.mean.device)
 
 
-def _traced(segmenter: Segmenter) -> ExportedProgram:
+def _traced(segmenter: Segmenter, example: Tensor) -> ExportedProgram:
     free = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}
-    example = _example(_TRACED, segmenter)
     try:
         return torch.export.export(segmenter, (example,), dynamic_shapes={"images": free}, strict=False)
     except Exception as error:  # torch has many kinds of errors for code that is no graph
-        raise OutputError(f"{_name(segmenter)} cannot be traced ({_first_line(error)}); {_REMEDY}") from error
+        raise _refusal(segmenter, f"cannot be traced ({_first_line(error)})") from error
 
 
-def _compare(program: ExportedProgram, segmenter: Segmenter) -> None:
-    images = _example(_TRIED, segmenter)
+def _compare(program: ExportedProgram, segmenter: Segmenter, images: Tensor) -> None:
     try:
         logits = program.module()(images)
     except Exception as error:  # a size that torch could not leave open it fixes without a word
-        raise OutputError(f"{_name(segmenter)} does not serve every size ({_first_line(error)}); {_REMEDY}") from error
+        raise _refusal(segmenter, f"does not serve every size ({_first_line(error)})") from error
     difference = float((logits - segmenter(images)).abs().max())
     if not difference <= _TOLERANCE:
-        raise OutputError(f"{_name(segmenter)} answers otherwise once exported, by up to {difference:g}; {_REMEDY}")
+        raise _refusal(segmenter, f"answers otherwise once exported, by up to {difference:g}")
 
 
-def _name(segmenter: Segmenter) -> str:
-    return f"the network {type(segmenter.network).__name__}"
+def _refusal(segmenter: Segmenter, problem: str) -> OutputError:
+    name = type(segmenter.network).__name__
+    return OutputError(f"the network {name} {problem}; export a network of another backbone or head")
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).split("\n")), "").strip() or type(error).__name__
+    return str(error).split("\n")[0].strip() or type(error).__name__

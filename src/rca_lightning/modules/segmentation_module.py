@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -141,42 +141,42 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         return self.network(images)  # type: ignore[no-any-return]
 
     def setup(self, stage: str) -> None:
-        """Leave the CRF out of training, and find out before the first image whether it is there otherwise."""
+        """Switches the CRF off in training; otherwise checks that its package is installed."""
         self.use_crf = self.hparams["crf"] and stage != "fit"
         if self.use_crf:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
 
     def on_train_start(self) -> None:
-        """Refuse images without a mask before the first of them is met."""
+        """Checks that every training image has a mask."""
         images = getattr(self.trainer.train_dataloader, "dataset", None)
         if isinstance(images, TaggedImages):
             without = [record.image_id for record in images.records if record.mask is None]
             if without:
-                found = f"{len(without)} of {len(images)} training images have no mask, such as {without[0]}"
-                raise DataError(f"train_masks: {found}; {_REMEDY}")
+                problem = f"{len(without)} of {len(images)} training images have no mask, such as {without[0]}"
+                raise DataError(f"train_masks: {problem}; {_REMEDY}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch."""
+        """Computes the loss of a batch: cross-entropy of the pixels, plus `tag_weight` times that of the tags."""
         if "mask" not in batch:
             raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
         self.before_step()
+        mask, size = batch["mask"], len(batch["mask"])
         logits, tag_maps = self.network.branches(batch["image"])
-        size, mask = len(batch["mask"]), batch["mask"]
-        losses, counts = {"loss": pixel_cross_entropy(logits, mask)}, {"loss": (mask != IGNORE_INDEX).sum()}
+        losses = {"loss": pixel_cross_entropy(logits, mask)}
         if tag_maps is not None:
             losses["tag_loss"] = classification_loss(tag_maps, batch["tags"])
-            counts["tag_loss"] = torch.tensor(size)
         # The logits too: the loss does not see those of pixels without a label, their gradients would not be finite.
         if self.should_skip(batch, {"logits": logits, **losses}, {}):
             return self.no_loss()
-        minimised, values = means_over_ranks(losses, counts)
-        loss, value = minimised["loss"], values["loss"]
+        minimised, values = means_over_ranks(losses, {"loss": (mask != IGNORE_INDEX).sum(), "tag_loss": size})
         if tag_maps is not None:
             self.log("train/tag_loss", values["tag_loss"], batch_size=size)
-            loss = loss + self.hparams["tag_weight"] * minimised["tag_loss"]
-            value = value + self.hparams["tag_weight"] * values["tag_loss"]
-        self.log("train/loss", value, prog_bar=True, batch_size=size)
-        return loss
+        self.log("train/loss", self._total(values), prog_bar=True, batch_size=size)
+        return self._total(minimised)
+
+    def _total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        tag_loss = losses.get("tag_loss")
+        return losses["loss"] if tag_loss is None else losses["loss"] + self.hparams["tag_weight"] * tag_loss
 
     def label_images(self, images: Tensor, tags: Tensor | None = None) -> list[LabelImage]:
         """Label images of photographs at their own size, with this module's scales, flip and CRF.
@@ -196,19 +196,20 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the labels of images that have a mask."""
+        """Adds the images that have a mask to the confusion matrix."""
         if "mask" in batch:
-            found = self.label_images(batch["image"], batch["tags"] if self.hparams["eval_tags"] == "image" else None)
-            self.evaluation.update([image.labels for image in found], batch["mask"])
+            tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
+            predicted = self.label_images(batch["image"], tags)
+            self.evaluation.update([image.labels for image in predicted], batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the score of the split."""
+        """Logs the mean IoU of the split."""
         self._log_score("val")
 
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        """Log the score of the split."""
+        """Logs the mean IoU of the split."""
         self._log_score("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
@@ -217,8 +218,8 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
             return []  # none of its images could be read
         tags = batch["tags"] if self.hparams["predict_tags"] == "image" else None
         return [
-            {"image_id": image_id, "labels": found.labels.cpu(), "confidence": found.confidence}
-            for image_id, found in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
+            {"image_id": image_id, "labels": image.labels.cpu(), "confidence": image.confidence}
+            for image_id, image in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
         ]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -12,10 +12,9 @@ from rca_lightning.rca.standardization import Standardization
 
 
 class LinearHead(nn.Module):
-    """One linear classifier for every cell, as the scores of an FCN (Long et al., CVPR 2015), on standardised features.
+    """1x1 convolution on standardised features, as the scores of an FCN (Long et al., CVPR 2015).
 
-    What a cell is follows from its own features alone: fewer weights to learn than the heads that also see the
-    surroundings, for small sets and labels that are often wrong.
+    Fewer weights to learn than the heads with a larger receptive field: for small sets and noisy labels.
 
     Args:
         in_channels: of the features.
@@ -33,7 +32,7 @@ class LinearHead(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """Logits of the last stage."""
+        """Computes logits from the last stage."""
         logits: Tensor = self.classifier(self.standardization(stages[-1]))
         return logits
 
@@ -61,26 +60,25 @@ class DeepLabV2Head(nn.Module):
             nn.Conv2d(in_channels, num_labels, 3, padding=rate, dilation=rate) for rate in rates
         )
         for classifier in self.classifiers:
-            _start_classifier(classifier)
+            _init_classifier(classifier)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """Logits of the last stage."""
+        """Computes logits from the last stage."""
         logits = [classifier(stages[-1]) for classifier in self.classifiers]
         return torch.stack(logits).sum(0)
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """ASPP and a decoder that joins it with an early stage (Chen et al., ECCV 2018, arXiv 1802.02611).
+    """ASPP, and a decoder that concatenates it with an early stage (Chen et al., ECCV 2018, arXiv 1802.02611).
 
-    Group normalisation stands where the paper has batch normalisation: it needs neither large batches nor more than
-    one cell, so the image pooling trains with a single image too.
+    Group normalisation instead of the paper's batch normalisation: image pooling trains with a single image too.
 
     Args:
         in_channels: of the features.
         low_channels: of the early stage.
         num_labels: `L + 1`, the background among them.
         rates: dilation of the 3x3 branches in cells. The paper's 6, 12, 18 are for an output stride of 16.
-        dropout: share of the channels that training leaves out before the decoder.
+        dropout: probability that a channel is dropped before the decoder.
 
     Shapes:
         stages: first the early one `(B, C', h', w')`, last the features `(B, C, h, w)` -> `(B, L + 1, h', w')`.
@@ -103,16 +101,16 @@ class DeepLabV3PlusHead(nn.Module):
         self.low = _layer(low_channels, _LOW_LEVEL_WIDTH, 1)
         decoder = _layer(_WIDTH + _LOW_LEVEL_WIDTH, _WIDTH, 3), _layer(_WIDTH, _WIDTH, 3)
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(_WIDTH, num_labels, 1))
-        _start_classifier(self.decoder[-1])
+        _init_classifier(self.decoder[-1])
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        """Logits at the size of the early stage."""
+        """Computes logits at the size of the early stage."""
         low, features = stages[0], stages[-1]
         image = self.pooled(features.mean(dim=(2, 3), keepdim=True))
         context = [branch(features) for branch in self.branches]
         context.append(image.expand(-1, -1, features.shape[2], features.shape[3]))
-        joined = self.joined(torch.cat(context, dim=1))
-        enlarged = F.interpolate(joined, size=low.shape[2:], mode="bilinear", align_corners=False)
+        aspp = self.joined(torch.cat(context, dim=1))
+        enlarged = F.interpolate(aspp, size=low.shape[2:], mode="bilinear", align_corners=False)
         logits: Tensor = self.decoder(torch.cat([enlarged, self.low(low)], dim=1))
         return logits
 
@@ -123,8 +121,8 @@ def _layer(width_in: int, width: int, size: int, dilation: int = 1) -> nn.Sequen
     return nn.Sequential(convolution, nn.GroupNorm(_GROUPS, width), nn.ReLU(inplace=True))
 
 
-def _start_classifier(convolution: nn.Module) -> None:
-    """Every label about as likely as any other, so that training starts at a loss of log(L + 1)."""
+def _init_classifier(convolution: nn.Module) -> None:
+    """Initialises small weights: labels are about equally likely, and training starts at a loss of log(L + 1)."""
     assert isinstance(convolution, nn.Conv2d)
     nn.init.normal_(convolution.weight, std=0.01)
     if convolution.bias is not None:

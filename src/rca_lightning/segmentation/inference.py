@@ -1,4 +1,4 @@
-"""Label images of whole photographs from a segmentation network."""
+"""Inference: multi-scale label probabilities and label images of photographs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rca_lightning.data.visualization import colours
 from rca_lightning.pseudo_labels.dense_crf import dense_crf
 from rca_lightning.rca.inference import MAX_SIDE, multi_scale_flip, view_sizes
 
-_LEAST_OF_CRF = 0.05  # labels that are less probable everywhere take no part: the CRF's cost grows with their number
+_CRF_MIN_PROBABILITY = 0.05  # labels below it everywhere are left out: the cost of the CRF grows with their number
 
 
 @dataclass
 class LabelImage:
-    """What is drawn on one photograph.
+    """Predicted labels of one photograph.
 
     Attributes:
         labels: `(H, W)` uint8: 0 background, 1..L the classes.
@@ -38,7 +38,7 @@ def label_probabilities(
     flip: bool = True,
     max_side: int = MAX_SIDE,
 ) -> Tensor:
-    """Probabilities of every label, averaged over scales and flips.
+    """Computes the probabilities of every label, averaged over scales and flips.
 
     Args:
         network: gives logits `(B, L + 1, h, w)`; in evaluation mode.
@@ -75,7 +75,7 @@ def label_images(
     crf: bool = False,
     tags: Tensor | None = None,
 ) -> list[LabelImage]:
-    """The most probable label of every pixel of whole photographs: `draw_labels` of `label_probabilities`.
+    """Predicts the label of every pixel: `draw_labels` of `label_probabilities`.
 
     Args:
         network: a `SegmentationNetwork`.
@@ -100,7 +100,7 @@ def label_images(
 def draw_labels(
     probabilities: Tensor, images: Tensor, *, tags: Tensor | None = None, crf: bool = False
 ) -> list[LabelImage]:
-    """The most probable label of every pixel.
+    """Takes the most probable label of every pixel.
 
     Args:
         probabilities: `(B, L + 1, h, w)`, summing to 1 at each pixel; of the photographs' size or smaller.
@@ -116,10 +116,10 @@ def draw_labels(
         MissingExtraError: for `crf` without its package.
     """
     if tags is not None:
-        probabilities = _among(tags, probabilities)
+        probabilities = _restrict_to_tags(probabilities, tags)
     confidences = probabilities.amax(1).mean((1, 2)).tolist()
     if crf:
-        probabilities = _by_crf(probabilities, images)
+        probabilities = _apply_crf(probabilities, images)
     size = (images.shape[2], images.shape[3])
     return [
         LabelImage(strongest_label(scores, size), confidence)
@@ -128,7 +128,7 @@ def draw_labels(
 
 
 def strongest_label(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """The label with the highest score at each pixel, of two equal ones the lower.
+    """Enlarges scores and takes the label of the highest at each pixel, of equal ones the lower.
 
     Args:
         scores: `(L + 1, h, w)`.
@@ -149,18 +149,18 @@ def strongest_label(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return labels
 
 
-def _among(tags: Tensor, probabilities: Tensor) -> Tensor:
-    """Probabilities of the tags and the background alone, where an image has tags."""
+def _restrict_to_tags(probabilities: Tensor, tags: Tensor) -> Tensor:
+    """Keeps the probabilities of the tags and the background, and rescales them to a sum of 1."""
     allowed = F.pad(tags > 0, (1, 0), value=True)  # (B, L) -> (B, L + 1)
     allowed |= ~(tags > 0).any(dim=1, keepdim=True)
     kept = probabilities * allowed[:, :, None, None]
     return kept / kept.sum(1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
 
 
-def _by_crf(probabilities: Tensor, images: Tensor) -> Tensor:
+def _apply_crf(probabilities: Tensor, images: Tensor) -> Tensor:
     size = probabilities.shape[2:]
     if images.shape[2:] != size:
         images = F.interpolate(images, size, mode="bilinear", antialias=True)
     pictures = torch.stack([colours(image) for image in images])
-    possible = probabilities.amax((2, 3), keepdim=True) >= _LEAST_OF_CRF
+    possible = probabilities.amax((2, 3), keepdim=True) >= _CRF_MIN_PROBABILITY
     return dense_crf(probabilities * possible, pictures)

@@ -1,4 +1,4 @@
-"""The segmentation network: a backbone, a head for pixels, and if wanted one for tags."""
+"""Segmentation network: an encoder, a segmentation head and an optional classification head for tags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rca_lightning.segmentation.heads import DeepLabV2Head, DeepLabV3PlusHead, L
 
 
 def pixel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross-entropy of the pixels that have a label, in float32.
+    """Computes the mean cross-entropy of the labelled pixels, in float32.
 
     Args:
         logits: `(B, L + 1, h, w)`, enlarged bilinearly to the size of the mask.
@@ -37,11 +37,11 @@ def pixel_cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
 
 HeadName = Literal["linear", "deeplabv2", "deeplabv3plus"]
 
-_LOW_LEVEL_STRIDE = 4  # pixels a cell of the early stage that the decoder of v3+ reads
+_LOW_LEVEL_STRIDE = 4  # of the early stage that the decoder of v3+ reads
 
 
 class SegmentationNetwork(nn.Module):
-    """Logits of every label at every cell.
+    """Encoder (a backbone) and head; computes the logits of every label at every cell.
 
     The dilations of a head are those of its paper in pixels: in cells they shrink with a larger output stride.
 
@@ -50,8 +50,8 @@ class SegmentationNetwork(nn.Module):
         head: "linear" and "deeplabv2" give logits at the output stride of the backbone, "deeplabv3plus" at that of an
             early stage, a quarter of the image's size.
         num_labels: `L + 1`, the background among them.
-        tag_head: whether a CAM head on the same features reads off which classes the image shows. What a pixel is
-            then weighs its evidence against that of the whole image: fewer cows among the sheep.
+        tag_head: whether a CAM head on the same features classifies the image. `forward` then multiplies the
+            probability of a class at each pixel by that of the image's tag.
         channels_last: memory layout of the convolutions.
 
     Raises:
@@ -88,7 +88,7 @@ class SegmentationNetwork(nn.Module):
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images: those of the pixels, and where there is a tag head, weighed by the image.
+        """Computes the logits of the pixels, weighed by the tags where there is a tag head.
 
         Args:
             images: `(B, 3, H, W)`, normalised as the backbone expects.
@@ -100,7 +100,7 @@ class SegmentationNetwork(nn.Module):
         return logits if tag_maps is None else weigh_by_tags(logits, image_logits(tag_maps))
 
     def branches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the heads give, each by itself, as they are trained.
+        """Computes the output of each head, as the losses need it.
 
         Returns:
             Logits of the pixels `(B, L + 1, h, w)`, and activation maps of the tags `(B, L, h, w)`, whose mean is the
@@ -112,7 +112,7 @@ class SegmentationNetwork(nn.Module):
 
 
 def weigh_by_tags(logits: Tensor, tag_logits: Tensor) -> Tensor:
-    """Weigh the probability of every class by that of its tag: adds its logarithm, and nothing to the background.
+    """Multiplies the probability of every class by that of its tag: adds its logarithm to the logits.
 
     Args:
         logits: `(B, L + 1, h, w)`, label 0 the background.
@@ -132,7 +132,7 @@ def weigh_by_tags(logits: Tensor, tag_logits: Tensor) -> Tensor:
 
 
 def _early_stage(backbone: Backbone) -> tuple[int, int]:
-    """Position from the end and channels of the first stage at a quarter of the image's size or below."""
+    """Finds the first stage of stride 4 or above: its position from the end, and its channels."""
     strides = backbone.stage_strides
     for index, stride in enumerate(strides[:-1]):
         if stride >= _LOW_LEVEL_STRIDE:

@@ -46,9 +46,8 @@ def run_file(path: Path, images: np.ndarray) -> np.ndarray:
         return torch.export.load(path).module()(torch.from_numpy(images)).numpy()
 
 
-@pytest.mark.parametrize(
-    ("head", "ending"), [("deeplabv2", "onnx"), ("deeplabv3plus", "onnx"), ("deeplabv3plus", "pt2")]
-)
+# The ONNX file is made of the program that the other ending holds.
+@pytest.mark.parametrize(("head", "ending"), [("deeplabv3plus", "onnx"), ("deeplabv2", "pt2")])
 def test_file_labels_photographs_as_the_module_does(tmp_path, trained, capsys, head, ending):
     module, checkpoint = trained[head]
     out = tmp_path / f"segmenter.{ending}"

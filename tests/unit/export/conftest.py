@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rca_lightning.backbones.build import build_backbone
-
 LABELS = 3
 
 
+def halving(*widths: int) -> nn.Sequential:
+    """Layers of stride 2, with the parts of a backbone: convolutions without bias, batch normalisations, ReLUs."""
+    layers = []
+    for before, width in pairwise(widths):
+        layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 class Coarse(nn.Module):
-    """Logits at the output stride of the backbone, as DeepLab v2 gives them."""
+    """Logits at an output stride of 8, as DeepLab v2 gives them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = build_backbone("resnet14", output_stride=8)
-        self.classifier = nn.Conv2d(self.backbone.num_features, LABELS, 1)
+        self.backbone = halving(3, 8, 8, 16)
+        self.classifier = nn.Conv2d(16, LABELS, 1)
 
     def forward(self, images):
-        return self.classifier(self.backbone(images)[-1])
+        return self.classifier(self.backbone(images))
 
 
 class WithDecoder(nn.Module):
@@ -29,14 +37,12 @@ class WithDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = build_backbone("resnet14", output_stride=16)
-        early, *_, late = self.backbone.stage_channels
-        self.late = nn.Conv2d(late, 8, 1)
-        self.decoder = nn.Conv2d(early + 8, LABELS, 3, padding=1)
+        self.early, self.late = halving(3, 8, 8), halving(8, 16, 8)
+        self.decoder = nn.Conv2d(16, LABELS, 3, padding=1)
 
     def forward(self, images):
-        early, *_, late = self.backbone(images)
-        features = self.late(late)
+        early = self.early(images)
+        features = self.late(early)
         features = features + features.mean((2, 3), keepdim=True)
         enlarged = F.interpolate(features, size=early.shape[2:], mode="bilinear", align_corners=False)
         return self.decoder(torch.cat([enlarged, early], dim=1))
