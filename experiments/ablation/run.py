@@ -186,6 +186,9 @@ def perform(run: Run, splits: Sequence[str], halves: bool) -> None:
             if run.fit is None and (record["minutes"] is None or not run.checkpoint.is_file()):
                 record["minutes"] = _train(run, folder)
                 _write(run.result, record)
+            # The checkpoint of a training that was cut short is there too.
+            if run.fit and "splits" not in _read(run.result.with_name(f"{run.fit}-seed{run.seed}.json")):
+                raise OutputError(f"the run of {run.fit!r} with this seed, whose checkpoint it reads, is not finished")
             if not run.checkpoint.is_file():
                 remedy = "the configuration needs a ModelCheckpoint with save_last: true and without dirpath"
                 raise OutputError(f"no checkpoint {run.checkpoint}; {remedy}, and a row of `fit` needs that run")

@@ -147,8 +147,16 @@ def test_a_row_may_read_the_checkpoint_of_another(rca: StandIn, grid: Any, tmp_p
 
 def test_a_row_of_a_failed_training_says_what_it_needs(rca: StandIn, grid: Any, tmp_path: Path):
     rows = {"bad": {"set": {"model.num_prototypes": 13}}, "reads": {"fit": "bad", "set": {"model.num_prototypes": 3}}}
-    assert script.main(grid(rows)) == 1
-    assert "no checkpoint" in result(tmp_path, "reads-seed0")["error"]
+    checkpoint = tmp_path / "out" / "work" / "bad-seed0" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()  # of its first epoch
+    (tmp_path / "out" / "results").mkdir()
+    words = grid(rows)
+    run = script.plan(script.load_grid(Path(words[0])), tmp_path / "out", [], None, None)[0]
+    begun = {"row": "bad", "seed": 0, "config": run.config, "words": list(run.words), "minutes": None}
+    (tmp_path / "out" / "results" / "bad-seed0.json").write_text(json.dumps(begun))
+    assert script.main(words) == 1
+    assert "'bad' with this seed" in result(tmp_path, "reads-seed0")["error"]
 
 
 def test_halves_of_train_have_every_other_image(rca: StandIn, grid: Any, tmp_path: Path):
