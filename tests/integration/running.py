@@ -23,6 +23,8 @@ def keep_parsers() -> Callable[..., None]:
             build(cli, *args, **kwargs)
             built[key] = {name: getattr(cli, name) for name in parts}
         vars(cli).update(built[key])
+        # Left behind by a `--print_config` whose other words were refused.
+        vars(cli.parser).pop("print_config", None)
 
     return setup_parser
 

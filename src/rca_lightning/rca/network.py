@@ -287,5 +287,6 @@ def build_network(
         attention_classes=attention_classes,
         standardize=standardize and needs_embeddings,
         channels_last=channels_last,
-        fused=True,  # of 80 classes a training step takes 1.2 times as long by the equation (benchmarks/README.md)
+        # By the equations as they stand a step of 80 classes takes 1.1 times as long (benchmarks/README.md, GPU).
+        fused=True,
     )
