@@ -40,7 +40,12 @@ TESTS = {
     "clustering.cluster": _CLUSTERING,
     "clustering.kmeans": _CLUSTERING,
     "clustering.kmeans_faiss": ("clustering/test_lloyd_faiss.py", *_CLUSTERING),
-    "rca.prototypes": ("rca/test_prototypes.py", "rca/test_class_blocks.py", "rca/test_pruning.py"),
+    "rca.prototypes": (
+        "rca/test_prototypes.py",
+        "rca/test_class_blocks.py",
+        "rca/test_pruning.py",
+        "rca/test_allotment.py",
+    ),
     "rca.contrast": ("rca/test_contrast_blocks.py", "rca/test_contrast.py", "rca/test_contrast_positives.py"),
     "rca.aggregation": ("rca/test_aggregation.py", "rca/test_network.py"),
 }

@@ -30,3 +30,7 @@ def test_result_is_what_cluster_takes():
 def test_numbers_below_one_are_refused(most, each, name):
     with pytest.raises(ArgumentError, match=f"{name}=0"):
         prototypes_per_class(torch.tensor([3]), most, each)
+
+
+def test_a_single_region_has_a_prototype():
+    assert prototypes_per_class(torch.tensor([0, 1, 2]), 10, 20).tolist() == [0, 1, 1]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rca_lightning.clustering import cluster as clustering
 from rca_lightning.clustering.cluster import kmeans
 from rca_lightning.clustering.kmeans import PerClassGenerator
 from rca_lightning.rca import prototypes as blocks
@@ -39,6 +40,26 @@ def same(found: Prototypes, expected: Prototypes, tolerance: float = 1e-5) -> No
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert torch.equal(found.clusters.assignment, expected.clusters.assignment)
     torch.testing.assert_close(found.clusters.objective, expected.clusters.objective, atol=10 * tolerance, rtol=0)
+
+
+def test_blocks_of_the_cache_within_blocks_of_the_memory_start_from_the_seeds_of_the_whole(monkeypatch):
+    points, valid = bank()
+    expected = made(points, valid, seed=7)
+    at_a_time(2, monkeypatch)
+    monkeypatch.setattr(clustering, "CACHED_BYTES", 1)  # one class at a time on one thread
+    same(made(points, valid, seed=7), expected)
+
+
+def test_clusterings_start_from_seed_0_unless_told_otherwise():
+    points, valid = bank()
+    for run in (clustering.cluster, clustering.kmeans):
+        named, default = (
+            run(points, K, valid=valid, iterations=0, backend="torch", **seed) for seed in ({"seed": 0}, {})
+        )
+        assert torch.equal(named.centroids, default.centroids)
+        assert not torch.equal(
+            run(points, K, valid=valid, iterations=0, backend="torch", seed=-1).centroids, named.centroids
+        )
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])

@@ -50,3 +50,7 @@ def test_file_names_that_are_no_utf8_are_accepted_and_told_apart():
 
 def test_no_ids():
     assert encode_ids([]).shape == (0, ID_BYTES)
+
+
+def test_checkpoints_hold_64_bytes_an_id():
+    assert encode_ids(["a"]).shape == (1, 64)
