@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rca_lightning.errors import ArgumentError
+
 
 class CAMHead(nn.Module):
     """A 1x1 convolution whose outputs are class activation maps: `P = w F`, equation (1) of docs/method.md.
@@ -31,6 +33,46 @@ class CAMHead(nn.Module):
         """Activation maps `(B, L, H, W)` of features `(B, C, H, W)`."""
         maps: Tensor = self.conv(features)
         return maps
+
+
+@torch.no_grad()
+def fit_head(means: Tensor, tags: Tensor, *, penalty: float = 0.1, iterations: int = 200) -> Tensor:
+    """Fits a CAM head by logistic regression on the mean feature of each image, in closed steps (L-BFGS).
+
+    The image logits of a CAM head are linear in the mean over the cells, so behind frozen features the head is a
+    logistic regression of the tags, one a class. It has no random part. An intercept stands for how rare a class is
+    and is then left out: a constant added to every cell draws nothing.
+
+    Args:
+        means: `(I, D)`, mean feature of each image.
+        tags: `(I, L)`, 0 or 1.
+        penalty: of the squared weights, on features scaled to variance 1 over all channels.
+        iterations: at most.
+
+    Returns:
+        The weights of the head, `(L, D)` float32.
+
+    Raises:
+        ArgumentError: for means that are not finite.
+    """
+    if not torch.isfinite(means).all():
+        raise ArgumentError("means", "non-finite", "features must be finite numbers")
+    scale = means.double().std().clamp_min(1e-12)
+    inputs, targets = means.double() / scale, tags.double()
+    weight = torch.zeros(tags.shape[1], means.shape[1], dtype=torch.float64, device=means.device, requires_grad=True)
+    bias = torch.zeros(tags.shape[1], dtype=torch.float64, device=means.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            errors = F.binary_cross_entropy_with_logits(inputs @ weight.T + bias, targets, reduction="sum")
+            loss: Tensor = errors / len(inputs) + penalty * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return (weight / scale).float().detach()
 
 
 def class_maps(features: Tensor, *weights: Tensor) -> list[Tensor]:

@@ -15,10 +15,12 @@ from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
 from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, predicted_classes
+from rca_lightning.rca.projection import PCAProjection
 from rca_lightning.rca.standardization import Standardization, concat_stages
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
 AttentionClasses = Literal["all", "tags"]
+Projection = Literal["learned", "pca"]
 RegionMap = Literal["coarse", "attention"]
 
 
@@ -82,6 +84,8 @@ class RCANetwork(nn.Module):
         embedding_stages: how many of the last stages of the backbone embeddings are made of, each with the same
             weight. The last one knows the class, the one before the parts.
         aggregation: reads the prototypes; `None`: plain CAM.
+        projection: "learned" by the losses, or "pca": a `PCAProjection` of the standardised stages, which the CAM heads
+            read too; it has to learn its components once, see `learn_projection`.
         context: another source of what pixels read, for comparison: a module with `context_channels` and
             `forward(features, coarse, tags)` that gives `(B, context_channels, H, W)`.
         second_head: whether a second CAM head reads the context. Without, prototypes serve the attention alone.
@@ -104,6 +108,7 @@ class RCANetwork(nn.Module):
         *,
         embedding_dim: int | None = None,
         embedding_stages: int = 1,
+        projection: Projection = "learned",
         aggregation: SemanticAggregation | None = None,
         context: nn.Module | None = None,
         second_head: bool = True,
@@ -121,12 +126,15 @@ class RCANetwork(nn.Module):
             raise ArgumentError("embedding_stages", embedding_stages, remedy)
         widths = backbone.stage_channels[-embedding_stages:]
         self.embedding_stages = embedding_stages
-        self.projection = nn.Conv2d(sum(widths), embedding_dim, 1, bias=False) if embedding_dim else None
+        learned = embedding_dim is not None and projection == "learned"
+        self.projection = nn.Conv2d(sum(widths), embedding_dim, 1, bias=False) if embedding_dim and learned else None
+        self.pca = PCAProjection(sum(widths), embedding_dim) if embedding_dim and not learned else None
         embedded = embedding_dim or sum(widths)
-        self.standardization = Standardization(embedded) if standardize else None
+        self.standardization = Standardization(embedded) if standardize and self.pca is None else None
         # Of two stages the one with more channels would decide every cosine.
         weights = torch.cat([torch.full((width,), (channels / width) ** 0.5) for width in widths])
-        weights = torch.ones(embedded) if embedding_dim else weights
+        weights = torch.ones(embedded) if learned else weights
+        channels = embedded if self.pca is not None else channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
         self.coarse_head = CAMHead(channels, num_classes)
         self.aggregation = aggregation
@@ -148,9 +156,15 @@ class RCANetwork(nn.Module):
         return self.read(self.stages(images), tags)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone for images `(B, 3, H, W)`."""
+        """What maps are read from, for images `(B, 3, H, W)`.
+
+        Returns:
+            Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone; with a PCA their projection
+            `(B, D, h, w)` alone.
+        """
         outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
-        return outputs[-self.embedding_stages :]
+        outputs = outputs[-self.embedding_stages :]
+        return outputs if self.pca is None else [self.pca(concat_stages(_on_last_grid(outputs)))]
 
     def read(self, stages: list[Tensor], tags: Tensor | None = None) -> ActivationMaps:
         """Computes the maps of images from their features: equations (1), (7) and (8) of docs/method.md.
@@ -215,8 +229,9 @@ class RCANetwork(nn.Module):
 
     def embed(self, stages: list[Tensor]) -> Tensor:
         """Embeddings `(B, D, H, W)` of the outputs of the last stages, on the grid of the last one."""
-        size = stages[-1].shape[2], stages[-1].shape[3]
-        same = [stage if tuple(stage.shape[2:]) == size else F.adaptive_avg_pool2d(stage, size) for stage in stages]
+        if self.pca is not None:
+            return stages[0]
+        same = _on_last_grid(stages)
         if self.projection is not None:
             same = [self.projection(concat_stages(same))]
         weights = self.stage_weights if len(same) > 1 else None
@@ -243,7 +258,10 @@ class RCANetwork(nn.Module):
         if self.projection is not None:
             raise ArgumentError("embedding_dim", self.projection.out_channels, "leave it out to score prototypes")
         count, channels = self.embedding_stages, self.backbone.num_features
-        pixels = (prototypes * (count * channels) ** 0.5)[..., -channels:]  # the stage that the head reads is the last
+        # Of several stages the head reads the last.
+        pixels = (prototypes * (count * channels) ** 0.5)[..., -channels:]
+        if self.pca is not None:
+            pixels = prototypes * self.pca.length
         pixels = pixels.flatten(0, 1)[:, :, None, None]  # (L, K, C) -> (LK, C, 1, 1)
         if self.standardization is not None:
             mean, variance = self.standardization.running_mean, self.standardization.running_var
@@ -253,6 +271,12 @@ class RCANetwork(nn.Module):
         own = torch.arange(len(prototypes), device=prototypes.device)
         probabilities: Tensor = scores[own, :, own]
         return probabilities
+
+
+def _on_last_grid(stages: list[Tensor]) -> list[Tensor]:
+    """Outputs of stages, those of finer grids averaged to that of the last one."""
+    size = stages[-1].shape[2], stages[-1].shape[3]
+    return [stage if tuple(stage.shape[2:]) == size else F.adaptive_avg_pool2d(stage, size) for stage in stages]
 
 
 def build_network(

@@ -1,0 +1,124 @@
+"""Cache of features on disk: a file for each photograph and scale, computed once and read by memory map."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rca_lightning.data.records import Record
+from rca_lightning.errors import ArgumentError, OutputError
+from rca_lightning.io.atomic import output_errors, write_atomically
+
+GIB = 2**30
+_KEY_FILE = "key.json"
+
+
+class FeatureCache:
+    """Features of photographs, `(V, D, h, w)` float16 each: as it is, and mirrored where V is 2.
+
+    Files lie in a folder named by the digest of `key`, so features of other weights or settings are never read, and the
+    next run with the same ones reads those of this run. The name of a file contains the size and the time of change of
+    the photograph. A file is whole or absent; several processes may write at the same time.
+
+    Args:
+        folder: the cache; it may hold features of several keys.
+        key: all that features depend on but the photograph and the scale: JSON values.
+        max_gib: most that all files of the folder may take together. Features of other keys make room, those unused for
+            the longest first.
+
+    Example:
+        >>> import tempfile
+        >>> cache = FeatureCache(tempfile.mkdtemp(), {"weights": "0123"})
+        >>> photograph = Record("a", Path(__file__))
+        >>> cache.read(photograph, 1.0) is None
+        True
+        >>> cache.write(photograph, 1.0, np.zeros((1, 4, 2, 3), np.float16))
+        >>> cache.read(photograph, 1.0).shape
+        (1, 4, 2, 3)
+    """
+
+    def __init__(self, folder: str | Path, key: dict[str, object], *, max_gib: float = 50.0) -> None:
+        if not 0 < max_gib < float("inf"):
+            raise ArgumentError("max_gib", max_gib, "give a number of GiB above 0")
+        self.root = Path(folder)
+        self.key = json.loads(json.dumps(key))
+        self.max_gib = max_gib
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
+        self.folder = self.root / digest[:24]
+
+    def path(self, record: Record, scale: float) -> Path:
+        """Where the features of a photograph at a scale are, or would be."""
+        status = record.image.stat()
+        known = [record.image_id, status.st_size, status.st_mtime_ns, float(scale)]
+        name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+        return self.folder / name[:2] / f"{name}.npy"
+
+    def read(self, record: Record, scale: float) -> npt.NDArray[np.float16] | None:
+        """Map the features of a photograph `(V, D, h, w)` into memory; None where there are none that can be read."""
+        try:
+            features = np.load(self.path(record, scale), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        return features if features.dtype == np.float16 and features.ndim == 4 else None
+
+    def has(self, record: Record, scales: Sequence[float]) -> bool:
+        """Whether the features of a photograph are there at every scale."""
+        return all(self.path(record, scale).is_file() for scale in scales)
+
+    def write(self, record: Record, scale: float, features: npt.NDArray[np.float16]) -> None:
+        """Write the features of a photograph `(V, D, h, w)`.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        with output_errors("features.folder", self.root, "give a folder with room"):
+            write_atomically(self.path(record, scale), lambda file: np.save(file, features, allow_pickle=False))
+
+    def begin(self, needed: int) -> None:
+        """Claim room for so many further bytes before any is written; called by one process.
+
+        Raises:
+            OutputError: they do not fit into `max_gib` or on the disk, or the folder cannot be written to.
+        """
+        with output_errors("features.folder", self.root):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            key_file = self.folder / _KEY_FILE
+            write_atomically(key_file, lambda file: file.write(json.dumps(self.key, indent=1).encode()))
+        own = _size(self.folder)
+        limit = int(self.max_gib * GIB)
+        if own + needed > limit:
+            raise OutputError(
+                f"features.max_gib={self.max_gib:g}: the features take {(own + needed) / GIB:.1f} GiB; give as much, or a "
+                "smaller scale or model.embedding_dim"
+            )
+        others = sorted(self._others(), key=lambda folder: _last_used(folder))
+        sizes = {folder: _size(folder) for folder in others}
+        while others and own + needed + sum(sizes[folder] for folder in others) > limit:
+            shutil.rmtree(others.pop(0), ignore_errors=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OutputError(
+                f"features.folder={str(self.root)!r}: the features take {needed / GIB:.1f} GiB more and the disk has "
+                f"{free / GIB:.1f} GiB; give a folder with room, or a smaller scale or model.embedding_dim"
+            )
+
+    def _others(self) -> list[Path]:
+        """Folders of other keys."""
+        return [path.parent for path in self.root.glob(f"*/{_KEY_FILE}") if path.parent != self.folder]
+
+
+def _last_used(folder: Path) -> float:
+    return (folder / _KEY_FILE).stat().st_mtime
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    files = [Path(path) / name for path, _, names in os.walk(folder) for name in names]
+    return sum(path.stat().st_size for path in files if path.is_file())
