@@ -95,8 +95,8 @@ class FeatureCache:
         limit = int(self.max_gib * GIB)
         if own + needed > limit:
             raise OutputError(
-                f"features.max_gib={self.max_gib:g}: the features take {(own + needed) / GIB:.1f} GiB; give as much, or a "
-                "smaller scale or model.embedding_dim"
+                f"features.max_gib={self.max_gib:g}: the features need {(own + needed) / GIB:.1f} GiB; give that, or "
+                "a smaller scale or model.embedding_dim"
             )
         others = sorted(self._others(), key=lambda folder: _last_used(folder))
         sizes = {folder: _size(folder) for folder in others}

@@ -18,16 +18,19 @@ class CAMHead(nn.Module):
     Args:
         in_channels: channels of the features.
         num_classes: foreground classes.
+        bias: whether a constant is added to each map. Features behind a ReLU need none: it would move the image logit
+            and draw nothing. Features of mean 0 have lost theirs.
 
     Shapes:
         features `(B, C, H, W)` -> activation maps `(B, L, H, W)`, unbounded.
     """
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int, *, bias: bool = False) -> None:
         super().__init__()
-        # No bias: a constant added to every cell moves the image logit and draws nothing.
-        self.conv = nn.Conv2d(in_channels, num_classes, kernel_size=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, num_classes, kernel_size=1, bias=bias)
         nn.init.normal_(self.conv.weight, std=0.01)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Activation maps `(B, L, H, W)` of features `(B, C, H, W)`."""
@@ -36,12 +39,12 @@ class CAMHead(nn.Module):
 
 
 @torch.no_grad()
-def fit_head(means: Tensor, tags: Tensor, *, penalty: float = 0.1, iterations: int = 200) -> Tensor:
+def fit_head(means: Tensor, tags: Tensor, *, penalty: float = 0.1, iterations: int = 200) -> tuple[Tensor, Tensor]:
     """Fits a CAM head by logistic regression on the mean feature of each image, in closed steps (L-BFGS).
 
     The image logits of a CAM head are linear in the mean over the cells, so behind frozen features the head is a
-    logistic regression of the tags, one a class. It has no random part. An intercept stands for how rare a class is
-    and is then left out: a constant added to every cell draws nothing.
+    logistic regression of the tags, one a class, and nothing of it is random. Rare classes need no weights: their
+    intercept says that they are rare.
 
     Args:
         means: `(I, D)`, mean feature of each image.
@@ -50,7 +53,7 @@ def fit_head(means: Tensor, tags: Tensor, *, penalty: float = 0.1, iterations: i
         iterations: at most.
 
     Returns:
-        The weights of the head, `(L, D)` float32.
+        Weights `(L, D)` and intercepts `(L,)` of the head, float32.
 
     Raises:
         ArgumentError: for means that are not finite.
@@ -72,7 +75,7 @@ def fit_head(means: Tensor, tags: Tensor, *, penalty: float = 0.1, iterations: i
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return (weight / scale).float().detach()
+    return (weight / scale).float().detach(), bias.float().detach()
 
 
 def class_maps(features: Tensor, *weights: Tensor) -> list[Tensor]:

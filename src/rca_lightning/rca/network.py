@@ -136,11 +136,13 @@ class RCANetwork(nn.Module):
         weights = torch.ones(embedded) if learned else weights
         channels = embedded if self.pca is not None else channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
-        self.coarse_head = CAMHead(channels, num_classes)
+        centred = self.pca is not None
+        self.coarse_head = CAMHead(channels, num_classes, bias=centred)
         self.aggregation = aggregation
         self.context = context
         read = cast(int, context.context_channels) if context else embedded if aggregation else None
-        self.refined_head = CAMHead(channels + read, num_classes) if read and second_head else None
+        has_second = read is not None and second_head
+        self.refined_head = CAMHead(channels + (read or 0), num_classes, bias=centred) if has_second else None
         self.attention_classes = attention_classes
         self.fused = fused
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -208,6 +210,9 @@ class RCANetwork(nn.Module):
         weight = self.refined_head.conv.weight
         of_context, of_features = weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
         coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
+        if self.coarse_head.conv.bias is not None and self.refined_head.conv.bias is not None:
+            coarse = coarse + self.coarse_head.conv.bias[:, None, None]
+            unread = unread + self.refined_head.conv.bias[:, None, None]
         readable = self._readable(coarse, tags)
         read, attention = fused_aggregation(aggregation, embeddings, readable, of_context.flatten(1))
         refined = unread + read * pixel_lengths(embeddings.detach())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, minmax_normalise
+from rca_lightning.errors import ArgumentError
+from rca_lightning.rca.cam import CAMHead, class_maps, fit_head, image_logits, max_normalise, minmax_normalise
 
 
 def random_maps(seed: int = 0, shape: tuple[int, ...] = (2, 3, 4, 5)) -> torch.Tensor:
@@ -106,3 +107,30 @@ def test_each_map_is_scaled_by_itself():
     together = minmax_normalise(maps)
     torch.testing.assert_close(together[1, 2], minmax_normalise(maps[1, 2]))
     torch.testing.assert_close(max_normalise(maps * 1000)[0, 1], max_normalise(maps[0, 1]))
+
+
+def test_head_is_the_logistic_regression_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(120, 5, generator=generator) * 3
+    tags = (means @ torch.randn(5, 3, generator=generator) + torch.tensor([0.0, 2.0, -4.0]) > 0).float()
+    weight, bias = fit_head(means, tags, penalty=0.05)
+    scale = means.double().std()
+    for c in range(3):
+        # C is the inverse of twice the penalty of the sum over images.
+        expected = LogisticRegression(C=1 / (2 * 0.05 * 120), tol=1e-10, max_iter=10_000)
+        expected.fit((means.double() / scale).numpy(), tags[:, c].numpy())
+        torch.testing.assert_close(
+            weight[c].double() * scale, torch.from_numpy(expected.coef_[0]), atol=1e-4, rtol=1e-3
+        )
+        assert float(bias[c]) == pytest.approx(float(expected.intercept_[0]), abs=1e-3)
+
+
+def test_head_of_a_class_on_every_or_no_image_is_finite():
+    means = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    weight, bias = fit_head(means, torch.tensor([[1.0, 0.0]]).expand(10, 2))
+    assert torch.isfinite(weight).all()
+    assert bias[0] > 0 > bias[1]
+    with pytest.raises(ArgumentError, match="means='non-finite'"):
+        fit_head(means.index_fill(0, torch.tensor([1]), float("inf")), torch.ones(10, 2))

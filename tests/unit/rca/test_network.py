@@ -12,6 +12,7 @@ from rca_lightning.backbones.build import build_backbone
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.network import ActivationMaps, RCANetwork
+from rca_lightning.rca.projection import Moments
 
 C, L, K = 6, 3, 2
 
@@ -42,6 +43,12 @@ def build(dim: int | None = None, *, prototypes: bool = True, background: int = 
     for head in (network.coarse_head, network.refined_head):
         if head is not None:
             nn.init.normal_(head.conv.weight)
+            if head.conv.bias is not None:
+                nn.init.normal_(head.conv.bias)
+    if network.pca is not None:
+        moments = Moments(C)
+        moments.add(network.backbone(images(8))[0].detach().permute(0, 2, 3, 1).reshape(-1, C))
+        network.pca.learn(moments)
     return network
 
 
@@ -82,11 +89,14 @@ def test_refined_head_reads_context_at_the_length_of_the_pixel_then_features(dim
     torch.testing.assert_close(maps.attention, read.class_attention[:, :L])
 
 
+@pytest.mark.parametrize("projection", ["learned", "pca"])
 @pytest.mark.parametrize("second_head", [True, False])
 @pytest.mark.parametrize("tags", [None, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])])
 @pytest.mark.parametrize("attention_classes", ["all", "tags"])
-def test_fused_network_computes_the_maps_and_gradients_of_the_equations(second_head, tags, attention_classes):
-    options = {"second_head": second_head, "attention_classes": attention_classes}
+def test_fused_network_computes_the_maps_and_gradients_of_the_equations(
+    projection, second_head, tags, attention_classes
+):
+    options = {"second_head": second_head, "attention_classes": attention_classes, "projection": projection}
     plain, fused = (build(4, fused=fused, **options) for fused in (False, True))
     fused.load_state_dict(plain.state_dict())
     gradients = []
@@ -101,6 +111,21 @@ def test_fused_network_computes_the_maps_and_gradients_of_the_equations(second_h
         if one is not None:
             torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
+def test_pca_is_read_by_memory_and_heads_alike():
+    network = build(4, projection="pca").eval()
+    (projected,) = network.stages(images())
+    features = network.backbone(images())[-1]
+    expected = torch.einsum("dc,bchw->bdhw", network.pca.weight, features) + network.pca.bias[:, None, None]
+    torch.testing.assert_close(projected, expected, atol=1e-5, rtol=1e-4)
+    maps = network.read([projected])
+    assert torch.equal(maps.embeddings, projected)
+    head = network.coarse_head.conv
+    coarse = torch.einsum("lc,bchw->blhw", head.weight[:, :, 0, 0], projected) + head.bias[:, None, None]
+    torch.testing.assert_close(maps.coarse, coarse, atol=1e-5, rtol=1e-4)
+    assert network.standardization is None
+    assert network.prototype_scores(network.aggregation.by_class()[0]).shape == (L, K)
 
 
 def test_library_runs_the_fused_path_and_a_network_by_hand_the_equations():
