@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -44,7 +45,8 @@ class PredictionFolder:
     def complete_ids(self) -> list[str]:
         """Images whose every file is there, sorted."""
         kind, ending = next(iter(self.kinds.items()))
-        image_ids = (path.name.removesuffix(ending) for path in (self.root / kind).glob(f"*{ending}"))
+        names = (path.name.removesuffix(ending) for path in (self.root / kind).glob(f"*{ending}"))
+        image_ids = (unicodedata.normalize("NFC", name) for name in names)  # as ids are; some disks change the form
         return sorted(image_id for image_id in image_ids if self.is_complete(image_id))
 
     def done(self) -> set[str]:
