@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +98,7 @@ class MaskWriter(PredictionWriter):
         assert isinstance(module, SegmentationModule)
         wanted = _predicted_ids(trainer)
         ids = [image_id for image_id in self.folder.complete_ids() if wanted is None or image_id in wanted]
-        entries = self._entries(ids, CocoForm(module.class_names))
+        entries = self._entries(ids, _coco_form(trainer, module.class_names))
         with self.folder.output_errors():
             count = write_coco_results(self._results_file, entries)
         logger.info("wrote %d regions of %d images to %s", count, len(ids), self._results_file)
@@ -115,6 +115,13 @@ class MaskWriter(PredictionWriter):
             if confidence is None:
                 raise OutputError(f"{path} says no confidence, MaskWriter did not write it; delete it and predict anew")
             yield from form.entries(image_id, labels, float(confidence))
+
+
+def _coco_form(trainer: L.Trainer, class_names: Sequence[str]) -> CocoForm:
+    """Ids of the annotations where the data have some."""
+    ids_of = getattr(getattr(trainer, "datamodule", None), "predict_coco_ids", None)
+    ids = None if ids_of is None else ids_of()
+    return CocoForm(class_names) if ids is None else CocoForm(class_names, categories=ids[0], images=ids[1])
 
 
 def _predicted_ids(trainer: L.Trainer) -> set[str] | None:

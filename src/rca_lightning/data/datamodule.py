@@ -17,9 +17,16 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
 from rca_lightning.data.sample import Sample, SkippedImage
-from rca_lightning.data.sources import DatasetName, SourceOptions, evaluation_records, training_records
+from rca_lightning.data.sources import (
+    DatasetName,
+    SourceOptions,
+    check_split,
+    evaluation_records,
+    training_records,
+)
 from rca_lightning.data.transforms import TrainAugmentation
 from rca_lightning.errors import ArgumentError
+from rca_lightning.io.listing import first_few
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +50,8 @@ class WSSSDataModule(L.LightningDataModule):
         eval_split: split of validation and test. It needs masks for `validate` and `test`.
         predict_split: split of prediction; default is `eval_split`. Tags that are unknown there are all 0.
         split_files: split name to a text file with one image id a line. Needed for "trainaug" of VOC, whose list
-            is no part of VOC. In a "folder", a split without a file is all images.
+            is no part of VOC. Of COCO, a name begins with the part it belongs to, `train` or `val`. In a "folder"
+            without any, "train", "val" and "test" are all images; the split "all" always is.
         tags_file: image tags: CSV with the header `image,tags` and tags separated by `;`, or text lines
             `id tag tag`. VOC: wins over Annotations/*.xml, default image_labels.txt for images without XML.
             "folder": default tags.csv or tags.txt in root; images that it does not list have no tag.
@@ -57,7 +65,9 @@ class WSSSDataModule(L.LightningDataModule):
         train_masks: whether training batches hold masks where there are some. RCA itself trains without;
             false saves their decoding.
         saliency_dir: folder of grey saliency maps named like the images, such as Saliency.
-        annotation_file: COCO only: an instances JSON of yours for every split.
+        annotation_file: COCO only: an instances JSON of yours for every split. The classes are its categories in the
+            order of their ids. Tags need `image_id` and `category_id` only; to draw masks, images must have `height`
+            and `width` and annotations `segmentation`.
         batch_size: images of a training batch, for each device.
         eval_batch_size: images of a batch of validation, test and prediction, for each device; only photographs of one
             size share a batch, so nothing is padded and maps do not depend on it.
@@ -135,6 +145,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.options = SourceOptions(
             dataset=dataset,
             root=root,
+            splits=(train_split, eval_split, eval_split if predict_split is None else predict_split),
             split_files=split_files or {},
             tags_file=tags_file,
             class_file=class_file,
@@ -188,6 +199,13 @@ class WSSSDataModule(L.LightningDataModule):
         """What is known of the images of `predict_split`, complete or not; after `setup("predict")`."""
         return _set_up(self._predict, "predict").records
 
+    def predict_coco_ids(self) -> tuple[tuple[int, ...], dict[str, int | str]] | None:
+        """Ids for COCO results of `predict_split`: of each class the category, and of each image by its name.
+
+        They are read from the annotations; None for a data set of another form.
+        """
+        return self.options.coco_ids(self.predict_split)
+
     def prepare_data(self) -> None:
         """Generate the synthetic images if they are not there yet; other data sets are never downloaded."""
         self.options.prepare()
@@ -205,17 +223,23 @@ class WSSSDataModule(L.LightningDataModule):
             DataError: a list names absent images, tags are unknown, masks are missing, a split is empty.
         """
         source = self.options.open()
+        if (now := self.options.class_names()) != self._class_names:
+            remedy = f"its classes are now {first_few(now)}, and were others before; make the data module anew"
+            raise ArgumentError("root", str(self.options.folder), remedy)
         opened = []
         if stage in {"fit", None}:
+            check_split(source, "train_split", self.train_split)
             self._train = self._training_images(source)
             opened.append(self._train)
         # A data set without a validation part can be trained on with Trainer(limit_val_batches=0).
         validates = self.trainer is None or self.trainer.limit_val_batches != 0
         if stage in {"validate", "test", None} or (stage == "fit" and validates):
+            check_split(source, "eval_split", self.eval_split)
             need_masks = stage in {"validate", "test"}
             self._eval = self._evaluation_images(source, self.eval_split, need_masks=need_masks, need_tags=True)
             opened.append(self._eval)
         if stage in {"predict", None}:
+            check_split(source, "predict_split", self.predict_split)
             self._predict = self._evaluation_images(source, self.predict_split, need_masks=False, need_tags=False)
             self._predicted = frozenset()  # of a prediction before
             opened.append(self._predict)
