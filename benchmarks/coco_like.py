@@ -49,7 +49,9 @@ def generate(root: Path, images: int, *, seed: int = 0) -> int:
                     f'"category_id": {categories[category]}, "id": {number}}}'
                 )
                 number += 1
-        listed = [{"supercategory": "thing", "id": category, "name": COCO_CATEGORIES[category]} for category in categories]
+        listed = [
+            {"supercategory": "thing", "id": category, "name": COCO_CATEGORIES[category]} for category in categories
+        ]
         file.write('], "categories": ' + json.dumps(listed) + "}")
     return path.stat().st_size
 

@@ -18,7 +18,7 @@ from rca_lightning.data.coco_categories import COCO, Categories, read_categories
 from rca_lightning.data.coco_index import IndexSources, kept_records
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.records import Record, RecordTable
-from rca_lightning.data.tag_files import read_id_list, read_tag_file
+from rca_lightning.data.tag_files import read_id_list, read_tag_file, warn_unlisted
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, RCAError
 from rca_lightning.io.listing import check_image_id, first_few, list_images, locate, require_folder
 
@@ -99,6 +99,7 @@ class COCOSource:
         self.categories, self._categories_from = find_categories(
             root, year=year, annotation_file=annotation_file, splits=splits
         )
+        self._tags_file = tags_file
         classes = ClassIndex(self.categories.names)
         self._given_tags = read_tag_file(locate(tags_file, root), classes) if tags_file else {}
 
@@ -140,6 +141,8 @@ class COCOSource:
             categories=self.categories,
         )
         table = kept_records(sources, lambda: _build(sources, split, list_file, self._categories_from))
+        if self._tags_file is not None:
+            warn_unlisted(self._given_tags, set(table.image_ids), tags_file=self._tags_file, where=f"split {split!r}")
         if need_masks and not table.has_mask.all():
             self._explain(path, [table.image_ids[row] for row in np.flatnonzero(~table.has_mask)])
         return table

@@ -56,7 +56,7 @@ class WSSSDataModule(L.LightningDataModule):
             `id tag tag`. VOC: wins over Annotations/*.xml, default image_labels.txt for images without XML.
             "folder": default tags.csv or tags.txt in root; images that it does not list have no tag.
         class_file: "folder" only: one foreground class name a line, in the order of the mask values 1, 2, ...;
-            default classes.txt in root.
+            default classes.txt in root. Background and void are no lines of it.
         image_dir: folder of the images. "folder": default images in root, else root itself. COCO: instead of the
             official folder. Not for VOC.
         mask_dir: folder of index masks (PNG: 0 background, 1..L classes, 255 void), such as SegmentationClassAug;

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.errors import DataError
 from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, read_lines
+
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 _SBD_LINE = re.compile(r"/?JPEGImages/(?P<id>[^/\\\s]+)\.jpg(\s+/?SegmentationClass\w*/(?P<mask>[^/\\\s]+)\.png)?")
 
@@ -51,6 +56,16 @@ def require_listed(ids: Collection[str], images: Collection[str], *, listed_in: 
         raise DataError(
             f"{listed_in}: {len(absent)} of its {len(ids)} images are not in {folder}: {first_few(absent)}; "
             "add them or take them out of the file"
+        )
+
+
+def warn_unlisted(tags: Collection[str], images: Collection[str], *, tags_file: str, where: str) -> None:
+    """Warn of tags that a file has for images that are not there, as ids of another form would be."""
+    absent = [image_id for image_id in tags if image_id not in images]
+    if absent:
+        _warn(
+            "tags_file=%r: %d of its %d images are not in %s, so their tags are not used: %s",
+            *(tags_file, len(absent), len(tags), where, first_few(absent)),
         )
 
 

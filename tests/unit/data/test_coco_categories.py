@@ -212,3 +212,27 @@ def test_ids_for_results_are_those_of_the_file(make: Callable[..., Path]) -> Non
 
 def test_other_data_sets_have_no_ids_for_results(tmp_path: Path) -> None:
     assert WSSSDataModule("voc2012", tmp_path).predict_coco_ids() is None
+
+
+def test_tags_of_images_that_are_not_there_are_counted(
+    make: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make(DAMAGE)
+    (root / "tags.csv").write_text("image,tags\n1,rust\n2,crack\n")
+    COCOSource(root, year=2017, tags_file="tags.csv").records("train", with_masks=False)
+    message = "tags_file='tags.csv': 2 of its 2 images are not in split 'train', so their tags are not used: 1, 2"
+    assert message in caplog.text
+
+
+def test_names_of_images_and_categories_match_in_either_normal_form(make: Callable[..., Path]) -> None:
+    one, two = "caf\u00e9", "cafe\u0301"
+    root = make(
+        [{"id": 1, "name": two}],
+        images=[{"id": 11, "file_name": f"{one}.jpg", "height": 20, "width": 30}],
+        annotations=[{"image_id": 11, "category_id": 1, "segmentation": LEFT}],
+    )
+    Image.new("RGB", (30, 20)).save(root / "train2017" / f"{two}.jpg")
+    (root / "tags.csv").write_text(f"image,tags\n{two},{one}\n")
+    source = COCOSource(root, year=2017, tags_file="tags.csv")
+    assert source.categories.names == (one,)
+    assert [(record.image_id, record.tags) for record in source.records("train", with_masks=True)] == [(one, (0,))]
