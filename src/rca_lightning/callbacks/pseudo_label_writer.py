@@ -119,7 +119,17 @@ class PseudoLabelWriter(PredictionWriter):
         self.generator.check_packages()
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
-        names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
+        names = (
+            "num_classes",
+            "class_names",
+            "backbone",
+            "final_map",
+            "scales",
+            "flip",
+            "max_side",
+            "predict_tags",
+            "tag_threshold",
+        )
         settings = {name: module.hparams[name] for name in names}
         return {"maps": self.maps, **self.generator.describe(), **settings, "reads_attention": reads_attention}
 
