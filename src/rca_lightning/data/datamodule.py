@@ -222,7 +222,7 @@ class WSSSDataModule(L.LightningDataModule):
             need_masks = stage in {"validate", "test"}
             self._eval = self._evaluation_images(source, self.eval_split, need_masks=need_masks, need_tags=True)
             opened.append(self._eval)
-        self._note_skipped_validation(stage)
+        self._note_skipped_validation(self._eval if stage == "fit" and validates else None)
         if stage in {"predict", None}:
             self._predict = self._evaluation_images(source, self.predict_split, need_masks=False, need_tags=False)
             self._predicted = frozenset()  # of a prediction before
@@ -284,13 +284,13 @@ class WSSSDataModule(L.LightningDataModule):
         """Those of the named images that no prediction can read; see `TaggedImages.unread`."""
         return _set_up(self._predict, "predict").unread(image_ids)
 
-    def _note_skipped_validation(self, stage: str | None) -> None:
-        images = self._eval if stage == "fit" else None
-        nothing_to_score = images is not None and not bool(images.records.has_mask.any())
-        if images is not None and nothing_to_score:
+    def _note_skipped_validation(self, images: TaggedImages | None) -> None:
+        """Skip the validation of a `fit` whose images have no mask."""
+        self.skips_validation = False
+        if images is not None and not images.records.has_mask.any():
             count = len(images)
             _warn("split %r: %d of %d images have no mask, so validation is skipped", self.eval_split, count, count)
-        self.skips_validation = nothing_to_score and self.trainer is not None
+            self.skips_validation = self.trainer is not None
 
     def _check_label_classes(self, source: Source) -> None:
         """Compare the classes of masks that `rca predict` or `rca labels` has written."""
