@@ -16,11 +16,17 @@ class Brightness(nn.Module):
         self.gain = nn.Parameter(torch.ones(1))
         self.num_classes = num_classes
         self.attention = attention
-        self.aggregation = None
+        self.aggregation = self.has_prototype = None
         self.seen: list[tuple[int, ...]] = []
 
-    def forward(self, images, tags=None):
+    def stages(self, images):
         assert not self.training
         self.seen.append(tuple(images.shape))
-        maps = images.mean(1, keepdim=True).repeat(1, self.num_classes, 1, 1) * self.gain
+        return [images]
+
+    def coarse_head(self, images):
+        return images.mean(1, keepdim=True).repeat(1, self.num_classes, 1, 1) * self.gain
+
+    def read(self, stages, tags=None):
+        images, maps = stages[-1], self.coarse_head(stages[-1])
         return ActivationMaps(embeddings=images, coarse=maps, attention=10 - maps if self.attention else None)

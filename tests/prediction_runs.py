@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import lightning as L
+import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
@@ -40,6 +42,13 @@ class Photographs(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         rest = [sample for sample in self.samples if sample["image_id"] not in self.left_out]
         return DataLoader(rest, batch_size=2, collate_fn=collate)
+
+
+def with_prototypes(module: RCAModule) -> RCAModule:
+    """The module with a random prototype in every slot, as after a clustering."""
+    reader = module.network.aggregation
+    reader.write(F.normalize(torch.randn_like(reader.prototypes), dim=1), torch.ones_like(reader.valid))
+    return module
 
 
 def predict(module: RCAModule, writer: PseudoLabelWriter, data: Photographs) -> list[str]:

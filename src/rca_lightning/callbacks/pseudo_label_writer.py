@@ -114,24 +114,15 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(module, RCAModule):
             raise ArgumentError("model", type(module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
         check_mask_classes(module.hparams["num_classes"])
-        reads_attention = module.hparams["final_map"] == "attention" and module.network.aggregation is not None
-        self.generator = PseudoLabelGenerator(**{**default_thresholds(attention=reads_attention), **self._settings})
+        self.generator = PseudoLabelGenerator(
+            **{**default_thresholds(attention=module.reads_attention), **self._settings}
+        )
         self.generator.check_packages()
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
-        names = (
-            "num_classes",
-            "class_names",
-            "backbone",
-            "final_map",
-            "scales",
-            "flip",
-            "max_side",
-            "predict_tags",
-            "tag_threshold",
-        )
-        settings = {name: module.hparams[name] for name in names}
-        return {"maps": self.maps, **self.generator.describe(), **settings, "reads_attention": reads_attention}
+        names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
+        settings = {name: module.hparams[name] for name in ("class_names", *names)}
+        return {"maps": self.maps, **self.generator.describe(), **settings, "reads_attention": module.reads_attention}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and asks the module for the features that a refinement needs."""

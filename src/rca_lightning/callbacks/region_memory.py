@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any, get_args
 
@@ -157,6 +158,26 @@ class RegionMemoryCallback(L.Callback):
         reader = module.network.aggregation if isinstance(module, RCAModule) else None
         if reader is not None:
             reader.write(torch.zeros_like(reader.prototypes), torch.zeros_like(reader.valid))
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn of a training that ends before its first clustering."""
+        dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not isinstance(pl_module, RCAModule) or pl_module.network.aggregation is None or dry_run:
+            return
+        warmup = pl_module.hparams["warmup_epochs"]
+        epochs = max(1, warmup)
+        steps = epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
+        for name, most, needed in (("max_epochs", trainer.max_epochs, epochs), ("max_steps", trainer.max_steps, steps)):
+            if most is not None and 0 <= most < needed < float("inf"):
+                logger.warning(
+                    "%s=%d: training ends before the first clustering, so no class gets a prototype; give %d or more, "
+                    "or a smaller warmup_epochs (%d)",
+                    name,
+                    most,
+                    math.ceil(needed),
+                    warmup,
+                )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -39,6 +39,8 @@ class COCOSource:
     Source: https://cocodataset.org/#format-data
     """
 
+    needs_all_tags = True
+
     def __init__(
         self,
         root: Path,

@@ -45,12 +45,12 @@ class WSSSDataModule(L.LightningDataModule):
             the one with annotations. May be left out for "synthetic": $RCA_CACHE or ~/.cache/rca_lightning.
         train_split: split to train on.
         eval_split: split of validation and test. It needs masks for `validate` and `test`.
-        predict_split: split of prediction; default is `eval_split`. Tags that are unknown there are all 0.
+        predict_split: split of prediction; default is `eval_split`. Tags that are unknown there are all -1.
         split_files: split name to a text file with one image id a line. Needed for "trainaug" of VOC, whose list
             is no part of VOC. In a "folder", a split without a file is all images.
         tags_file: image tags: CSV with the header `image,tags` and tags separated by `;`, or text lines
             `id tag tag`. VOC: wins over Annotations/*.xml, default image_labels.txt for images without XML.
-            "folder": default tags.csv or tags.txt in root; images that it does not list have no tag.
+            "folder": default tags.csv or tags.txt in root; tags of images that it does not list are unknown.
         class_file: "folder" only: one foreground class name a line, in the order of the mask values 1, 2, ...;
             default classes.txt in root.
         image_dir: folder of the images. "folder": default images in root, else root itself. COCO: instead of the

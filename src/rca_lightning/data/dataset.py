@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from rca_lightning.constants import UNKNOWN_TAG
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.images import DecodedCache, check_same_size, image_size, read_image, read_mask, read_saliency
 from rca_lightning.data.records import Record, RecordTable
@@ -188,7 +189,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
             pixels = Pixels(image(size), mask, saliency)
         else:
             pixels = self.augmentation.decoded(image, size, mask=mask, saliency=saliency, seed=seed)
-        tags = torch.zeros(self.num_classes)
+        tags = torch.full((self.num_classes,), UNKNOWN_TAG if record.tags is None else 0.0)
         tags[list(record.tags or ())] = 1.0
         sample = Sample(image=normalise(pixels), tags=tags, image_id=record.image_id, original_size=torch.tensor(size))
         if pixels.mask is not None:

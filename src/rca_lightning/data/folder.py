@@ -20,14 +20,16 @@ class FolderSource:
         classes: the class names.
         image_dir: folder of the images; default `root/images` where that exists, else `root`.
         tags_file: CSV or text file, see `read_tag_file`; default the first there is of `root/tags.csv`
-            and `root/tags.txt`. Without any, tags are unknown, which is enough to predict. With one,
-            an image it does not list has no tag.
+            and `root/tags.txt`. The tags of an image that no file lists are unknown, which is enough to
+            predict.
         split_files: split name to the file with its ids. A split without a file is all images.
 
     Raises:
         DatasetNotFoundError: no such folder or file.
         DataError: two images share an id, the tag file cannot be used, or names images that are not there.
     """
+
+    needs_all_tags = False
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class FolderSource:
             ids = read_id_list(list_file)
             require_listed(ids, self._images, listed_in=list_file, folder=self._folder)
         tags = self._tags
-        return [Record(name, self._images[name], None if tags is None else tags.get(name, ())) for name in ids]
+        return [Record(name, self._images[name], None if tags is None else tags.get(name)) for name in ids]
 
     def _read_tags(self, tags_file: str | None, classes: ClassIndex) -> dict[str, Tags] | None:
         candidates = [self.root / "tags.csv", self.root / "tags.txt"]

@@ -40,9 +40,16 @@ class Record:
 
 
 class Source(Protocol):
-    """A data set on disk."""
+    """A data set on disk.
+
+    Attributes:
+        root: its folder.
+        needs_all_tags: whether unknown tags of an image to train on or to score are an error, as in a data set that has
+            them all; else such an image is not trained on.
+    """
 
     root: Path
+    needs_all_tags: bool
 
     def records(self, split: str, *, with_masks: bool) -> Sequence[Record]:
         """Return the images of a split in their order, `with_masks` with the masks that do not come as files."""

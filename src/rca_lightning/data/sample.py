@@ -25,8 +25,8 @@ class Sample(TypedDict, total=False):
 
     Attributes:
         image: (3, H, W) float32, RGB, normalised by the ImageNet mean and standard deviation.
-        tags: (L,) float32, 1 for each class in the image, else 0; index c means mask value c + 1. All 0
-            also when the tags are unknown, which happens in prediction only.
+        tags: (L,) float32, 1 for each class in the image, else 0; index c means mask value c + 1. All -1 if the tags
+            are unknown, which happens in prediction only; all 0 if the image shows none of the classes.
         image_id: name of the image file without its ending.
         original_size: (2,) int64, height and width of the upright photograph.
         mask: (H, W) int64: 0 background, 1..L classes, 255 void. Missing without a mask.
@@ -53,7 +53,7 @@ class Batch(TypedDict, total=False):
 
     Attributes:
         image: (B, 3, H, W) float32.
-        tags: (B, L) float32.
+        tags: (B, L) float32: 1 present, 0 absent, -1 unknown.
         image_id: B names.
         original_size: (B, 2) int64.
         mask: (B, H, W) int64; only if every sample has one.

@@ -38,13 +38,14 @@ def training_records(
         DatasetNotFoundError: a folder is missing.
     """
     records = RecordTable.of(source.records(split, with_masks=with_masks and mask_dir is None))
-    has_tag = _known_tag_counts(records, split) > 0
-    if not has_tag.any():
+    counts = _tag_counts(records, split, needs_all=source.needs_all_tags)
+    if not (counts > 0).any():
         raise DataError(f"split {split!r}: none of its {len(records)} images has a tag; there is nothing to train on")
-    tagged = records
-    if not has_tag.all():
-        tagged, without = records.take(has_tag), records.take(~has_tag).image_ids
-        _warn("split %r: %d images left out of training, no tag: %s", split, len(without), first_few(without))
+    tagged = records.take(counts > 0) if (counts <= 0).any() else records
+    for left_out, why in ((counts == 0, "no tag"), (counts < 0, "unknown tags")):
+        if left_out.any():
+            without = records.take(left_out).image_ids
+            _warn("split %r: %d images left out of training, %s: %s", split, len(without), why, first_few(without))
     if with_masks:
         tagged = _with_masks(tagged, source, mask_dir)
         if mask_dir is not None:
@@ -78,7 +79,10 @@ def evaluation_records(
     if not records:
         raise DataError(f"split {split!r}: no image in it")
     if need_tags:
-        _known_tag_counts(records, split)
+        unknown = records.take(_tag_counts(records, split, needs_all=source.needs_all_tags) < 0).image_ids
+        if unknown:
+            shown = first_few(unknown)
+            _warn("split %r: predicted tags stand in for %d images of unknown tags: %s", split, len(unknown), shown)
     records = _with_masks(records, source, mask_dir, required=need_masks)
     has_mask = records.has_mask
     if need_masks:
@@ -109,12 +113,14 @@ def _with_saliency(records: RecordTable, source: Source, split: str, saliency_di
     return records
 
 
-def _known_tag_counts(records: RecordTable, split: str) -> npt.NDArray[np.int64]:
+def _tag_counts(records: RecordTable, split: str, *, needs_all: bool) -> npt.NDArray[np.int64]:
+    """Number of tags of each image, -1 where they are unknown, which is an error if all are, or if all are needed."""
     remedy = "give tags_file (a line an image: id tag tag), or leave the images out by split_files"
     counts = records.tag_counts
     if len(records) and (counts < 0).all():
         raise DatasetNotFoundError(f"tags_file: split {split!r} has no tags at all; {remedy}")
-    _require(records, counts >= 0, split, what="tags", remedy=remedy)
+    if needs_all:
+        _require(records, counts >= 0, split, what="tags", remedy=remedy)
     return counts
 
 

@@ -79,6 +79,8 @@ class VOCSource:
     Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/
     """
 
+    needs_all_tags = True
+
     def __init__(
         self,
         root: Path,

@@ -149,7 +149,7 @@ class Evaluation(nn.Module):
 
         Args:
             seeds: of each image.
-            tags: true tags `(B, L)`.
+            tags: true tags `(B, L)`; images whose row is below 0 (unknown) do not count in the average precision.
             masks: `(B, H, W)`, or `None`.
         """
         if masks is None:
@@ -160,16 +160,17 @@ class Evaluation(nn.Module):
         for mask, present in zip(masks, tags, strict=True):
             self.mask_classes.update(mask, present)
         self.probabilities.extend(image.probabilities for image in seeds)
-        self.tags.extend(tags > 0)
+        self.tags.extend(tags.to(torch.int8))
 
     def finish(self) -> Scores | None:
         """Scores over all ranks, then a reset; `None` when no image had a mask on any rank."""
         probabilities = torch.stack(self.probabilities) if self.probabilities else self.none
-        tags = torch.stack(self.tags) if self.tags else self.none.bool()
-        probabilities, present = gather_uneven(probabilities, tags.to(torch.uint8))
+        tags = torch.stack(self.tags) if self.tags else self.none.to(torch.int8)
+        probabilities, tags = gather_uneven(probabilities, tags)
         self.last_result = None
-        if len(present):
-            average_precision = mean_average_precision(probabilities, present.long())
+        if len(tags):
+            known = (tags >= 0).all(dim=1)
+            average_precision = mean_average_precision(probabilities[known], tags[known].long())
             self.last_result = replace(
                 self._metric().compute(),
                 classification_map=average_precision,

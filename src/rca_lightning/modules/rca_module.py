@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-import torch
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, refuse_removed
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
+from rca_lightning.io.listing import first_few
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import checked_arguments
 from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
@@ -24,6 +26,8 @@ from rca_lightning.rca.loss import Losses, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap, RegionMap, build_network
 from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, select_for_memory
+
+logger = logging.getLogger(__name__)
 
 
 class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataChecks):
@@ -206,6 +210,36 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataChecks):
                 "callbacks", None, "add RegionMemoryCallback() to the Trainer, or set contrast=False, aggregation=False"
             )
 
+    @property
+    def reads_attention(self) -> bool:
+        """Whether seeds are read from the attention of at least one class."""
+        prototyped = self.network.has_prototype
+        return self.hparams["final_map"] == "attention" and prototyped is not None and bool(prototyped.any())
+
+    def on_validation_start(self) -> None:
+        """Warns before `validate` of classes without a prototype."""
+        if self.trainer.state.fn != "fit":
+            self._warn_of_missing_prototypes()
+
+    def on_predict_start(self) -> None:
+        """Warns of classes without a prototype."""
+        self._warn_of_missing_prototypes()
+
+    on_test_start = on_predict_start
+
+    @rank_zero_only
+    def _warn_of_missing_prototypes(self) -> None:
+        prototyped = self.network.has_prototype
+        if self.hparams["final_map"] != "attention" or prototyped is None or bool(prototyped.all()):
+            return
+        missing = [name for name, has in zip(self.class_names, prototyped.tolist(), strict=True) if not has]
+        logger.warning(
+            "prototypes: %s; maps without prototypes are those of the first CAM head, which cover less of an object. "
+            "Remedy: train for more epochs than warmup_epochs=%d, on images with these tags",
+            "no class has any" if len(missing) == len(prototyped) else f"none for {first_few(missing)}",
+            self.hparams["warmup_epochs"],
+        )
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Computes one step of RCA; numbers are the equations of docs/method.md.
 
@@ -292,14 +326,13 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataChecks):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """For each image `image_id` and `seeds`, on the device that computed them."""
-        tags = batch["tags"]
-        known = (tags > 0).any(dim=1) & (self.hparams["predict_tags"] == "image")
-        by_place: dict[int, ClassMaps] = {}
-        for group, given in ((known, tags[known]), (~known, None)):
-            if group.any():
-                places = torch.nonzero(group)[:, 0].tolist()
-                by_place.update(zip(places, self.seeds(batch["image"][group], given), strict=True))
-        return [{"image_id": image_id, "seeds": by_place[place]} for place, image_id in enumerate(batch["image_id"])]
+        if not batch["image_id"]:
+            return []  # none of its images could be read
+        seeds = self.seeds(batch["image"], batch["tags"] if self.hparams["predict_tags"] == "image" else None)
+        return [
+            {"image_id": image_id, "seeds": of_image}
+            for image_id, of_image in zip(batch["image_id"], seeds, strict=True)
+        ]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD or AdamW with poly decay, a step at a time."""

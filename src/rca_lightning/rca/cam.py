@@ -61,6 +61,21 @@ def image_logits(maps: Tensor) -> Tensor:
     return maps.float().mean(dim=(2, 3))
 
 
+def predicted_classes(probabilities: Tensor, threshold: float = 0.5) -> Tensor:
+    """Classes an image is taken to show: those above the threshold, or the most probable one.
+
+    Args:
+        probabilities: `(B, L)`, of the image logits.
+        threshold: in `[0, 1]`.
+
+    Returns:
+        `(B, L)` bool, in each row at least one.
+    """
+    above = probabilities > threshold
+    most = F.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).bool()
+    return torch.where(above.any(dim=1, keepdim=True), above, most)
+
+
 def minmax_normalise(maps: Tensor, eps: float = 1e-5) -> Tensor:
     """Scale each map by its own minimum and maximum to `[0, 1]`; a constant map becomes 0.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.rca.cam import image_logits, max_normalise
+from rca_lightning.rca.cam import image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.network import FinalMap, RCANetwork
 
 logger = logging.getLogger(__name__)
@@ -121,14 +121,16 @@ def infer_class_maps(
 ) -> list[ClassMaps]:
     """Computes the class maps of whole images.
 
-    The maps of all scales and flips are averaged, then normalised, so a view in which a class is hardly seen counts
-    little.
+    The classes of an image without tags are decided once, from the mean of its logits over all views. The maps of all
+    scales and flips are read with the classes of the image, averaged and then normalised, so a view in which a class is
+    hardly seen counts little.
 
     Args:
         network: in evaluation mode.
         images: `(B, 3, H, W)`, normalised.
-        tags: `(B, L)`, 0 or 1: the classes to keep. `None` where unknown: those with an image probability
-            above `tag_threshold`, or the most probable one.
+        tags: `(B, L)`: 1 for the classes to keep and 0 for others; a row of 0 has no class. In a row below 0, and with
+            `None`, the tags are unknown, and the classes with an image probability above `tag_threshold` are kept, or
+            the most probable one.
         final_map: which map is read; see `ActivationMaps.final_cam`.
         scales: factors on the image size.
         flip: whether to add the mirrored image at every scale.
@@ -142,23 +144,36 @@ def infer_class_maps(
     Raises:
         ArgumentError: for scales or a side of which no view can be made.
     """
-    summed: Tensor | None = None
-    logits: list[Tensor] = []
-    features: list[Tensor] = []
     # The largest view first: all others are averaged on its cells.
-    for view, mirrored in multi_scale_flip(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side):
-        output = network(view, tags)
+    views = multi_scale_flip(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side)
+    stages: Iterator[tuple[list[Tensor], bool]] = ((network.stages(view), mirrored) for view, mirrored in views)
+    classes = None if tags is None or bool((tags < 0).any()) else tags > 0
+    probabilities: Tensor | None = None
+    if classes is None:
+        # Kept, as each view is read with the classes that all views decide.
+        kept = list(stages)
+        logits = [image_logits(network.coarse_head(of_view[-1])) for of_view, _ in kept]
+        probabilities = torch.stack(logits).mean(0).sigmoid()
+        classes = predicted_classes(probabilities, tag_threshold)
+        if tags is not None:
+            classes = torch.where((tags < 0).any(dim=1, keepdim=True), classes, tags > 0)
+        stages = iter(kept)
+    summed: Tensor | None = None
+    logits = []
+    features: list[Tensor] = []
+    for of_view, mirrored in stages:
+        output = network.read(of_view, classes)
         cam = _unmirrored(output.final_cam(final_map), mirrored)
         logits.append(image_logits(output.coarse))
         if keep_features and len(features) < 1 + flip:
             features.append(_unmirrored(output.embeddings.float(), mirrored))
         summed = cam if summed is None else summed + _resize(cam, summed.shape[2:])
     assert summed is not None  # there is at least one scale
-    probabilities = torch.stack(logits).mean(0).sigmoid()
+    probabilities = torch.stack(logits).mean(0).sigmoid() if probabilities is None else probabilities
     size = (images.shape[2], images.shape[3])
     class_maps = []
     for index in range(len(images)):
-        keep = _kept(probabilities[index], None if tags is None else tags[index], tag_threshold)
+        keep = torch.nonzero(classes[index])[:, 0]
         # Only kept classes are enlarged: 80 maps of a photograph would take 100 MB.
         mean = summed[index : index + 1, keep] / len(logits)
         enlarged = _resize(mean, size)[0] if len(keep) else mean.new_zeros(0, *size)
@@ -169,13 +184,6 @@ def infer_class_maps(
 
 def _unmirrored(maps: Tensor, mirrored: bool) -> Tensor:
     return maps.flip(3) if mirrored else maps
-
-
-def _kept(probabilities: Tensor, tags: Tensor | None, tag_threshold: float) -> Tensor:
-    if tags is not None:
-        return torch.nonzero(tags > 0)[:, 0]
-    keep = torch.nonzero(probabilities > tag_threshold)[:, 0]
-    return keep if len(keep) else probabilities.argmax()[None]
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
-from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise
+from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.standardization import Standardization, concat_stages
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
@@ -30,19 +30,24 @@ class ActivationMaps:
         embeddings: what regions are pooled from and prototypes compared with, `(B, D, H, W)`.
         coarse: `P`, maps of the first CAM head, `(B, L, H, W)`.
         refined: `P^`, maps of the second head on `[F', F]`, `(B, L, H, W)`; `None` without that head.
-        attention: attention summed over the prototypes of a class, `(B, L, H, W)`; `None` without prototypes.
+        attention: attention summed over the prototypes of a class, `(B, L, H, W)`; `None` without aggregation.
+        has_prototype: `(L,)` bool, which classes have a prototype; `None`: all that have attention.
     """
 
     embeddings: Tensor
     coarse: Tensor
     refined: Tensor | None = None
     attention: Tensor | None = None
+    has_prototype: Tensor | None = None
 
     def final_cam(self, final_map: FinalMap) -> Tensor:
-        """Returns the named map `(B, L, H, W)`, non-negative; where it is missing, the refined or coarse one."""
-        if final_map == "attention" and self.attention is not None:
-            return self.attention.float()
+        """Returns the named map `(B, L, H, W)`, non-negative; where it is missing, the refined or coarse one.
+
+        With "attention" a class that has no prototype has its coarse map.
+        """
         coarse = self.coarse.float().clamp_min(0)
+        if final_map == "attention" and self.attention is not None:
+            return self._attention_or(coarse, self.attention.float())
         if final_map == "coarse" or self.refined is None:
             return coarse
         refined = self.refined.float().clamp_min(0)
@@ -58,8 +63,12 @@ class ActivationMaps:
         coarse = self.coarse.detach()
         if region_map == "coarse" or self.attention is None:
             return coarse
-        attention = self.attention.detach()
-        return torch.where(attention.amax(dim=(2, 3), keepdim=True) > 0, attention.to(coarse.dtype), coarse)
+        return self._attention_or(coarse, self.attention.detach())
+
+    def _attention_or(self, coarse: Tensor, attention: Tensor) -> Tensor:
+        if self.has_prototype is None:
+            return attention
+        return torch.where(self.has_prototype[:, None, None], attention.to(coarse.dtype), coarse)
 
 
 class RCANetwork(nn.Module):
@@ -130,14 +139,28 @@ class RCANetwork(nn.Module):
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
-        """Computes the maps of images: equations (1), (7) and (8) of docs/method.md.
+        """Computes the maps of images: `read` of the `stages`.
 
         Args:
             images: `(B, 3, H, W)`, normalised as the backbone expects.
-            tags: `(B, L)`; which classes may be read with `attention_classes="tags"`. Where they are
-                unknown (`None`) the classes with an image probability above one half stand in.
+            tags: as for `read`.
         """
-        stages = self.backbone(images.contiguous(memory_format=self.memory_format))[-self.embedding_stages :]
+        return self.read(self.stages(images), tags)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone for images `(B, 3, H, W)`."""
+        outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
+        return outputs[-self.embedding_stages :]
+
+    def read(self, stages: list[Tensor], tags: Tensor | None = None) -> ActivationMaps:
+        """Computes the maps of images from their features: equations (1), (7) and (8) of docs/method.md.
+
+        Args:
+            stages: what `stages` returns.
+            tags: `(B, L)`, above 0 for the classes that may be read with `attention_classes="tags"`. In a row below 0,
+                and with `None`, they are unknown, and the classes with an image probability above one half stand in,
+                or the most probable one.
+        """
         features, embeddings = stages[-1], self.embed(stages)
         if self.aggregation is not None and self.fused:
             return self._fused(self.aggregation, features, embeddings, tags)
@@ -152,11 +175,11 @@ class RCANetwork(nn.Module):
         read = self.aggregation(query, self._readable(coarse, tags))  # S and F' = S Q
         attention = read.class_attention[:, : coarse.shape[1]]
         if self.refined_head is None:
-            return ActivationMaps(embeddings, coarse, attention=attention)
+            return ActivationMaps(embeddings, coarse, None, attention, self.has_prototype)
         # Prototypes are unit vectors: with the length of the pixel both halves of F^ have one scale.
         context = read.context * pixel_lengths(embeddings.detach())
         refined = self.refined_head(torch.cat([context, features], dim=1))  # P^ of F^ = [F', F]
-        return ActivationMaps(embeddings, coarse, refined, attention)
+        return ActivationMaps(embeddings, coarse, refined, attention, self.has_prototype)
 
     def _fused(
         self, aggregation: SemanticAggregation, features: Tensor, embeddings: Tensor, tags: Tensor | None
@@ -166,20 +189,29 @@ class RCANetwork(nn.Module):
             coarse = self.coarse_head(features)
             nothing = embeddings.new_empty(0, embeddings.shape[1])
             _, attention = fused_aggregation(aggregation, embeddings.detach(), self._readable(coarse, tags), nothing)
-            return ActivationMaps(embeddings, coarse, attention=attention[:, : coarse.shape[1]])
+            attention = attention[:, : coarse.shape[1]]
+            return ActivationMaps(embeddings, coarse, None, attention, self.has_prototype)
         weight = self.refined_head.conv.weight
         of_context, of_features = weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
         coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
         readable = self._readable(coarse, tags)
         read, attention = fused_aggregation(aggregation, embeddings, readable, of_context.flatten(1))
         refined = unread + read * pixel_lengths(embeddings.detach())
-        return ActivationMaps(embeddings, coarse, refined, attention[:, : coarse.shape[1]])
+        return ActivationMaps(embeddings, coarse, refined, attention[:, : coarse.shape[1]], self.has_prototype)
 
     def _readable(self, coarse: Tensor, tags: Tensor | None) -> Tensor | None:
         """The classes `(B, L)` a pixel may read; `None`: all."""
         if self.attention_classes != "tags":
             return None
-        return tags if tags is not None else image_logits(coarse) > 0
+        if tags is not None and self.training:
+            return tags  # all are known
+        likely = predicted_classes(image_logits(coarse).sigmoid())
+        return likely if tags is None else torch.where((tags < 0).any(dim=1, keepdim=True), likely, tags > 0)
+
+    @property
+    def has_prototype(self) -> Tensor | None:
+        """Which classes have a prototype, `(L,)` bool; `None` without aggregation."""
+        return None if self.aggregation is None else self.aggregation.by_class()[1].any(dim=1)
 
     def embed(self, stages: list[Tensor]) -> Tensor:
         """Embeddings `(B, D, H, W)` of the outputs of the last stages, on the grid of the last one."""

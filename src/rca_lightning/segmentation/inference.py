@@ -106,7 +106,8 @@ def draw_labels(
         probabilities: `(B, L + 1, h, w)`, summing to 1 at each pixel; of the photographs' size or smaller.
         images: `(B, 3, H, W)`, the photographs, normalised.
         tags: `(B, L)`, above 0 for the classes an image shows: only these and the background are drawn, and their
-            probabilities are made to sum to 1. An image without any is drawn as with `None`, which allows every class.
+            probabilities are made to sum to 1. In a row below 0, and with `None`, the tags are unknown, and every class
+            may be drawn.
         crf: whether a fully connected CRF refines the probabilities, before they are enlarged; see `dense_crf`.
 
     Returns:
@@ -152,7 +153,7 @@ def strongest_label(scores: Tensor, size: tuple[int, int]) -> Tensor:
 def _restrict_to_tags(probabilities: Tensor, tags: Tensor) -> Tensor:
     """Keeps the probabilities of the tags and the background, and rescales them to a sum of 1."""
     allowed = F.pad(tags > 0, (1, 0), value=True)  # (B, L) -> (B, L + 1)
-    allowed |= ~(tags > 0).any(dim=1, keepdim=True)
+    allowed |= (tags < 0).any(dim=1, keepdim=True)
     kept = probabilities * allowed[:, :, None, None]
     return kept / kept.sum(1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.prediction_runs import Photographs, predict
+from tests.prediction_runs import Photographs, predict, with_prototypes
 
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.data.sample import collate
@@ -22,7 +22,7 @@ H, W = 32, 40
 @pytest.fixture(scope="module")
 def module() -> RCAModule:
     torch.manual_seed(0)
-    return RCAModule(num_classes=2, backbone="resnet14", flip=False, background_prototypes=0)
+    return with_prototypes(RCAModule(num_classes=2, backbone="resnet14", flip=False, background_prototypes=0))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.folder_contents import file_bytes, file_names
-from tests.prediction_runs import Counting, Photographs, predict
+from tests.prediction_runs import Counting, Photographs, predict, with_prototypes
 from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
@@ -44,16 +44,24 @@ def test_prediction_writes_every_image_and_its_settings(tmp_path, module):
 @pytest.mark.parametrize(
     ("options", "given", "expected"),
     [
-        ({}, None, 0.7),
-        ({"final_map": "coarse"}, None, 0.2),
-        ({"contrast": False, "aggregation": False}, None, 0.2),
-        ({}, 0.2, 0.2),
+        ({"aggregation": True}, None, 0.7),
+        ({"aggregation": True, "final_map": "coarse"}, None, 0.2),
+        ({"aggregation": False, "contrast": False}, None, 0.2),
+        ({"aggregation": True}, 0.2, 0.2),
     ],
 )
 def test_threshold_suits_the_map_unless_given(tmp_path, options, given, expected):
     module = RCAModule(num_classes=2, backbone="resnet14", flip=False, background_prototypes=0, **options)
+    module = with_prototypes(module) if options["aggregation"] else module
     predict(module, PseudoLabelWriter(str(tmp_path), background_threshold=given), Photographs("a"))
     assert json.loads((tmp_path / "predict.json").read_text())["background_threshold"] == expected
+
+
+def test_maps_without_any_prototype_have_the_threshold_of_cams(tmp_path):
+    module = RCAModule(num_classes=2, backbone="resnet14", flip=False)
+    predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+    settings = json.loads((tmp_path / "predict.json").read_text())
+    assert (settings["background_threshold"], settings["reads_attention"]) == (0.2, False)
 
 
 def test_complete_images_are_not_computed_again(tmp_path, module):

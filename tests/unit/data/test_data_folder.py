@@ -54,14 +54,21 @@ def test_training_leaves_out_images_without_tag(
 ) -> None:
     data = make_folder(images=images)
     data.setup("fit")
-    assert "2 images left out of training, no tag: c, d" in caplog.text
+    assert "1 images left out of training, no tag: c" in caplog.text
+    assert "1 images left out of training, unknown tags: d" in caplog.text
+    assert "predicted tags stand in for 1 images of unknown tags: d" in caplog.text
     assert "4 of 4 images have no mask" in caplog.text
     batch = next(iter(data.train_dataloader()))
     assert sorted(batch["image_id"]) == ["a", "b"]
     tags = {name: row.tolist() for name, row in zip(batch["image_id"], batch["tags"], strict=True)}
     assert tags == {"a": [1.0, 0.0], "b": [1.0, 1.0]}
     assert "mask" not in batch
-    assert [b["image_id"][0] for b in data.val_dataloader()] == ["a", "b", "c", "d"]
+    assert {b["image_id"][0]: b["tags"][0].tolist() for b in data.val_dataloader()} == {
+        "a": [1.0, 0.0],
+        "b": [1.0, 1.0],
+        "c": [0.0, 0.0],
+        "d": [-1.0, -1.0],
+    }
 
 
 def test_prediction_needs_no_tags(make_folder: Callable[..., WSSSDataModule]) -> None:
@@ -69,7 +76,7 @@ def test_prediction_needs_no_tags(make_folder: Callable[..., WSSSDataModule]) ->
     data.setup("predict")
     samples = list(data.predict_dataloader())
     assert len(samples) == 4
-    assert torch.stack([sample["tags"] for sample in samples]).sum() == 0
+    assert (torch.stack([sample["tags"] for sample in samples]) == -1).all()
     with pytest.raises(DatasetNotFoundError, match=r"tags_file: split 'train' has no tags at all; give tags_file"):
         data.setup("fit")
 

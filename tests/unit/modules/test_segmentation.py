@@ -120,12 +120,13 @@ def test_tag_head_adds_its_loss_and_learns_the_tags(tmp_path: Path):
 def test_given_tags_are_all_that_is_drawn(tmp_path: Path, stage: str):
     samples = scenes(2, size=48)
     samples[0]["tags"][2] = 1
+    samples[1]["tags"][:] = -1
     module = small(eval_tags="image", predict_tags="image")
     if stage == "predict":
         found = quiet_trainer(tmp_path).predict(module, loader(samples))[0]
         assert set(found[0]["labels"].unique().tolist()) <= {0, 3}
         free = quiet_trainer(tmp_path).predict(small(), loader(samples))[0]
-        assert torch.equal(free[1]["labels"], found[1]["labels"])  # no tags: any class
+        assert torch.equal(free[1]["labels"], found[1]["labels"])  # unknown tags: any class
         assert not torch.equal(free[0]["labels"], found[0]["labels"])
     else:
         quiet_trainer(tmp_path).validate(module, loader(samples[:1]), verbose=False)

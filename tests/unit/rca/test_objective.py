@@ -70,10 +70,12 @@ def test_total_is_the_weighted_sum(region_map):
     assert not any(part.requires_grad for part in found.parts.values())
 
 
-def test_class_without_attention_is_located_by_its_coarse_map():
+def test_class_without_prototype_is_located_and_drawn_by_its_coarse_map():
     maps, _ = batch()
     maps.attention[:, 1] = 0
+    maps.has_prototype = torch.tensor([True, False, True])
     located = maps.region_cam("attention")
+    torch.testing.assert_close(maps.final_cam("attention"), located.clamp_min(0).float())
     torch.testing.assert_close(located[:, [0, 2]], maps.attention[:, [0, 2]])
     torch.testing.assert_close(located[:, 1], maps.coarse.detach()[:, 1])
     assert not located.requires_grad

@@ -81,8 +81,8 @@ def test_of_two_equal_scores_the_lower_label_wins():
 
 
 def test_tags_choose_what_may_be_drawn():
-    batch = images(12, 16, count=3)
-    tags = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    batch = images(12, 16, count=4)
+    tags = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])
     probabilities = label_probabilities(Colours(), batch)
     found = label_images(Colours(), batch, tags=tags)
     for index, forbidden in enumerate((2, 1, None)):
@@ -92,6 +92,7 @@ def test_tags_choose_what_may_be_drawn():
             scores[forbidden] = 0
         assert torch.equal(found[index].labels.long(), scores.argmax(0))
         assert found[index].confidence == pytest.approx((scores / scores.sum(0)).max(0).values.mean().item())
+    assert not found[3].labels.any()  # tagged with nothing: background only
 
 
 def test_half_precision_gives_float32():
