@@ -71,7 +71,7 @@ class MaskWriter(PredictionWriter):
         """Settings that masks depend on."""
         if not isinstance(module, SegmentationModule):
             raise ArgumentError("model", type(module).__name__, "MaskWriter writes predictions of SegmentationModule")
-        names = ("num_classes", "backbone", "head", "scales", "flip", "max_side", "predict_tags", "crf")
+        names = ("num_classes", "class_names", "backbone", "head", "scales", "flip", "max_side", "predict_tags", "crf")
         return {name: module.hparams[name] for name in names}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

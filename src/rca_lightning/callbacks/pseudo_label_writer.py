@@ -121,7 +121,7 @@ class PseudoLabelWriter(PredictionWriter):
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
-        settings = {name: module.hparams[name] for name in names}
+        settings = {name: module.hparams[name] for name in ("class_names", *names)}
         return {"maps": self.maps, **self.generator.describe(), **settings, "reads_attention": module.reads_attention}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -10,17 +10,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 
+import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
-from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.callbacks.signals import SaveOnSignal
 from rca_lightning.checkpoints.reading import check_checkpoint
 from rca_lightning.checkpoints.resuming import find_last
 from rca_lightning.checkpoints.writing import write_checkpoints_whole
+from rca_lightning.cli.console import console_callbacks
 from rca_lightning.errors import ArgumentError, explain_removed
 from rca_lightning.evaluation.report import print_report, write_report
 from rca_lightning.io.atomic import check_writable, output_errors
@@ -131,8 +132,18 @@ class TaskCLI(LightningCLI):
         for name, value in vars(typed).items() if typed is not None else ():
             self.config[f"{subcommand}.model.{name}"] = value
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Replace what the Trainer would print; see `console_callbacks`."""
+        config: Any = self._get(self.config_init, "trainer")
+        named = config["callbacks"] or []
+        chosen = [named] if isinstance(named, L.Callback) else list(named)
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        bar = sys.stdout.isatty() or bool(config["enable_progress_bar"])
+        trainer.callbacks = console_callbacks(trainer.callbacks, chosen, bar=bar)
+        return trainer  # type: ignore[no-any-return]
+
     def instantiate_classes(self) -> None:
-        """Add whole checkpoints, one more on a signal, and progress as lines where no bar can be drawn."""
+        """Add whole checkpoints, and one more on a signal."""
         super().instantiate_classes()
         trainer: Any = self.trainer
         for callback in trainer.callbacks:
@@ -143,8 +154,6 @@ class TaskCLI(LightningCLI):
         write_checkpoints_whole(trainer)
         if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
             trainer.callbacks.append(SaveOnSignal())
-        if not sys.stdout.isatty():
-            trainer.callbacks.append(ProgressLines())
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

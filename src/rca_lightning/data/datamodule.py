@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from rca_lightning.checkpoints.resuming import seen_batches, silence_loader_warning
@@ -25,10 +26,12 @@ from rca_lightning.data.sources import (
     training_records,
 )
 from rca_lightning.data.transforms import TrainAugmentation
-from rca_lightning.errors import ArgumentError
-from rca_lightning.io.listing import first_few
+from rca_lightning.errors import ArgumentError, refuse_other_classes
+from rca_lightning.io.listing import first_few, locate
+from rca_lightning.io.output_folder import stored_classes
 
 _log = logging.getLogger(__name__)
+_warn = rank_zero_only(_log.warning)
 
 
 class WSSSDataModule(L.LightningDataModule):
@@ -183,6 +186,7 @@ class WSSSDataModule(L.LightningDataModule):
         self._eval: TaggedImages | None = None
         self._predict: TaggedImages | None = None
         self._predicted: frozenset[str] = frozenset()
+        self.skips_validation = False  # in fit: no image of eval_split has a mask
 
     @property
     def num_classes(self) -> int:
@@ -220,12 +224,14 @@ class WSSSDataModule(L.LightningDataModule):
         Raises:
             ArgumentError: an argument does not fit the data set.
             DatasetNotFoundError: a folder or file is missing.
-            DataError: a list names absent images, tags are unknown, masks are missing, a split is empty.
+            DataError: a list names absent images, tags are unknown, masks are missing or of other classes, a split is
+                empty.
         """
         source = self.options.open()
         if (now := self.options.class_names()) != self._class_names:
             remedy = f"its classes are now {first_few(now)}, and were others before; make the data module anew"
             raise ArgumentError("root", str(self.options.folder), remedy)
+        self._check_label_classes(source)
         opened = []
         if stage in {"fit", None}:
             check_split(source, "train_split", self.train_split)
@@ -238,6 +244,7 @@ class WSSSDataModule(L.LightningDataModule):
             need_masks = stage in {"validate", "test"}
             self._eval = self._evaluation_images(source, self.eval_split, need_masks=need_masks, need_tags=True)
             opened.append(self._eval)
+        self._note_skipped_validation(self._eval if stage == "fit" and validates else None)
         if stage in {"predict", None}:
             check_split(source, "predict_split", self.predict_split)
             self._predict = self._evaluation_images(source, self.predict_split, need_masks=False, need_tags=False)
@@ -275,13 +282,17 @@ class WSSSDataModule(L.LightningDataModule):
             seen_batches=partial(seen_batches, self.trainer),
         )
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Return the photographs of `eval_split`, each in exactly one process."""
+    def evaluation_dataloader(self) -> DataLoader[Sample]:
+        """Return the photographs of `eval_split`, with masks or without, each in exactly one process."""
         return self._evaluation_loader(_set_up(self._eval, "validate"))
 
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation."""
+        return [] if self.skips_validation else self.evaluation_dataloader()
+
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Return the same as `val_dataloader`."""
-        return self.val_dataloader()
+        """Return `evaluation_dataloader`."""
+        return self.evaluation_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the photographs of `predict_split`, each in exactly one process."""
@@ -295,6 +306,27 @@ class WSSSDataModule(L.LightningDataModule):
     def unread_of_prediction(self, image_ids: Collection[str]) -> list[SkippedImage]:
         """Those of the named images that no prediction can read; see `TaggedImages.unread`."""
         return _set_up(self._predict, "predict").unread(image_ids)
+
+    def _note_skipped_validation(self, images: TaggedImages | None) -> None:
+        """Skip the validation of a `fit` whose images have no mask."""
+        self.skips_validation = False
+        if images is not None and not images.records.has_mask.any():
+            count = len(images)
+            _warn("split %r: %d of %d images have no mask, so validation is skipped", self.eval_split, count, count)
+            self.skips_validation = self.trainer is not None
+
+    def _check_label_classes(self, source: Source) -> None:
+        """Compare the classes of masks that `rca predict` or `rca labels` has written."""
+        for name, value in (("mask_dir", self.mask_dir), ("train_mask_dir", self.train_mask_dir)):
+            if value is not None:
+                folder = locate(value, source.root)
+                refuse_other_classes(
+                    stored_classes(folder),
+                    self.class_names,
+                    where=f"{name}={str(folder)!r}",
+                    here="the data set",
+                    remedy="give labels that were made with the classes of this data set, in their order",
+                )
 
     def _begin_bad_images(self, opened: list[TaggedImages]) -> None:
         sizes = {images.skip_of: len(images) for images in opened if images.skip_of is not None}

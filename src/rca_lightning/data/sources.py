@@ -89,7 +89,7 @@ def evaluation_records(
     if need_masks:
         remedy = "scores need masks: add them, give mask_dir, or name another eval_split"
         _require(records, has_mask, split, what="a mask", remedy=remedy)
-    elif missing := int((~has_mask).sum()):
+    elif 0 < (missing := int((~has_mask).sum())) < len(records):
         _warn("split %r: %d of %d images have no mask, so they get no score", split, missing, len(records))
     return _with_saliency(records, source, split, saliency_dir)
 

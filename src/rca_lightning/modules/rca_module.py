@@ -15,7 +15,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, refuse_removed
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.io.listing import first_few
-from rca_lightning.modules.checked_loading import CheckedLoading
+from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import checked_arguments
 from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
 from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
@@ -30,7 +30,7 @@ from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, sele
 logger = logging.getLogger(__name__)
 
 
-class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
+class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataChecks):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
@@ -308,8 +308,8 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Scores the class maps of images that have a mask."""
-        if not batch["image_id"]:
-            return  # none of its images could be read
+        if "mask" not in batch:
+            return  # nothing to score, or none of its images could be read
         tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
         seeds = self.seeds(batch["image"], tags)
         self.evaluation.update(seeds, batch["tags"], batch.get("mask"))
@@ -318,7 +318,8 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         """Log the score of the split."""
         result = self.evaluation.finish()
         if result is not None:
-            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), prog_bar=True, sync_dist=False)
+            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), sync_dist=False)
+        self.tell_scores(result)
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

@@ -17,7 +17,8 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError, require_extra
 from rca_lightning.evaluation.label_iou import LabelEvaluation
-from rca_lightning.modules.checked_loading import CheckedLoading
+from rca_lightning.evaluation.mask_classes import sample_mask_classes
+from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import shared_arguments
 from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
 from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
@@ -31,7 +32,7 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
+class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataChecks):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
@@ -132,7 +133,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
             extractor, head, num_classes + 1, tag_head=tag_weight > 0, channels_last=channels_last
         )
         if self.network.tag_head is not None:
-            load_cam_head(self.network.tag_head, weights, sha256=weights_sha256)
+            load_cam_head(self.network.tag_head, weights, sha256=weights_sha256, class_names=class_names)
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
 
@@ -142,18 +143,22 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
 
     def setup(self, stage: str) -> None:
         """Switches the CRF off in training; otherwise checks that its package is installed."""
+        super().setup(stage)
         self.use_crf = self.hparams["crf"] and stage != "fit"
         if self.use_crf:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
 
     def on_train_start(self) -> None:
-        """Checks that every training image has a mask."""
+        """Checks that every training image has a mask, and warns of classes that the masks do not show."""
         images = getattr(self.trainer.train_dataloader, "dataset", None)
         if isinstance(images, TaggedImages):
             without = [record.image_id for record in images.records if record.mask is None]
             if without:
                 problem = f"{len(without)} of {len(images)} training images have no mask, such as {without[0]}"
                 raise DataError(f"train_masks: {problem}; {_REMEDY}")
+            if self.trainer.is_global_zero and self.current_epoch == 0:
+                for line in sample_mask_classes(images.records, self.hparams["num_classes"]).warnings(self.class_names):
+                    self.warn_once(f"training: {line}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of a batch: cross-entropy of the pixels, plus `tag_weight` times that of the tags."""
@@ -200,7 +205,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         if "mask" in batch:
             tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
             predicted = self.label_images(batch["image"], tags)
-            self.evaluation.update([image.labels for image in predicted], batch["mask"])
+            self.evaluation.update([image.labels for image in predicted], batch["mask"], batch["tags"])
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean IoU of the split."""
@@ -230,3 +235,4 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         scores = self.evaluation.finish()
         if scores is not None:
             self.log(f"{split}/miou", scores.miou, prog_bar=True, sync_dist=False)
+        self.tell_scores(scores)

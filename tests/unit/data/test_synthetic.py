@@ -13,7 +13,7 @@ from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.synthetic import dataset as synthetic
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
-from rca_lightning.data.synthetic.scene import MAX_TRIES, render_scene
+from rca_lightning.data.synthetic.scene import MAX_TRIES, PART_TURNED_AWAY, _place_objects, render_scene
 from rca_lightning.errors import ArgumentError, DataError, OutputError
 
 
@@ -111,6 +111,16 @@ def test_a_thin_void_border_parts_objects_from_background_and_each_other(small_s
             assert (first == second)[known].all()
         blocks = np.lib.stride_tricks.sliding_window_view(mask == 255, (3, 3)).all(axis=(2, 3))
         assert not blocks.any()  # thin: nowhere a full block of void
+
+
+def test_share_of_objects_that_turn_their_part_away_is_the_documented_one() -> None:
+    documented = re.search(r"About (\d+) % of the objects turn their part away", synthetic.__doc__ or "")
+    assert documented
+    placed = [item for number in range(1200) for item in _place_objects(np.random.default_rng([9, number]), 48)]
+    share = sum(not item.part.any() for item in placed) / len(placed)
+    # Of about 1,600 objects, the standard deviation of 6 % is 0.6 %.
+    assert abs(share - int(documented[1]) / 100) < 0.02
+    assert share == pytest.approx(PART_TURNED_AWAY, abs=0.02)
 
 
 def test_striking_parts_are_small_lie_on_objects_and_are_sometimes_missing() -> None:
