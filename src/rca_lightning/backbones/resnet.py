@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, init_convolutions
 from rca_lightning.errors import ArgumentError
 
@@ -110,6 +111,7 @@ class ResNet(Backbone):
             `"resnet14"`.
     """
 
+    @check_arguments
     def __init__(
         self, name: ResNetName, *, output_stride: Literal[8, 16, 32] = 16, stride_in: StrideIn = "3x3"
     ) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.errors import ArgumentError, require_extra
@@ -43,6 +44,7 @@ class TimmBackbone(Backbone):
     _scale: Tensor
     _shift: Tensor
 
+    @check_arguments
     def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16) -> None:
         super().__init__()
         timm = require_extra("timm", extra="timm", needed_for=f"the backbone 'timm:{model}'")

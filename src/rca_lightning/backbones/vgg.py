@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, init_convolutions
 
 # (convolutions, channels) of the five blocks.
@@ -25,6 +26,7 @@ class VGG16(Backbone):
         output_stride: pixels per cell along each side.
     """
 
+    @check_arguments
     def __init__(self, *, output_stride: Literal[8, 16, 32] = 8) -> None:
         super().__init__()
         self.output_stride = output_stride

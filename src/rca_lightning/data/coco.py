@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES, ClassIndex
 from rca_lightning.data.coco_index import IndexSources, kept_records
 from rca_lightning.data.coco_shapes import CocoShapes
@@ -39,6 +40,7 @@ class COCOSource:
     Source: https://cocodataset.org/#format-data
     """
 
+    @check_arguments
     def __init__(
         self,
         root: Path,

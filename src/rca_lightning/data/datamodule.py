@@ -6,11 +6,12 @@ import logging
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.resuming import seen_batches, silence_loader_warning
 from rca_lightning.data.bad_images import BadImages, OnBadImage
 from rca_lightning.data.dataset import TaggedImages
@@ -92,6 +93,7 @@ class WSSSDataModule(L.LightningDataModule):
         (20, ['aeroplane', 'bicycle'])
     """
 
+    @check_arguments
     def __init__(
         self,
         dataset: DatasetName,
@@ -128,8 +130,6 @@ class WSSSDataModule(L.LightningDataModule):
         synthetic_image_size: int = 128,
     ) -> None:
         super().__init__()
-        if on_bad_image not in get_args(OnBadImage):
-            raise ArgumentError("on_bad_image", on_bad_image, f"give one of {', '.join(get_args(OnBadImage))}")
         self.on_bad_image = on_bad_image
         self.bad_images = BadImages(max_bad_images)
         self.options = SourceOptions(

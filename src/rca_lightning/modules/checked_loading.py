@@ -91,6 +91,7 @@ class CheckedLoading(L.LightningModule):
     @classmethod
     def _check_network(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """Builds the network without memory: the arguments of a checkpoint may ask for any amount of it."""
+        check_task(content["state_dict"], cls.task)
         named = {**content.get("hyper_parameters", {}), **given}
         known = inspect.signature(cls).parameters
         try:
@@ -104,7 +105,6 @@ class CheckedLoading(L.LightningModule):
                 f"the arguments in the checkpoint, with those given, make no {cls.__name__} "
                 f"({type(error).__name__}: {error}); give a checkpoint of rca fit"
             ) from error
-        check_task(content["state_dict"], cls.task)
         check_fit(content["state_dict"], needed, named)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.data.sample import Batch
@@ -101,6 +102,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
     task = "localize"
 
     @refuse_removed(context="gone since 0.2; rival contexts are in experiments/ablation/contexts.py")
+    @check_arguments
     def __init__(
         self,
         num_classes: int,
@@ -258,6 +260,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
         return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in losses.parts.items()}}
 
+    @check_arguments
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
         """Class maps of photographs at their own size, with this module's scales and flip; see `infer_class_maps`."""
         return infer_class_maps(

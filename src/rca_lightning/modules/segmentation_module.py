@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.backbones.weights import load_cam_head
@@ -85,6 +86,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
 
     task = "segment"
 
+    @check_arguments
     def __init__(
         self,
         num_classes: int,

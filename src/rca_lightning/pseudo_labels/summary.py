@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.records import Record
 from rca_lightning.errors import DataError
@@ -55,6 +56,7 @@ def score_label_files(folder: str | Path, records: Sequence[Record], *, num_clas
     return metric.compute() if int(metric.images) else None
 
 
+@check_arguments
 def write_summary(
     folder: PredictionFolder, records: Sequence[Record], *, class_names: Sequence[str], split: str, tags: TagSource
 ) -> None:

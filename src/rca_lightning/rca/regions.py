@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import first_true
 from rca_lightning.rca.cam import max_normalise, minmax_normalise
@@ -50,6 +51,7 @@ class Regions:
         )
 
 
+@check_arguments
 def extract_regions(
     embeddings: Tensor, cam: Tensor, tags: Tensor, *, threshold: float = 0.5, rule: RegionRule = "fixed"
 ) -> Regions:
@@ -68,6 +70,7 @@ def extract_regions(
     return pool_regions(embeddings, pseudo_regions(cam, tags, threshold, rule))
 
 
+@check_arguments
 def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5, rule: RegionRule = "fixed") -> Tensor:
     """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`.
 
@@ -115,8 +118,6 @@ def _cut(scaled: Tensor, threshold: float, rule: RegionRule) -> Tensor | float:
         return threshold
     if rule == "mean":
         return scaled.mean(dim=(2, 3), keepdim=True)
-    if rule != "quantile":
-        raise ArgumentError("rule", rule, "give 'fixed', 'mean' or 'quantile'")
     if not 0 <= threshold <= 1:
         raise ArgumentError("threshold", threshold, "give a quantile in [0, 1]")
     ranked = scaled.flatten(2).sort(dim=2).values  # (B, L, H, W) -> (B, L, HW)
