@@ -194,9 +194,12 @@ def pool_regions(features: Tensor, masks: Tensor, min_cells: int = 1) -> Regions
     rows = first_true(exists)  # (B, M): an image has a few regions, whatever the number of classes
     taken = exists.gather(1, rows)
     own = masks.flatten(2).gather(1, rows[:, :, None].expand(-1, -1, masks.shape[2] * masks.shape[3]))  # (B, M, HW)
+    # The sum over many cells overflows float16. A power of two divides without rounding, which 1 / cells would not.
+    remaining, power = torch.frexp(cells.gather(1, rows).clamp_min(1).float())  # cells = remaining * 2**power
+    weights = torch.ldexp(own.float(), -power[:, :, None]).to(features.dtype)
     # One batched product in place of a gather of (D, HW) for each region, in the order whose gradient is contiguous.
-    sums = (features.flatten(2) @ own.to(features.dtype).transpose(1, 2)).transpose(1, 2)[taken]
-    return Regions(sums.float() / cells[exists][:, None], rows[taken], torch.nonzero(exists)[:, 0])
+    means = (features.flatten(2) @ weights.transpose(1, 2)).transpose(1, 2)[taken]
+    return Regions(means.float() / remaining[taken][:, None], rows[taken], torch.nonzero(exists)[:, 0])
 
 
 @torch.no_grad()
