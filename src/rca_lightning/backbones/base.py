@@ -22,6 +22,8 @@ class Backbone(nn.Module, ABC):
         stage_channels: channels of every map that `forward` returns, from fine to coarse.
         stage_strides: pixels of the image per cell of every map, along each side.
         output_stride: pixels of the image per cell of the last map, the features.
+        has_chosen_weights: whether weights were loaded, also into a larger network that holds this one, or random ones
+            were asked for.
     """
 
     stage_channels: list[int]
@@ -32,6 +34,8 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.frozen_batchnorm = False
         self.frozen_stages = 0
+        self.has_chosen_weights = False
+        self.register_load_state_dict_post_hook(_note_loading)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -94,6 +98,10 @@ class Backbone(nn.Module, ABC):
             yield from stage
         if self.frozen_batchnorm:
             yield from (module for module in self.modules() if isinstance(module, _BatchNorm))
+
+
+def _note_loading(backbone: Backbone, _: object) -> None:
+    backbone.has_chosen_weights = True
 
 
 def init_convolutions(network: nn.Module) -> None:

@@ -25,7 +25,7 @@ def build_backbone(
     name: str,
     *,
     output_stride: OutputStride = 16,
-    weights: str = "none",
+    weights: str | None = "none",
     weights_sha256: str | None = None,
     stride_in: StrideIn = "3x3",
     frozen_batchnorm: bool = True,
@@ -36,7 +36,8 @@ def build_backbone(
     Args:
         name: one of `BackboneName`, or `timm:<model>` for a model of the timm package.
         output_stride: pixels per cell along each side. A vision transformer of timm has its patch size instead.
-        weights: `"none"` for random weights, a local file, or a URL; see `load_weights`.
+        weights: `"none"` for random weights, a local file, or a URL; see `load_weights`. `None` for random weights that
+            nobody asked for: the modules warn of them.
         weights_sha256: the checksum of the weights; needed for a URL.
         stride_in: which convolution of a bottleneck has the stride: `"3x3"` (torchvision's weights) or `"1x1"`
             (weights of the original ResNet). Only for resnet50 and resnet101; see `ResNet`.
@@ -60,7 +61,9 @@ def build_backbone(
     """
     _check(name, stride_in)
     backbone = _construct(name, output_stride, stride_in)
-    load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
+    if weights is not None:
+        load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
+        backbone.has_chosen_weights = True
     backbone.freeze(batchnorm=frozen_batchnorm, stages=frozen_stages)
     return backbone
 

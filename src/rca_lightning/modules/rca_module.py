@@ -17,7 +17,13 @@ from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import checked_arguments
 from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
-from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
+from rca_lightning.modules.training_guards import (
+    MetricResetMixin,
+    NonFiniteGuard,
+    OnNonFinite,
+    StepSeedMixin,
+    check_cells,
+)
 from rca_lightning.rca.cam import image_logits
 from rca_lightning.rca.contrast import Positives
 from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps
@@ -38,8 +44,8 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables and pictures.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
-        weights: "none", a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken,
-            or a URL; checkpoints do not keep it.
+        weights: a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken, a URL, or
+            "none" for random weights; left out, these are warned of. Checkpoints do not keep it.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
@@ -109,7 +115,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         class_names: list[str] | None = None,
         *,
         backbone: str = "resnet50",
-        weights: str = "none",
+        weights: str | None = None,
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
         stride_in: StrideIn = "3x3",
@@ -202,11 +208,23 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         return self.network(images, tags)  # type: ignore[no-any-return]
 
     def on_fit_start(self) -> None:
-        """Refuse to train without the memory that the losses need."""
+        """Refuse to train without the memory that the losses need, or with a projection that nothing trains."""
+        super().on_fit_start()
+        if self.network.projection is not None and not self._trains_projection():
+            raise ArgumentError(
+                "embedding_dim",
+                self.hparams["embedding_dim"],
+                "nothing trains this projection; leave it out, or give beta above 0 with aggregation=True, or alpha "
+                "above 0 with contrast=True",
+            )
         if self.needs_memory and self.memory is None:
             raise ArgumentError(
                 "callbacks", None, "add RegionMemoryCallback() to the Trainer, or set contrast=False, aggregation=False"
             )
+
+    def _trains_projection(self) -> bool:
+        contrasts = self.hparams["contrast"] and self.hparams["alpha"] > 0
+        return contrasts or self.network.refined_head is not None
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Computes one step of RCA; numbers are the equations of docs/method.md.
@@ -216,6 +234,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
             `(B, L, h, w)` and `probabilities` `(B, L)` for `AttentionAccumulation`.
         """
         tags = batch["tags"]
+        check_cells(self.network, batch["image"], self.network.backbone.output_stride)
         self.before_step()
         maps = self.network(batch["image"], tags)  # (1), (7), (8)
         cam = maps.region_cam(self.hparams["region_map"])

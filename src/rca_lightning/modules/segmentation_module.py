@@ -21,7 +21,13 @@ from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import shared_arguments
 from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
-from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
+from rca_lightning.modules.training_guards import (
+    MetricResetMixin,
+    NonFiniteGuard,
+    OnNonFinite,
+    StepSeedMixin,
+    check_cells,
+)
 from rca_lightning.rca.inference import MAX_SIDE
 from rca_lightning.rca.loss import classification_loss, means_over_ranks
 from rca_lightning.segmentation.inference import LabelImage, label_images
@@ -43,8 +49,8 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
-        weights: "none", a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken,
-            or a URL; checkpoints do not keep it.
+        weights: a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken, a URL, or
+            "none" for random weights; left out, these are warned of. Checkpoints do not keep it.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell of the features.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
@@ -93,7 +99,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         class_names: list[str] | None = None,
         *,
         backbone: str = "resnet50",
-        weights: str = "none",
+        weights: str | None = None,
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
         stride_in: StrideIn = "3x3",
@@ -133,7 +139,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         self.network = SegmentationNetwork(
             extractor, head, num_classes + 1, tag_head=tag_weight > 0, channels_last=channels_last
         )
-        if self.network.tag_head is not None:
+        if self.network.tag_head is not None and weights is not None:
             load_cam_head(self.network.tag_head, weights, sha256=weights_sha256)
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
@@ -161,6 +167,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         """Computes the loss of a batch: cross-entropy of the pixels, plus `tag_weight` times that of the tags."""
         if "mask" not in batch:
             raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
+        check_cells(self.network, batch["image"], self.network.backbone.output_stride)
         self.before_step()
         mask, size = batch["mask"], len(batch["mask"])
         logits, tag_maps = self.network.branches(batch["image"])

@@ -231,7 +231,7 @@ def build_network(
     num_classes: int,
     *,
     backbone: str,
-    weights: str,
+    weights: str | None,
     weights_sha256: str | None,
     output_stride: OutputStride,
     stride_in: StrideIn,
