@@ -24,6 +24,7 @@ from rca_lightning.modules.training_guards import (
     StepSeedMixin,
     check_cells,
 )
+from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
 from rca_lightning.rca.cam import image_logits
 from rca_lightning.rca.contrast import Positives
 from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps
@@ -33,12 +34,13 @@ from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap
 from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, select_for_memory
 
 
-class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
+class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, CheckedLoading):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
     of regions belongs to `RegionMemoryCallback`, which the Trainer needs while `contrast` or `aggregation` is on.
-    With both off this is the plain CAM baseline.
+    With both off this is the plain CAM baseline. Averaged weights come from Lightning's callbacks `WeightAveraging` and
+    `EMAWeightAveraging`, whose validations and checkpoints then have the latest prototypes; see `AveragedBuffersMixin`.
 
     Args:
         num_classes: foreground classes `L`. The command line takes it from the data.

@@ -28,6 +28,7 @@ from rca_lightning.modules.training_guards import (
     StepSeedMixin,
     check_cells,
 )
+from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
 from rca_lightning.rca.inference import MAX_SIDE
 from rca_lightning.rca.loss import classification_loss, means_over_ranks
 from rca_lightning.segmentation.inference import LabelImage, label_images
@@ -38,7 +39,7 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
+class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, CheckedLoading):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
