@@ -46,11 +46,12 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffers
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables and pictures.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
-        weights: a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken, a URL, or
-            "none" for random weights; left out, these are warned of. Checkpoints do not keep it.
+        weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
+            rca fit, whose backbone is taken; a URL; or "none" for random weights, which are warned of where it is left
+            out. Checkpoints do not keep it.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
-        stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
+        stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
