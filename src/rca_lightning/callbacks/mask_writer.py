@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.images import open_image
 from rca_lightning.data.sample import Batch
@@ -53,6 +54,7 @@ class MaskWriter(PredictionWriter):
 
     task = SegmentationModule.task
 
+    @check_arguments
     def __init__(
         self,
         output_dir: str,
@@ -61,8 +63,6 @@ class MaskWriter(PredictionWriter):
         coco_results: bool = False,
         existing: Existing = "skip",
     ) -> None:
-        if layout not in _FOLDERS:
-            raise ArgumentError("layout", layout, f"give {' or '.join(map(repr, _FOLDERS))}")
         self._masks = _FOLDERS[layout]
         super().__init__(output_dir, {self._masks: ".png"} | ({"overlays": ".jpg"} if overlays else {}), existing)
         self.coco_results = coco_results

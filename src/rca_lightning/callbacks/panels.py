@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import Pixels, denormalise, draw_panel, overlay_maps, overlay_mask
@@ -51,6 +52,7 @@ class PanelCallback(L.Callback):
 
     task = RCAModule.task
 
+    @check_arguments
     def __init__(self, images: int = 6, folder: str | None = None, every_n_epochs: int = 1) -> None:
         if images < 1:
             raise ArgumentError("images", images, "give at least 1, or leave the callback out")

@@ -12,6 +12,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.images import read_image, read_saliency
 from rca_lightning.data.records import Record
@@ -39,6 +40,7 @@ _EVERY = 100  # images between two lines of progress
 
 
 @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
+@check_arguments
 def label_stored_maps(
     data: WSSSDataModule,
     maps: str,

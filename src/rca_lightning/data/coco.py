@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.classes import MAX_CLASSES, ClassIndex, check_mask_classes
 from rca_lightning.data.coco_categories import COCO, Categories, read_categories
 from rca_lightning.data.coco_index import IndexSources, kept_records
@@ -82,6 +83,7 @@ class COCOSource:
 
     needs_all_tags = True
 
+    @check_arguments
     def __init__(
         self,
         root: Path,

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.resuming import seen_batches, silence_loader_warning
 from rca_lightning.data.bad_images import BadImages, OnBadImage
 from rca_lightning.data.dataset import TaggedImages
@@ -105,6 +106,7 @@ class WSSSDataModule(L.LightningDataModule):
         (20, ['aeroplane', 'bicycle'])
     """
 
+    @check_arguments
     def __init__(
         self,
         dataset: DatasetName,
@@ -141,8 +143,6 @@ class WSSSDataModule(L.LightningDataModule):
         synthetic_image_size: int = 128,
     ) -> None:
         super().__init__()
-        if on_bad_image not in get_args(OnBadImage):
-            raise ArgumentError("on_bad_image", on_bad_image, f"give one of {', '.join(get_args(OnBadImage))}")
         self.on_bad_image = on_bad_image
         self.bad_images = BadImages(max_bad_images)
         self.options = SourceOptions(

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_only
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.classes import VOC_CLASSES, read_class_file
 from rca_lightning.data.coco import COCOSource, find_categories
 from rca_lightning.data.folder import FolderSource
@@ -163,6 +164,7 @@ _SERVED_BY = {
 }
 
 
+@check_arguments
 @dataclass(frozen=True)
 class SourceOptions:
     """Where a data set lies and how it is read; `WSSSDataModule` documents each argument.
@@ -186,8 +188,6 @@ class SourceOptions:
     synthetic_image_size: int = 128
 
     def __post_init__(self) -> None:
-        if self.dataset not in get_args(DatasetName):
-            raise ArgumentError("dataset", self.dataset, f"must be one of {', '.join(get_args(DatasetName))}")
         if self.root is None and self.dataset != "synthetic":
             raise ArgumentError("root", None, f"give the folder of the data set {self.dataset!r}")
         for name, served in _SERVED_BY.items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
@@ -39,6 +40,7 @@ class LabelIoU(Metric):
     counts: Tensor
     images: Tensor
 
+    @check_arguments
     def __init__(self, num_classes: int, *, over_ranks: bool = True) -> None:
         super().__init__(sync_on_compute=over_ranks)
         if num_classes < 1:

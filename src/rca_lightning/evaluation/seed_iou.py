@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
@@ -46,6 +47,7 @@ class SeedIoU(Metric):
     counts: Tensor
     images: Tensor
 
+    @check_arguments
     def __init__(
         self,
         num_classes: int,

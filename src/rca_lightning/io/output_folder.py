@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import OutputError, first_other_class
 from rca_lightning.io.atomic import check_writable, output_errors, write_atomically
 
@@ -45,6 +46,7 @@ class PredictionFolder:
             removed, also those of images that are not predicted now.
     """
 
+    @check_arguments
     def __init__(self, root: str | Path, kinds: Mapping[str, str], *, existing: Existing = "skip") -> None:
         self.root = Path(root)
         self.kinds = dict(kinds)

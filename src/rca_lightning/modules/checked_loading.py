@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.checkpoints.compatibility import (
     FORMAT,
@@ -25,6 +27,8 @@ from rca_lightning.errors import RCAError, WeightsError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 _FILES = ("weights", "weights_sha256")  # arguments that make the network read another file
 
@@ -91,6 +95,7 @@ class CheckedLoading(L.LightningModule):
     @classmethod
     def _check_network(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """Builds the network without memory: the arguments of a checkpoint may ask for any amount of it."""
+        check_task(content["state_dict"], cls.task)
         named = {**content.get("hyper_parameters", {}), **given}
         known = inspect.signature(cls).parameters
         try:
@@ -104,8 +109,18 @@ class CheckedLoading(L.LightningModule):
                 f"the arguments in the checkpoint, with those given, make no {cls.__name__} "
                 f"({type(error).__name__}: {error}); give a checkpoint of rca fit"
             ) from error
-        check_task(content["state_dict"], cls.task)
         check_fit(content["state_dict"], needed, named)
+
+    def on_fit_start(self) -> None:
+        """Warn of a backbone that starts from random weights without having been asked to."""
+        super().on_fit_start()
+        backbone: Any = self.get_submodule("network.backbone")
+        if not backbone.has_chosen_weights:
+            _warn(
+                "THE BACKBONE %s STARTS FROM RANDOM WEIGHTS: on photographs its maps will be poor. Give weights of "
+                "ImageNet, --model.weights FILE (in Python weights='FILE'), or weights 'none' to learn from scratch",
+                self.hparams["backbone"],
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the format number; see `migrate`."""

@@ -13,11 +13,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 
 OptimizerName = Literal["sgd", "adamw"]
 
 
+@check_arguments
 def build_optimizer(
     backbone: Iterable[nn.Parameter],
     new_layers: Iterable[nn.Parameter],

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.backbones.weights import load_cam_head
@@ -21,7 +22,14 @@ from rca_lightning.evaluation.mask_classes import sample_mask_classes
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import shared_arguments
 from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
-from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
+from rca_lightning.modules.training_guards import (
+    MetricResetMixin,
+    NonFiniteGuard,
+    OnNonFinite,
+    StepSeedMixin,
+    check_cells,
+)
+from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
 from rca_lightning.rca.inference import MAX_SIDE
 from rca_lightning.rca.loss import classification_loss, means_over_ranks
 from rca_lightning.segmentation.inference import LabelImage, label_images
@@ -32,7 +40,7 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataChecks):
+class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, DataChecks):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
@@ -43,11 +51,12 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataCh
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
-        weights: "none", a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken,
-            or a URL; checkpoints do not keep it.
+        weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
+            rca fit, whose backbone is taken; a URL; or "none" for random weights, which are warned of where it is left
+            out. Checkpoints do not keep it.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell of the features.
-        stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
+        stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
@@ -86,13 +95,14 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataCh
 
     task = "segment"
 
+    @check_arguments
     def __init__(
         self,
         num_classes: int,
         class_names: list[str] | None = None,
         *,
         backbone: str = "resnet50",
-        weights: str = "none",
+        weights: str | None = None,
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
         stride_in: StrideIn = "3x3",
@@ -132,7 +142,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataCh
         self.network = SegmentationNetwork(
             extractor, head, num_classes + 1, tag_head=tag_weight > 0, channels_last=channels_last
         )
-        if self.network.tag_head is not None:
+        if self.network.tag_head is not None and weights is not None:
             load_cam_head(self.network.tag_head, weights, sha256=weights_sha256, class_names=class_names)
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
@@ -164,6 +174,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, DataCh
         """Computes the loss of a batch: cross-entropy of the pixels, plus `tag_weight` times that of the tags."""
         if "mask" not in batch:
             raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
+        check_cells(self.network, batch["image"], self.network.backbone.output_stride)
         self.before_step()
         mask, size = batch["mask"], len(batch["mask"])
         logits, tag_maps = self.network.branches(batch["image"])

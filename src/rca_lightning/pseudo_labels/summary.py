@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.dataset import load_mask
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.records import Record
@@ -57,6 +58,7 @@ def score_label_files(folder: str | Path, records: Sequence[Record], *, num_clas
     return replace(metric.compute(), mask_classes=counted.compute()) if int(metric.images) else None
 
 
+@check_arguments
 def write_summary(
     folder: PredictionFolder, records: Sequence[Record], *, class_names: Sequence[str], split: str, tags: TagSource
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
@@ -55,6 +56,7 @@ class ActivationMaps:
             return refined
         return (max_normalise(coarse) + max_normalise(refined)) / 2
 
+    @check_arguments
     def region_cam(self, region_map: RegionMap) -> Tensor:
         """Returns the maps `(B, L, H, W)` that regions are cut from, detached.
 
@@ -97,6 +99,7 @@ class RCANetwork(nn.Module):
 
     stage_weights: Tensor
 
+    @check_arguments
     def __init__(
         self,
         backbone: Backbone,
@@ -255,11 +258,12 @@ class RCANetwork(nn.Module):
         return probabilities
 
 
+@check_arguments
 def build_network(
     num_classes: int,
     *,
     backbone: str,
-    weights: str,
+    weights: str | None,
     weights_sha256: str | None,
     output_stride: OutputStride,
     stride_in: StrideIn,
