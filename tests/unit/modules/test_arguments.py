@@ -148,7 +148,9 @@ def test_arguments_of_numpy_can_be_loaded_again(kind: Any, tmp_path: Path):
     assert loaded.class_names == ["cat", "dog"]
 
 
-@pytest.mark.parametrize("value", [object(), lambda: 1, Path, torch.zeros(2, 2), {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "value", [object(), lambda: 1, Path, torch.zeros(2, 2), {"a": 1}], ids=lambda value: type(value).__name__
+)
 @pytest.mark.parametrize("kind", [RCAModule, SegmentationModule])
 def test_whatever_no_checkpoint_can_hold_is_one_sentence(kind: Any, value: Any):
     for name in inspect.signature(kind).parameters:
