@@ -64,7 +64,7 @@ class AveragedBuffersMixin(L.LightningModule):
         current.update({name: averaged[name] for name in names})
 
     def _averaged_models(self) -> list[AveragedModel]:
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = getattr(self._trainer, "callbacks", ())  # a module can be saved without ever having been trained
         values = [value for callback in callbacks for value in vars(callback).values()]
         return [value for value in values if isinstance(value, AveragedModel)]
 
