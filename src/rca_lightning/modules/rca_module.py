@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rca_lightning.backbones.build import OutputStride
@@ -15,7 +14,7 @@ from rca_lightning.errors import ArgumentError, refuse_removed
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import checked_arguments
-from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
+from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
 from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
 from rca_lightning.rca.cam import image_logits
 from rca_lightning.rca.contrast import Positives
@@ -26,7 +25,7 @@ from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap
 from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, select_for_memory
 
 
-class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
+class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, ResumableOptimizer, CheckedLoading):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
@@ -299,7 +298,3 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
                 places = torch.nonzero(group)[:, 0].tolist()
                 by_place.update(zip(places, self.seeds(batch["image"][group], given), strict=True))
         return [{"image_id": image_id, "seeds": by_place[place]} for place, image_id in enumerate(batch["image_id"])]
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW with poly decay, a step at a time."""
-        return optimizer_and_schedule(self, self.network.backbone)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rca_lightning.backbones.build import OutputStride, build_backbone
@@ -19,7 +18,7 @@ from rca_lightning.errors import ArgumentError, DataError, require_extra
 from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import shared_arguments
-from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
+from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
 from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
 from rca_lightning.rca.inference import MAX_SIDE
 from rca_lightning.rca.loss import classification_loss, means_over_ranks
@@ -31,7 +30,7 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
+class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, ResumableOptimizer, CheckedLoading):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
@@ -221,10 +220,6 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
             {"image_id": image_id, "labels": image.labels.cpu(), "confidence": image.confidence}
             for image_id, image in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
         ]
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW with poly decay, a step at a time."""
-        return optimizer_and_schedule(self, self.network.backbone)
 
     def _log_score(self, split: str) -> None:
         scores = self.evaluation.finish()
