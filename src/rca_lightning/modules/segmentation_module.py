@@ -147,6 +147,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Resuma
 
     def on_train_start(self) -> None:
         """Checks that every training image has a mask."""
+        super().on_train_start()
         images = getattr(self.trainer.train_dataloader, "dataset", None)
         if isinstance(images, TaggedImages):
             without = [record.image_id for record in images.records if record.mask is None]
