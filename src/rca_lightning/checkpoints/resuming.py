@@ -20,6 +20,18 @@ def seen_batches(trainer: L.Trainer | None) -> int:
     return int(loop.epoch_loop.batch_progress.current.ready) if loop.restarting else 0
 
 
+def is_within_epoch(trainer: L.Trainer | None) -> bool:
+    """Whether some batches of the current training epoch are done, and not all.
+
+    Args:
+        trainer: in training; or `None`.
+    """
+    if trainer is None:
+        return False
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return bool(batches.current.ready) and not batches.is_last_batch
+
+
 def silence_loader_warning() -> None:
     """Silences the warning of Lightning about loaders without a state; ours skip the batches that were seen."""
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
@@ -64,16 +76,27 @@ def _end_last_epoch(epochs: dict[str, Any]) -> None:
 
 
 def match_epoch_end(trainer: L.Trainer) -> None:
-    """Sets the batch counter of a run that goes on between two epochs to the number of batches of this run.
+    """Lets a run that goes on between two epochs take the first as ended, whatever an epoch is in this run.
 
-    Lightning takes an epoch for unfinished if it has more batches now, such as with another batch size.
+    Lightning takes an epoch for unfinished if it has more batches now, such as with another batch size, and trains on
+    one batch more if the epoch is not followed by a validation.
 
     Args:
         trainer: at the start of training.
     """
     fit_loop: Any = trainer.fit_loop
-    batches = fit_loop.epoch_loop.batch_progress
+    loop = fit_loop.epoch_loop
+    batches = loop.batch_progress
     if fit_loop.restarting and batches.is_last_batch and batches.current.completed:
-        number = trainer.num_training_batches
         for count in ("ready", "started", "processed", "completed"):
-            setattr(batches.current, count, number)
+            setattr(batches.current, count, trainer.num_training_batches)
+        loop.val_loop._has_run |= not loop._should_check_val_epoch()
+
+
+def begin_epoch(trainer: L.Trainer) -> None:
+    """Lets an epoch that begins be none that is gone on with; Lightning forgets it where the one before only ended.
+
+    Args:
+        trainer: at the start of an epoch.
+    """
+    trainer.fit_loop.epoch_loop.restarting = False

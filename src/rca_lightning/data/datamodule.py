@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from rca_lightning.checkpoints.resuming import seen_batches, silence_loader_warning
+from rca_lightning.checkpoints.resuming import is_within_epoch, seen_batches, silence_loader_warning
 from rca_lightning.data.bad_images import BadImages, OnBadImage
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
@@ -271,6 +272,34 @@ class WSSSDataModule(L.LightningDataModule):
     def unread_of_prediction(self, image_ids: Collection[str]) -> list[SkippedImage]:
         """Those of the named images that no prediction can read; see `TaggedImages.unread`."""
         return _set_up(self._predict, "predict").unread(image_ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which images the batches of an epoch have, and whether some of them were trained on."""
+        return {"order": self._order(), "within_epoch": is_within_epoch(self.trainer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on within an epoch with other batches.
+
+        Raises:
+            ArgumentError: for the first value that is another.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING or not state_dict.get("within_epoch"):
+            return
+        before = state_dict.get("order", {})
+        for name, value in self._order().items():
+            if before.get(name, value) != value:
+                cause = f"the checkpoint was saved within an epoch, with {before[name]!r}"
+                remedy = f"images would come twice or never; give {before[name]!r}, or a checkpoint of an epoch's end"
+                raise ArgumentError(name, value, f"{cause}: {remedy}")
+
+    def _order(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "devices": self.trainer.world_size if self.trainer else 1,
+            "seed_everything": run_seed(),
+            "shuffle": self.shuffle,
+            "number of training images": None if self._train is None else len(self._train),
+        }
 
     def _begin_bad_images(self, opened: list[TaggedImages]) -> None:
         sizes = {images.skip_of: len(images) for images in opened if images.skip_of is not None}

@@ -23,7 +23,7 @@ from rca_lightning.checkpoints.compatibility import (
     migrate,
 )
 from rca_lightning.checkpoints.reading import check_fit, check_task, read_checkpoint
-from rca_lightning.checkpoints.resuming import rewind_to_epoch_end
+from rca_lightning.checkpoints.resuming import begin_epoch, match_epoch_end, rewind_to_epoch_end
 from rca_lightning.errors import RCAError, WeightsError
 from rca_lightning.io.tensor_file import plain_name
 
@@ -146,6 +146,14 @@ class CheckedLoading(L.LightningModule):
                 f"the counts of epochs and batches in the checkpoint are damaged ({type(error).__name__}: {error}); "
                 "give another checkpoint of rca fit"
             ) from error
+
+    def on_train_start(self) -> None:
+        """Go on between two epochs with as many batches as an epoch has now."""
+        match_epoch_end(self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin a whole epoch."""
+        begin_epoch(self.trainer)
 
 
 def _give_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rca_lightning.checkpoints.latest import without_state
-from rca_lightning.checkpoints.resuming import match_epoch_end
 from rca_lightning.errors import ArgumentError, WeightsError
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
@@ -116,7 +115,6 @@ class ResumableOptimizer(L.LightningModule):
     def on_train_start(self) -> None:
         """Give the restored optimizer and schedule what the arguments of this run say."""
         super().on_train_start()
-        match_epoch_end(self.trainer)
         restored, self._restored = self._restored, None
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         if restored is None or len(schedules) != 1 or not isinstance(schedules[0], LambdaLR):
