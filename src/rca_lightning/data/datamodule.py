@@ -252,13 +252,19 @@ class WSSSDataModule(L.LightningDataModule):
             seen_batches=partial(seen_batches, self.trainer),
         )
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Return the photographs of `eval_split`, each in exactly one process."""
-        return self._evaluation_loader(_set_up(self._eval, "validate"))
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Return the photographs of `eval_split`, each in exactly one process.
+
+        None where training was set up without validation: Lightning's finders of a learning rate and of a batch size
+        validate all the same.
+        """
+        if self._eval is None and self._train is not None and self.trainer is not None:
+            return []
+        return self.test_dataloader()
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Return the same as `val_dataloader`."""
-        return self.val_dataloader()
+        """Return the photographs of `eval_split`, each in exactly one process."""
+        return self._evaluation_loader(_set_up(self._eval, "validate"))
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the photographs of `predict_split`, each in exactly one process."""
