@@ -58,6 +58,7 @@ class RegionMemoryCallback(L.Callback):
     """
 
     task = RCAModule.task
+    logged_prefixes = ("memory/", "prototypes/")
 
     @refuse_removed(
         **REMOVED,

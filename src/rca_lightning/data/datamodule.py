@@ -189,6 +189,11 @@ class WSSSDataModule(L.LightningDataModule):
         """What is known of the images of `predict_split`, complete or not; after `setup("predict")`."""
         return _set_up(self._predict, "predict").records
 
+    @property
+    def has_masks_to_score(self) -> bool:
+        """Whether an image of `eval_split` has a mask; False before it is set up."""
+        return self._eval is not None and any(record.mask is not None for record in self._eval.records)
+
     def prepare_data(self) -> None:
         """Generate the synthetic images if they are not there yet; other data sets are never downloaded."""
         self.options.prepare()

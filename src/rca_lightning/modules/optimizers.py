@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -24,6 +26,8 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 OptimizerName = Literal["sgd", "adamw"]
 _ARGUMENTS = ("lr", "new_layer_lr_ratio", "weight_decay", "momentum", "poly_power")
 _KEPT = ("optimizer_states", "lr_schedulers", "hyper_parameters")
+_FINDERS = (LearningRateFinder, BatchSizeFinder)
+_OF_FINDERS = (".lr_find_", ".scale_batch_size_")
 _ANEW = "begin a new training with the backbone of the checkpoint (--model.weights)"
 
 
@@ -104,8 +108,14 @@ class ResumableOptimizer(L.LightningModule):
         super().on_load_checkpoint(checkpoint)
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        file = Path(str(self.trainer.ckpt_path))
+        finders = [one for one in self.trainer.callbacks if isinstance(one, _FINDERS)]  # type: ignore[attr-defined]
+        if finders and not file.name.startswith(_OF_FINDERS):
+            # It restores what it has saved before, and the state of the checkpoint would not be read.
+            remedy = f"it cannot search in a training that goes on from {str(file)!r}; leave it out"
+            raise ArgumentError("callbacks", type(finders[0]).__name__, remedy)
         if not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
-            raise WeightsError(without_state(f"ckpt_path={str(self.trainer.ckpt_path)!r}"))
+            raise WeightsError(without_state(f"ckpt_path={str(file)!r}"))
         before = checkpoint.get("hyper_parameters", {}).get("optimizer", self.hparams["optimizer"])
         if before != self.hparams["optimizer"]:
             remedy = f"the checkpoint holds the state of {before!r}; give that, or {_ANEW}"

@@ -11,9 +11,11 @@ from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, refuse_removed
+from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import checked_arguments
+from rca_lightning.modules.monitored import MonitorGuard
 from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
 from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
 from rca_lightning.rca.cam import image_logits
@@ -25,7 +27,7 @@ from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap
 from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, select_for_memory
 
 
-class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, ResumableOptimizer, CheckedLoading):
+class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, MonitorGuard, ResumableOptimizer, CheckedLoading):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
@@ -197,6 +199,12 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, ResumableOptimi
     def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
         """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
         return self.network(images, tags)  # type: ignore[no-any-return]
+
+    def logged_names(self) -> list[str]:
+        """Names of the metrics that `fit` logs."""
+        parts = ["coarse"] + ["refined"] * (self.network.refined_head is not None) + ["contrast"] * self.needs_memory
+        names = ["train/loss", *(f"train/loss_{part}" for part in parts), *super().logged_names()]
+        return names + [*Scores.logged_names(self.hparams["eval_tags"], "val")] * self.validates()
 
     def on_fit_start(self) -> None:
         """Refuse to train without the memory that the losses need."""

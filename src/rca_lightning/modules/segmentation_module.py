@@ -18,6 +18,7 @@ from rca_lightning.errors import ArgumentError, DataError, require_extra
 from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.hyperparameters import shared_arguments
+from rca_lightning.modules.monitored import MonitorGuard
 from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
 from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
 from rca_lightning.rca.inference import MAX_SIDE
@@ -30,7 +31,9 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, ResumableOptimizer, CheckedLoading):
+class SegmentationModule(
+    NonFiniteGuard, StepSeedMixin, MetricResetMixin, MonitorGuard, ResumableOptimizer, CheckedLoading
+):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
@@ -139,8 +142,14 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Resuma
         """Logits `(B, L + 1, h, w)` of images `(B, 3, H, W)`; see `SegmentationNetwork.forward`."""
         return self.network(images)  # type: ignore[no-any-return]
 
+    def logged_names(self) -> list[str]:
+        """Names of the metrics that `fit` logs."""
+        names = ["train/loss"] + ["train/tag_loss"] * (self.network.tag_head is not None) + super().logged_names()
+        return names + ["val/miou"] * self.validates()
+
     def setup(self, stage: str) -> None:
         """Switches the CRF off in training; otherwise checks that its package is installed."""
+        super().setup(stage)
         self.use_crf = self.hparams["crf"] and stage != "fit"
         if self.use_crf:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
