@@ -120,3 +120,18 @@ def test_folder_of_checkpoints_that_takes_no_files(config: Path, tmp_path: Path)
     config.write_text(yaml.safe_dump(content))
     with pytest.raises(OutputError, match=r"^ModelCheckpoint\.dirpath='.*file/a' cannot be written to \("):
         run("fit", config)
+
+
+def test_checkpoint_of_an_older_format(config: Path, checkpoint: Path):
+    content = torch.load(checkpoint, weights_only=True)
+    for name in ("rca_lightning_format", "rca_lightning_saved_at", "WSSSDataModule"):
+        del content[name]
+    content["hyper_parameters"]["context"] = "prototypes"
+    valid = content["state_dict"]["network.aggregation.valid"]
+    content["state_dict"]["network.aggregation.factors"] = torch.ones(len(valid))
+    checkpoint.unlink()
+    torch.save(content, checkpoint)
+    cli = run("validate", config, "--ckpt_path", checkpoint, "--model.tag_threshold", 0.25)
+    assert cli.model.hparams["tag_threshold"] == 0.25
+    more = ("--trainer.max_epochs", 3, "--trainer.limit_val_batches", 0)
+    assert run("fit", config, "--ckpt_path", checkpoint, *more).trainer.global_step == 9

@@ -123,9 +123,11 @@ class TaskCLI(LightningCLI):
         path = self.config.get(f"{subcommand}.ckpt_path")
         if path is None:
             return
-        check_checkpoint(str(path), self.task)
-        super()._parse_ckpt_path()
-        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
+        # Not by Lightning, which knows nothing of older formats.
+        arguments = check_checkpoint(str(path), self.task)
+        if arguments:
+            self.config = self.parser.parse_object({subcommand: {"model": arguments}}, self.config)
+        # The arguments of a checkpoint have replaced even what the user has just typed.
         parse = self.parser.parse_object if isinstance(self._args, (dict, Namespace)) else self.parser.parse_args
         typed = parse(self._args, defaults=False).get(f"{subcommand}.model")
         for name, value in vars(typed).items() if typed is not None else ():
