@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
 from rca_lightning.io.download import check_sha256, fetch
-from rca_lightning.io.tensor_file import is_whole, load_tensors
+from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name
 
 BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
 CAM_HEAD_PREFIX = "network.coarse_head."
@@ -140,7 +140,7 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: {_listing('tensors without the numbers that their shape says', spread)}; give sound weights"
         )
-    return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
+    return {plain_name(key): value.float() if value.is_floating_point() else value for key, value in content.items()}
 
 
 def _unpack(path: Path) -> Any:

@@ -60,6 +60,7 @@ class RegionMemoryCallback(L.Callback):
     """
 
     task = RCAModule.task
+    logged_prefixes = ("memory/", "prototypes/")
 
     @refuse_removed(
         **REMOVED,

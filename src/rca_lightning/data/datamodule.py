@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.checkpoints.resuming import seen_batches, silence_loader_warning
+from rca_lightning.checkpoints.resuming import is_within_epoch, seen_batches, silence_loader_warning
 from rca_lightning.data.bad_images import BadImages, OnBadImage
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
@@ -287,8 +288,13 @@ class WSSSDataModule(L.LightningDataModule):
         return self._evaluation_loader(_set_up(self._eval, "validate"))
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation."""
-        return [] if self.skips_validation else self.evaluation_dataloader()
+        """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation.
+
+        None either where training was set up without validation: Lightning's finders of a learning rate and of a batch
+        size validate all the same.
+        """
+        not_set_up = self._eval is None and self._train is not None and self.trainer is not None
+        return [] if self.skips_validation or not_set_up else self.evaluation_dataloader()
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return `evaluation_dataloader`."""
@@ -327,6 +333,34 @@ class WSSSDataModule(L.LightningDataModule):
                     here="the data set",
                     remedy="give labels that were made with the classes of this data set, in their order",
                 )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which images the batches of an epoch have, and whether some of them were trained on."""
+        return {"order": self._order(), "within_epoch": is_within_epoch(self.trainer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on within an epoch with other batches.
+
+        Raises:
+            ArgumentError: for the first value that is another.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING or not state_dict.get("within_epoch"):
+            return
+        before = state_dict.get("order", {})
+        for name, value in self._order().items():
+            if before.get(name, value) != value:
+                cause = f"the checkpoint was saved within an epoch, with {before[name]!r}"
+                remedy = f"images would come twice or never; give {before[name]!r}, or a checkpoint of an epoch's end"
+                raise ArgumentError(name, value, f"{cause}: {remedy}")
+
+    def _order(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "devices": self.trainer.world_size if self.trainer else 1,
+            "seed_everything": run_seed(),
+            "shuffle": self.shuffle,
+            "number of training images": None if self._train is None else len(self._train),
+        }
 
     def _begin_bad_images(self, opened: list[TaggedImages]) -> None:
         sizes = {images.skip_of: len(images) for images in opened if images.skip_of is not None}

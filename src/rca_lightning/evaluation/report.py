@@ -60,11 +60,14 @@ class Scores:
 
     def logged(self, tags: str, prefix: str) -> dict[str, Any]:
         """Scores of seeds for the logger; the name says whose tags were used."""
-        return {
-            f"{prefix}/seed_miou/{tags}_tags": self.miou,
-            f"{prefix}/seed_threshold/{tags}_tags": self.threshold,
-            f"{prefix}/classification_map": self.classification_map,
-        }
+        values = (self.miou, self.threshold, self.classification_map)
+        return dict(zip(self.logged_names(tags, prefix), values, strict=True))
+
+    @staticmethod
+    def logged_names(tags: str, prefix: str) -> tuple[str, str, str]:
+        """Names of `logged`."""
+        names = f"seed_miou/{tags}_tags", f"seed_threshold/{tags}_tags", "classification_map"
+        return f"{prefix}/{names[0]}", f"{prefix}/{names[1]}", f"{prefix}/{names[2]}"
 
     def as_dict(self, *, split: str, class_names: Sequence[str], tags: str | None = None) -> dict[str, Any]:
         """Content of `validate.json`; NaN becomes null.

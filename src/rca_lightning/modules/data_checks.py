@@ -1,11 +1,9 @@
-"""Checks a module against its data: class names, masks that lack a class, and scores that nothing will give."""
+"""Checks a module against its data: class names, and masks that lack a class."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.errors import ArgumentError, refuse_other_classes
@@ -18,14 +16,15 @@ _note = rank_zero_only(_log.info)
 
 
 class DataChecks(CheckedLoading):
-    """Refuses data of other classes and monitors of scores that never come; tells scores and what the masks lack."""
+    """Refuses data of other classes; tells scores and what the masks lack."""
 
     def __init__(self) -> None:
         super().__init__()
         self._warned: set[str] = set()
 
     def setup(self, stage: str) -> None:
-        """Compare the classes with those of the data module, and look for monitors of scores that never come."""
+        """Compare the classes with those of the data module."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "class_names", None)
         if names is not None and len(names) != self.hparams["num_classes"]:
@@ -41,10 +40,6 @@ class DataChecks(CheckedLoading):
         )
         if stage == "fit":
             self._warned.clear()
-            if not self.trainer.enable_validation or getattr(data, "skips_validation", False):
-                for name, monitor in _monitors(self.trainer):
-                    remedy = "this run validates nothing; leave the monitor out, or give eval_split images with masks"
-                    raise ArgumentError(f"{name}.monitor", monitor, remedy)
 
     def tell_scores(self, scores: Scores | None) -> None:
         """Log the scores of a validation in `fit`, and once what the masks of the split lack."""
@@ -64,11 +59,3 @@ class DataChecks(CheckedLoading):
         if line not in self._warned:
             self._warned.add(line)
             _warn("%s", line)
-
-
-def _monitors(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
-    """Callbacks that need a score of the validation, and its name."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor.startswith("val/") and getattr(callback, "strict", True):
-            yield type(callback).__name__, monitor

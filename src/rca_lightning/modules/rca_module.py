@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
@@ -14,11 +13,13 @@ from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, refuse_removed
+from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.io.listing import first_few
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import checked_arguments
-from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
+from rca_lightning.modules.monitored import MonitorGuard
+from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
 from rca_lightning.modules.training_guards import (
     MetricResetMixin,
     NonFiniteGuard,
@@ -38,7 +39,9 @@ from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, sele
 logger = logging.getLogger(__name__)
 
 
-class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, DataChecks):
+class RCAModule(
+    NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
+):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
@@ -52,7 +55,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffers
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
         weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
             rca fit, whose backbone is taken; a URL; or "none" for random weights, which are warned of where it is left
-            out. Checkpoints do not keep it.
+            out. Checkpoints do not keep it, and replace what it loads.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
@@ -214,6 +217,12 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffers
         """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
         return self.network(images, tags)  # type: ignore[no-any-return]
 
+    def logged_names(self) -> list[str]:
+        """Names of the metrics that `fit` logs."""
+        parts = ["coarse"] + ["refined"] * (self.network.refined_head is not None) + ["contrast"] * self.needs_memory
+        names = ["train/loss", *(f"train/loss_{part}" for part in parts), *super().logged_names()]
+        return names + [*Scores.logged_names(self.hparams["eval_tags"], "val")] * self.validates()
+
     def on_fit_start(self) -> None:
         """Refuse to train without the memory that the losses need, or with a projection that nothing trains."""
         super().on_fit_start()
@@ -358,7 +367,3 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffers
             {"image_id": image_id, "seeds": of_image}
             for image_id, of_image in zip(batch["image_id"], seeds, strict=True)
         ]
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW with poly decay, a step at a time."""
-        return optimizer_and_schedule(self, self.network.backbone)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
@@ -21,7 +20,8 @@ from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.evaluation.mask_classes import sample_mask_classes
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import shared_arguments
-from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
+from rca_lightning.modules.monitored import MonitorGuard
+from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
 from rca_lightning.modules.training_guards import (
     MetricResetMixin,
     NonFiniteGuard,
@@ -40,7 +40,9 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, DataChecks):
+class SegmentationModule(
+    NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
+):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
@@ -53,7 +55,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Averag
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
         weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
             rca fit, whose backbone is taken; a URL; or "none" for random weights, which are warned of where it is left
-            out. Checkpoints do not keep it.
+            out. Checkpoints do not keep it, and replace what it loads.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell of the features.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
@@ -151,6 +153,11 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Averag
         """Logits `(B, L + 1, h, w)` of images `(B, 3, H, W)`; see `SegmentationNetwork.forward`."""
         return self.network(images)  # type: ignore[no-any-return]
 
+    def logged_names(self) -> list[str]:
+        """Names of the metrics that `fit` logs."""
+        names = ["train/loss"] + ["train/tag_loss"] * (self.network.tag_head is not None) + super().logged_names()
+        return names + ["val/miou"] * self.validates()
+
     def setup(self, stage: str) -> None:
         """Switches the CRF off in training; otherwise checks that its package is installed."""
         super().setup(stage)
@@ -160,6 +167,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Averag
 
     def on_train_start(self) -> None:
         """Checks that every training image has a mask, and warns of classes that the masks do not show."""
+        super().on_train_start()
         images = getattr(self.trainer.train_dataloader, "dataset", None)
         if isinstance(images, TaggedImages):
             without = [record.image_id for record in images.records if record.mask is None]
@@ -237,10 +245,6 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Averag
             {"image_id": image_id, "labels": image.labels.cpu(), "confidence": image.confidence}
             for image_id, image in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
         ]
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW with poly decay, a step at a time."""
-        return optimizer_and_schedule(self, self.network.backbone)
 
     def _log_score(self, split: str) -> None:
         scores = self.evaluation.finish()
