@@ -119,7 +119,9 @@ def test_monitor_of_a_validation_that_is_skipped_is_one_line_before_training(
     with pytest.raises(RCAError) as caught:
         run("fit", without_masks, *words)
     short = name.rpartition(".")[2]
-    assert str(caught.value).startswith(f"{short}.monitor='{monitor}': nothing in this run logs it (nothing is validated")
+    assert str(caught.value).startswith(
+        f"{short}.monitor='{monitor}': nothing in this run logs it (nothing is validated"
+    )
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

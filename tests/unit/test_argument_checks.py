@@ -23,10 +23,6 @@ from rca_lightning.errors import ArgumentError
 RECORDS = {"IntermediateLabel"}  # made by the library alone, of checked arguments
 
 
-# Not checked yet.
-OTHERS = {"rca.inference.infer_class_maps", "rca.network.ActivationMaps.final_cam"}
-
-
 def has_literal(hint: Any) -> bool:
     return get_origin(hint) is Literal or any(has_literal(part) for part in get_args(hint))
 
@@ -56,8 +52,7 @@ def every_function() -> Iterator[tuple[str, Callable[..., Any]]]:
         if not found.name.endswith("__main__"):
             for name, function in functions_of(importlib.import_module(found.name)):
                 full = f"{found.name.removeprefix('rca_lightning.')}.{name}"
-                if full not in OTHERS:
-                    yield full, function
+                yield full, function
 
 
 def arguments_with(condition: Callable[[Any], bool]) -> list[Any]:

@@ -28,6 +28,7 @@ _Year = Literal[2014, 2017]
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
+@check_arguments
 def find_categories(
     root: Path, *, year: _Year, annotation_file: str | None, splits: Sequence[str]
 ) -> tuple[Categories, Path | None]:

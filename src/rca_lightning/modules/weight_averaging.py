@@ -61,7 +61,7 @@ class AveragedBuffersMixin(L.LightningModule):
         names = [name for name, _ in self.named_buffers() if name in averaged and name in current]
         averaged.update({name: current[name] for name in names})
         super().on_load_checkpoint(checkpoint)  # which may empty the prototypes
-        current.update({name: averaged[name] for name in names})
+        current.update({name: checkpoint["state_dict"][name] for name in names})
 
     def _averaged_models(self) -> list[AveragedModel]:
         callbacks = getattr(self._trainer, "callbacks", ())  # a module can be saved without ever having been trained

@@ -41,6 +41,7 @@ class ActivationMaps:
     attention: Tensor | None = None
     has_prototype: Tensor | None = None
 
+    @check_arguments
     def final_cam(self, final_map: FinalMap) -> Tensor:
         """Returns the named map `(B, L, H, W)`, non-negative; where it is missing, the refined or coarse one.
 
