@@ -49,7 +49,10 @@ def generate(root: Path, images: int, *, seed: int = 0) -> int:
                     f'"category_id": {categories[category]}, "id": {number}}}'
                 )
                 number += 1
-        file.write("]}")
+        listed = [
+            {"supercategory": "thing", "id": category, "name": COCO_CATEGORIES[category]} for category in categories
+        ]
+        file.write('], "categories": ' + json.dumps(listed) + "}")
     return path.stat().st_size
 
 

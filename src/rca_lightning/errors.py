@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -94,6 +95,41 @@ def require_extra(package: str, *, extra: str, needed_for: str) -> ModuleType:
             f"the package {package!r} is needed for {needed_for} and cannot be imported ({error}). "
             f"Install it with: pip install 'rca-lightning[{extra}]'"
         ) from error
+
+
+def first_other_class(names: Sequence[str] | None, others: Sequence[str] | None) -> tuple[int, str, str] | None:
+    """Number from 1 and both names of the first class that differs; `None` if none does or names are unknown.
+
+    Example:
+        >>> first_other_class(["cat", "dog"], ["cat", "cow"])
+        (2, 'dog', 'cow')
+        >>> first_other_class(["cat", "dog"], ["cat"])
+        (2, 'dog', 'no class')
+    """
+    if names is None or others is None:
+        return None
+    pairs = itertools.zip_longest(names, others, fillvalue="no class")
+    return next(((number, *pair) for number, pair in enumerate(pairs, start=1) if pair[0] != pair[1]), None)
+
+
+def refuse_other_classes(
+    names: Sequence[str] | None, others: Sequence[str] | None, *, where: str, here: str = "this run", remedy: str
+) -> None:
+    """Compare class names, whose order says what the values of masks and the channels of maps mean.
+
+    Args:
+        names: of what is read; `None` if it says none, which passes.
+        others: of what it is read for; `None` if unknown, which passes.
+        where: what has `names`, for the message.
+        here: what has `others`, for the message.
+        remedy: how to make them equal.
+
+    Raises:
+        DataError: for other names, or the same in another order; names the first difference.
+    """
+    if (difference := first_other_class(names, others)) is not None:
+        number, name, other = difference
+        raise DataError(f"class_names: class {number} is {name!r} in {where}, {other!r} in {here}; {remedy}")
 
 
 def refuse_removed(**removed: str) -> Callable[[F], F]:

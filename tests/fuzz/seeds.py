@@ -87,7 +87,11 @@ def instances() -> list[bytes]:
             for number, segmentation in enumerate(shown)
         ],
     }
-    return [json.dumps(content).encode(), json.dumps({"images": content["images"], "annotations": []}).encode()]
+    categories = [{"id": number, "name": f"class {number}"} for number in (1, 2, 3)]
+    return [
+        json.dumps(content | {"categories": categories}).encode(),
+        json.dumps({"categories": categories, "images": content["images"], "annotations": []}).encode(),
+    ]
 
 
 def tag_files() -> list[bytes]:

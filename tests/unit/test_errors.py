@@ -107,3 +107,22 @@ def test_removed_argument_of_one_component_only():
 def test_callback_that_is_gone_says_since_when_and_why():
     with pytest.raises(ImportError, match=r"FailTogether is gone since 0\.2.*torchrun"):
         from rca_lightning import FailTogether  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "difference"),
+    [
+        (["cat", "dog"], ["cat", "dog"], None),
+        (["cat", "dog"], ("cat", "dog"), None),
+        (None, ["cat"], None),
+        (["cat"], None, None),
+        (["dog", "cat"], ["cat", "dog"], "class 1 is 'dog' in the maps, 'cat' in this run"),
+        (["cat"], ["cat", "dog"], "class 2 is 'no class' in the maps, 'dog' in this run"),
+    ],
+)
+def test_other_classes_are_refused_with_the_first_difference(names, others, difference):
+    if difference is None:
+        errors.refuse_other_classes(names, others, where="the maps", remedy="predict again")
+        return
+    with pytest.raises(errors.DataError, match=f"^class_names: {difference}; predict again$"):
+        errors.refuse_other_classes(names, others, where="the maps", remedy="predict again")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.rca.network import RCANetwork, RegionMap
 from rca_lightning.rca.regions import RegionRule, background_regions, pool_regions, pseudo_regions
 
@@ -31,6 +32,7 @@ class ImageRegions:
         background_threshold: see `background_regions`.
     """
 
+    @check_arguments
     @torch.no_grad()
     def __init__(
         self,

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,6 +24,8 @@ class Backbone(nn.Module, ABC):
         stage_channels: channels of every map that `forward` returns, from fine to coarse.
         stage_strides: pixels of the image per cell of every map, along each side.
         output_stride: pixels of the image per cell of the last map, the features.
+        has_chosen_weights: whether weights were loaded, also into a larger network that holds this one, or random ones
+            were asked for.
     """
 
     stage_channels: list[int]
@@ -32,6 +36,8 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.frozen_batchnorm = False
         self.frozen_stages = 0
+        self.has_chosen_weights = False
+        self.register_load_state_dict_post_hook(_note_loading)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -41,8 +47,9 @@ class Backbone(nn.Module, ABC):
             images: (B, 3, H, W), RGB, normalised with the mean and standard deviation of ImageNet.
 
         Returns:
-            A map per stage after the stem, each `(B, C, ceil(H / stride), ceil(W / stride))`; the last one, the
-            features, has `num_features` channels and the output stride.
+            A map per stage after the stem; the last one, the features, is `(B, num_features, ceil(H / output_stride),
+            ceil(W / output_stride))`. The cells of every map cover the whole image and nothing beyond it, so a map that
+            is enlarged to the image lies on it.
         """
 
     @property
@@ -94,6 +101,31 @@ class Backbone(nn.Module, ABC):
             yield from stage
         if self.frozen_batchnorm:
             yield from (module for module in self.modules() if isinstance(module, _BatchNorm))
+
+
+def enlarge_to_whole_cells(images: Tensor, stride: int) -> Tensor:
+    """Enlarges images to the next multiple of the stride along each side.
+
+    With padding in its place the last cells would lie beyond the image in part, and a map that is enlarged to the image
+    would be displaced by up to a cell.
+
+    Args:
+        images: `(B, 3, H, W)`.
+        stride: pixels of a cell.
+
+    Returns:
+        `(B, 3, ceil(H / stride) * stride, ceil(W / stride) * stride)`.
+    """
+    height, width = images.shape[2:]
+    size = (-(-height // stride) * stride, -(-width // stride) * stride)
+    # A program that is exported serves every size, so it cannot ask for one. Of the same size pixels stay as they are.
+    if not torch.compiler.is_compiling() and size == (height, width):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def _note_loading(backbone: Backbone, _: object) -> None:
+    backbone.has_chosen_weights = True
 
 
 def init_convolutions(network: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, cast, get_args
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, ResNet, ResNetName, StrideIn
 from rca_lightning.backbones.resnet38d import ResNet38d
@@ -19,11 +20,12 @@ OutputStride = Literal[8, 16, 32]
 TIMM_PREFIX = "timm:"
 
 
+@check_arguments
 def build_backbone(
     name: str,
     *,
     output_stride: OutputStride = 16,
-    weights: str = "none",
+    weights: str | None = "none",
     weights_sha256: str | None = None,
     stride_in: StrideIn = "3x3",
     frozen_batchnorm: bool = True,
@@ -34,7 +36,8 @@ def build_backbone(
     Args:
         name: one of `BackboneName`, or `timm:<model>` for a model of the timm package.
         output_stride: pixels per cell along each side. A vision transformer of timm has its patch size instead.
-        weights: `"none"` for random weights, a local file, or a URL; see `load_weights`.
+        weights: `"none"` for random weights, a local file, or a URL; see `load_weights`. `None` for random weights that
+            nobody asked for: the modules warn of them.
         weights_sha256: the checksum of the weights; needed for a URL.
         stride_in: which convolution of a bottleneck has the stride: `"3x3"` (torchvision's weights) or `"1x1"`
             (weights of the original ResNet). Only for resnet50 and resnet101; see `ResNet`.
@@ -56,21 +59,19 @@ def build_backbone(
         >>> [tuple(stage.shape) for stage in backbone(torch.zeros(1, 3, 60, 33))]
         [(1, 64, 15, 9), (1, 128, 8, 5), (1, 256, 8, 5), (1, 512, 8, 5)]
     """
-    _check(name, output_stride, stride_in)
+    _check(name, stride_in)
     backbone = _construct(name, output_stride, stride_in)
-    load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
+    if weights is not None:
+        load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
+        backbone.has_chosen_weights = True
     backbone.freeze(batchnorm=frozen_batchnorm, stages=frozen_stages)
     return backbone
 
 
-def _check(name: str, output_stride: int, stride_in: str) -> None:
+def _check(name: str, stride_in: StrideIn) -> None:
     if name not in get_args(BackboneName) and not name.startswith(TIMM_PREFIX):
         names = ", ".join(get_args(BackboneName))
         raise ArgumentError("backbone", name, f"give one of {names}, or {TIMM_PREFIX}<model>")
-    if output_stride not in get_args(OutputStride):
-        raise ArgumentError("output_stride", output_stride, "give 8, 16 or 32")
-    if stride_in not in get_args(StrideIn):
-        raise ArgumentError("stride_in", stride_in, "give '3x3' or '1x1'")
     if stride_in == "1x1" and name not in BOTTLENECK_NAMES:
         raise ArgumentError("stride_in", stride_in, f"only {' and '.join(BOTTLENECK_NAMES)} offer it; give '3x3'")
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, init_convolutions
 from rca_lightning.errors import ArgumentError
 
@@ -103,13 +104,15 @@ class ResNet(Backbone):
         output_stride: pixels per cell along each side.
         stride_in: the convolution of a bottleneck that carries the stride of a stage: `"3x3"` as in torchvision
             (v1.5) or `"1x1"` as in the paper (v1; `STRIDE_IN_1X1` of Detectron2). Key names are the same,
-            so it must be known of a weights file. Only resnet50 and resnet101 have bottlenecks.
+            so it must be known of a weights file. Only resnet50 and resnet101 have bottlenecks. Weights that expect
+            another input than RGB of ImageNet's mean and deviation, as those of Caffe and Detectron2, do not serve.
 
     Raises:
         ArgumentError: if `stride_in="1x1"` is asked of a network without bottlenecks, or a stride of 32 of
             `"resnet14"`.
     """
 
+    @check_arguments
     def __init__(
         self, name: ResNetName, *, output_stride: Literal[8, 16, 32] = 16, stride_in: StrideIn = "3x3"
     ) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, init_convolutions
 
 
@@ -71,6 +72,7 @@ class ResNet38d(Backbone):
         output_stride: pixels per cell along each side.
     """
 
+    @check_arguments
     def __init__(self, *, output_stride: Literal[8, 16, 32] = 8) -> None:
         super().__init__()
         self.output_stride = output_stride

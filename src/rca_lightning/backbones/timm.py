@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rca_lightning.backbones.base import Backbone
+from rca_lightning.arguments import check_arguments
+from rca_lightning.backbones.base import Backbone, enlarge_to_whole_cells
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.errors import ArgumentError, require_extra
 
@@ -27,7 +27,7 @@ class TimmBackbone(Backbone):
     convolutional network gives its stages of stride 4 and above. Of a transformer the patch tokens after the last
     normalisation are the only map; class and register tokens are dropped.
     A model that was trained with another normalisation than ImageNet's gets that one, computed from the images given.
-    Images are padded with zeros (the mean colour) at the right and at the bottom to a multiple of the output stride.
+    Images are enlarged to a multiple of the output stride.
     Weights are never downloaded by timm itself; keys are those of the timm model, its classifier apart.
 
     Args:
@@ -43,6 +43,7 @@ class TimmBackbone(Backbone):
     _scale: Tensor
     _shift: Tensor
 
+    @check_arguments
     def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16) -> None:
         super().__init__()
         timm = require_extra("timm", extra="timm", needed_for=f"the backbone 'timm:{model}'")
@@ -58,12 +59,10 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`: the stages of stride 4 and above, of a vision transformer the last alone."""
-        height, width = images.shape[-2:]
-        images = pad(images, (0, -width % self.output_stride, 0, -height % self.output_stride))
+        images = enlarge_to_whole_cells(images, self.output_stride)
         if self._rescale:
             images = images * self._scale + self._shift
-        stages = zip(self._maps(images), self.stage_strides, strict=True)
-        return [stage[..., : -(-height // stride), : -(-width // stride)] for stage, stride in stages]
+        return self._maps(images)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """The maps of images whose sides the output stride divides."""

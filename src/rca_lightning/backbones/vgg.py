@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from rca_lightning.backbones.base import Backbone, init_convolutions
+from rca_lightning.arguments import check_arguments
+from rca_lightning.backbones.base import Backbone, enlarge_to_whole_cells, init_convolutions
 
 # (convolutions, channels) of the five blocks.
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -18,13 +19,14 @@ class VGG16(Backbone):
     At output stride 8 it is the network of OAA (Jiang et al. 2019) and of RCA: the fourth pooling is 3x3 with stride 1,
     the fifth block has dilation 2 and no fifth pooling follows. At 16 the fourth pooling keeps its stride and the fifth
     block its dilation of 1; at 32 the fifth pooling is there as well. OAA's further convolutions belong to the head.
-    Poolings round sizes up, so that a last odd row or column is kept; on sizes divisible by the output stride this
-    is what torchvision does. Keys are `features.N.weight` and `features.N.bias`, N as in torchvision.
+    Images are enlarged to a multiple of the output stride; on those that have such a size it is what torchvision has.
+    Keys are `features.N.weight` and `features.N.bias`, N as in torchvision.
 
     Args:
         output_stride: pixels per cell along each side.
     """
 
+    @check_arguments
     def __init__(self, *, output_stride: Literal[8, 16, 32] = 8) -> None:
         super().__init__()
         self.output_stride = output_stride
@@ -46,7 +48,7 @@ class VGG16(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`: the outputs of the five blocks, each after its pooling."""
-        x = images
+        x = enlarge_to_whole_cells(images, self.output_stride)
         outputs = []
         for stage in self.stages():
             for module in stage:
@@ -63,5 +65,5 @@ class VGG16(Backbone):
 def _pooling(block: int, output_stride: int) -> list[nn.Module]:
     """The pooling after a block, none where the network ends without one."""
     if 2**block <= output_stride:
-        return [nn.MaxPool2d(2, stride=2, ceil_mode=True)]
+        return [nn.MaxPool2d(2, stride=2)]
     return [nn.MaxPool2d(3, stride=1, padding=1)] if block == 4 else []

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rca_lightning.errors import ArgumentError, RCAError, WeightsError, require_extra
+from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
 from rca_lightning.io.download import check_sha256, fetch
-from rca_lightning.io.tensor_file import is_whole, load_tensors
+from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name
 
 BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
 CAM_HEAD_PREFIX = "network.coarse_head."
@@ -52,7 +52,7 @@ def load_weights(
     if source == "none":
         return
     path = _locate(source, sha256)
-    content = _read(path)
+    content = _tensors(path, _content(path))
     content = _part(content, BACKBONE_PREFIX) or content
     state = {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
     needed = {key: value for key, value in module.state_dict().items() if not key.startswith(ignore_prefixes)}
@@ -64,21 +64,30 @@ def load_weights(
     module.load_state_dict(state, strict=False)
 
 
-def load_cam_head(head: nn.Module, source: str, *, sha256: str | None = None) -> bool:
+def load_cam_head(
+    head: nn.Module, source: str, *, sha256: str | None = None, class_names: Sequence[str] | None = None
+) -> bool:
     """Loads the CAM head, if the file is a checkpoint of the first stage with the same classes and features.
 
     Args:
         head: a `CAMHead`; changed in place.
         source: as for `load_weights`.
         sha256: as for `load_weights`.
+        class_names: of the channels of the head; `None` if unknown. A head of others, or of another order, is not
+            loaded.
 
     Returns:
         Whether it was loaded.
     """
     if source == "none":
         return False
-    state = _part(_read(_locate(source, sha256)), CAM_HEAD_PREFIX)
+    path = _locate(source, sha256)
+    content = _content(path)
+    state = _part(_tensors(path, content), CAM_HEAD_PREFIX)
     taken = bool(state) and not any(_problems(head.state_dict(), state))
+    arguments = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    stored = arguments.get("class_names") if isinstance(arguments, Mapping) else None
+    taken &= not isinstance(stored, list) or first_other_class(stored, class_names) is None
     if taken:
         head.load_state_dict(state)
     return taken
@@ -102,10 +111,10 @@ def _locate(source: str, sha256: str | None) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, floating point ones as float32."""
+def _content(path: Path) -> Any:
+    """What a file holds."""
     try:
-        content = _unpack(path)
+        return _unpack(path)
     except RCAError:
         raise
     except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
@@ -113,6 +122,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} was not loaded: it is damaged, or holds more than tensors, which could run code. "
             "Save the state dictionary alone: torch.save(network.state_dict(), path)."
         ) from error
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The tensors among the content of a file by name, floating point ones as float32."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -127,7 +140,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: {_listing('tensors without the numbers that their shape says', spread)}; give sound weights"
         )
-    return {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
+    return {plain_name(key): value.float() if value.is_floating_point() else value for key, value in content.items()}
 
 
 def _unpack(path: Path) -> Any:

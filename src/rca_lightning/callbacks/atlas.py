@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.atlas.atlas import BACKGROUND, make_atlas
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.data.dataset import TaggedImages
@@ -41,6 +42,7 @@ class PrototypeAtlasCallback(L.Callback):
 
     task = RCAModule.task
 
+    @check_arguments
     def __init__(self, folder: str | None = None, regions: int = 6) -> None:
         if regions < 1:
             raise ArgumentError("regions", regions, "give at least 1, or leave the callback out")

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError
@@ -56,6 +57,7 @@ class AttentionAccumulation(L.Callback):
 
     task = RCAModule.task
 
+    @check_arguments
     def __init__(self, cells: int = 64, warmup_epochs: int = 1, confidence: float = 0.0, max_mib: float = 1024) -> None:
         AttentionStore(1, cells=cells, max_mib=max_mib)  # refuses wrong arguments now and not after the data is read
         check_count("warmup_epochs", warmup_epochs, least=0)

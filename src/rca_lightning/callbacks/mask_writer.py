@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.images import open_image
 from rca_lightning.data.sample import Batch
@@ -53,6 +54,7 @@ class MaskWriter(PredictionWriter):
 
     task = SegmentationModule.task
 
+    @check_arguments
     def __init__(
         self,
         output_dir: str,
@@ -61,8 +63,6 @@ class MaskWriter(PredictionWriter):
         coco_results: bool = False,
         existing: Existing = "skip",
     ) -> None:
-        if layout not in _FOLDERS:
-            raise ArgumentError("layout", layout, f"give {' or '.join(map(repr, _FOLDERS))}")
         self._masks = _FOLDERS[layout]
         super().__init__(output_dir, {self._masks: ".png"} | ({"overlays": ".jpg"} if overlays else {}), existing)
         self.coco_results = coco_results
@@ -71,7 +71,7 @@ class MaskWriter(PredictionWriter):
         """Settings that masks depend on."""
         if not isinstance(module, SegmentationModule):
             raise ArgumentError("model", type(module).__name__, "MaskWriter writes predictions of SegmentationModule")
-        names = ("num_classes", "backbone", "head", "scales", "flip", "max_side", "predict_tags", "crf")
+        names = ("num_classes", "class_names", "backbone", "head", "scales", "flip", "max_side", "predict_tags", "crf")
         return {name: module.hparams[name] for name in names}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -98,7 +98,7 @@ class MaskWriter(PredictionWriter):
         assert isinstance(module, SegmentationModule)
         wanted = _predicted_ids(trainer)
         ids = [image_id for image_id in self.folder.complete_ids() if wanted is None or image_id in wanted]
-        entries = self._entries(ids, CocoForm(module.class_names))
+        entries = self._entries(ids, _coco_form(trainer, module.class_names))
         with self.folder.output_errors():
             count = write_coco_results(self._results_file, entries)
         logger.info("wrote %d regions of %d images to %s", count, len(ids), self._results_file)
@@ -115,6 +115,13 @@ class MaskWriter(PredictionWriter):
             if confidence is None:
                 raise OutputError(f"{path} says no confidence, MaskWriter did not write it; delete it and predict anew")
             yield from form.entries(image_id, labels, float(confidence))
+
+
+def _coco_form(trainer: L.Trainer, class_names: Sequence[str]) -> CocoForm:
+    """Ids of the annotations where the data have some."""
+    ids_of = getattr(getattr(trainer, "datamodule", None), "predict_coco_ids", None)
+    ids = None if ids_of is None else ids_of()
+    return CocoForm(class_names) if ids is None else CocoForm(class_names, categories=ids[0], images=ids[1])
 
 
 def _predicted_ids(trainer: L.Trainer) -> set[str] | None:

@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 
+from rca_lightning.arguments import check_arguments
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import Pixels, denormalise, draw_panel, overlay_maps, overlay_mask
 from rca_lightning.errors import ArgumentError
@@ -50,6 +52,7 @@ class PanelCallback(L.Callback):
 
     task = RCAModule.task
 
+    @check_arguments
     def __init__(self, images: int = 6, folder: str | None = None, every_n_epochs: int = 1) -> None:
         if images < 1:
             raise ArgumentError("images", images, "give at least 1, or leave the callback out")
@@ -155,7 +158,9 @@ def _validation_loaders(trainer: L.Trainer) -> CombinedLoader | None:
     data = trainer.datamodule  # type: ignore[attr-defined]
     if data is not None:
         # Not the Trainer's loader: its processes would stay to the end, perhaps without ever validating.
-        loaders = data.val_dataloader()
+        # Of ours also images without masks, whose validation is skipped: their maps can be looked at.
+        ours = isinstance(data, WSSSDataModule)
+        loaders = data.evaluation_dataloader() if ours else data.val_dataloader()
     else:
         # What was given to `fit` is known to the Trainer only once it has prepared validation.
         trainer.fit_loop.epoch_loop.val_loop.setup_data()

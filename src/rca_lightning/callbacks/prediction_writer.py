@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.sample import Batch
 from rca_lightning.io.output_folder import Existing, PredictionFolder
 
@@ -28,6 +29,7 @@ class PredictionWriter(BasePredictionWriter, ABC):
         existing: "skip" what is complete, "overwrite" everything.
     """
 
+    @check_arguments
     def __init__(self, output_dir: str | Path, kinds: Mapping[str, str], existing: Existing) -> None:
         super().__init__(write_interval="batch")
         self.folder = PredictionFolder(output_dir, kinds, existing=existing)

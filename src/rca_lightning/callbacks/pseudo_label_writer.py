@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.callbacks.attention_accumulation import AttentionAccumulation
 from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.classes import check_mask_classes
@@ -75,6 +76,7 @@ class PseudoLabelWriter(PredictionWriter):
     task = RCAModule.task
 
     @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
+    @check_arguments
     def __init__(
         self,
         output_dir: str,
@@ -93,8 +95,6 @@ class PseudoLabelWriter(PredictionWriter):
         kinds = {"pseudo_labels": ".png", "cams": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
         super().__init__(output_dir, kinds, existing)
         check_count("workers", workers, least=0)
-        if maps not in get_args(MapSource):
-            raise ArgumentError("maps", maps, f"give one of {', '.join(get_args(MapSource))}")
         thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
         self._settings: dict[str, Any] = {
             "background": background,
@@ -121,7 +121,7 @@ class PseudoLabelWriter(PredictionWriter):
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
-        settings = {name: module.hparams[name] for name in names}
+        settings = {name: module.hparams[name] for name in ("class_names", *names)}
         return {"maps": self.maps, **self.generator.describe(), **settings, "reads_attention": module.reads_attention}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

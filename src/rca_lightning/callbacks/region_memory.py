@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-from typing import Any, get_args
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.compatibility import OnMismatch
-from rca_lightning.clustering.cluster import ClusteringBackend, ClusteringMethod, check_method
+from rca_lightning.clustering.cluster import REMOVED_METHODS, ClusteringBackend, ClusteringMethod, check_method
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, WeightsError, refuse_removed, require_extra
 from rca_lightning.modules.rca_module import RCAModule
@@ -59,6 +60,7 @@ class RegionMemoryCallback(L.Callback):
     """
 
     task = RCAModule.task
+    logged_prefixes = ("memory/", "prototypes/")
 
     @refuse_removed(
         **REMOVED,
@@ -68,6 +70,7 @@ class RegionMemoryCallback(L.Callback):
         merge_above="gone since 0.2; regions_per_prototype or fewer prototypes (num_prototypes) keep them apart",
         concentration="gone since 0.2; all prototypes have the attention_temperature of the model",
     )
+    @check_arguments(gone=REMOVED_METHODS)
     def __init__(
         self,
         slots: int = 100,
@@ -82,15 +85,13 @@ class RegionMemoryCallback(L.Callback):
         on_mismatch: OnMismatch = "refuse",
     ) -> None:
         RegionMemory(1, slots, 1, placement=placement, dtype=dtype)  # wrong arguments now, not after the data is read
-        check_method(clustering, backend, name="clustering")
+        check_method(clustering, backend)
         if iterations < 1:
             raise ArgumentError("iterations", iterations, "give at least 1")
         if regions_per_prototype is not None and regions_per_prototype < 1:
             raise ArgumentError("regions_per_prototype", regions_per_prototype, "give at least 1, or null")
         if drop_below is not None and not 0 <= drop_below <= 1:
             raise ArgumentError("drop_below", drop_below, "give a probability in [0, 1], or null")
-        if on_mismatch not in get_args(OnMismatch):
-            raise ArgumentError("on_mismatch", on_mismatch, f"give one of {', '.join(get_args(OnMismatch))}")
         self.slots = slots
         self.clustering: ClusteringMethod = clustering
         self.backend: ClusteringBackend = backend

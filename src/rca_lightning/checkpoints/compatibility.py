@@ -11,12 +11,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from rca_lightning.errors import WeightsError
+from rca_lightning.io.tensor_file import plain_name
 from rca_lightning.version import __version__
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
 KEY = "rca_lightning_format"
+SAVED_AT = "rca_lightning_saved_at"  # seconds since 1970
 
 
 def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None:
@@ -25,6 +27,8 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
     - Format 0: without a number, else as format 1.
     - Format 1 (0.1): each prototype may have an attention temperature, and pixels may read another context.
     - Format 2 (0.2): today's, without either.
+
+    Names that `torch.compile` has changed are made plain.
 
     Args:
         checkpoint: as Lightning wrote it.
@@ -41,6 +45,7 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
             f"{file} has format {number}, rca_lightning {__version__} reads formats up to {FORMAT}; "
             "update rca_lightning, or give an older checkpoint"
         )
+    checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
     if number < 2:
         _migrate_to_2(checkpoint)
     checkpoint[KEY] = FORMAT

@@ -65,28 +65,36 @@ def _argument_problems(key: str, arguments: Any) -> Iterator[str]:
             return
 
 
-_KEYWORDS = ("last", "best", "hpc")  # names that Lightning looks up itself
+_KEYWORDS = ("last", "hpc")  # names that Lightning looks up itself
 _REGISTRY = re.compile("registry(:.*)?", re.IGNORECASE)  # models that Lightning fetches from a registry
 _SHOWN = 3
 _OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head."}  # weights that one task alone has
 
 
-def check_checkpoint(path: str, task: str | None = None) -> None:
+def check_checkpoint(path: str, task: str | None = None) -> dict[str, Any]:
     """Checks the file of `--ckpt_path` before anything is built; see `read_checkpoint`.
 
     Args:
         path: value of `--ckpt_path`; keywords and folders that Lightning resolves itself pass.
         task: its task, see `check_task`; default any.
 
+    Returns:
+        The arguments of the module that it was trained with; none for a keyword or a folder.
+
     Raises:
         ArgumentError: if there is no such file, or it is the address of one elsewhere.
         WeightsError: if the file is no checkpoint of `rca fit`, or of another task.
     """
+    if not path:
+        raise ArgumentError("ckpt_path", path, "give the path of a checkpoint, last, or null")
+    if path == "best":
+        raise ArgumentError("ckpt_path", path, "only the process that trained knows it; give its path, or last")
     if path in _KEYWORDS or Path(path).is_dir() or (_REGISTRY.fullmatch(path) and not Path(path).is_file()):
-        return
+        return {}
     content = read_checkpoint(path, map_location="meta")  # no tensor is read
     if task is not None:
         check_task(content["state_dict"], task)
+    return dict(content.get("hyper_parameters", {}))
 
 
 def read_checkpoint(path: str | Path, map_location: str = "cpu", *, argument: str = "ckpt_path") -> dict[str, Any]:

@@ -1,21 +1,11 @@
-"""Resuming: finds the checkpoint of `--ckpt_path last`, and the batch and the loop counters to go on from."""
+"""Resuming: the batch and the loop counters to go on from."""
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
-
-from rca_lightning.checkpoints.reading import read_checkpoint
-from rca_lightning.errors import DamagedError
-
-logger = logging.getLogger(__name__)
 
 
 def seen_batches(trainer: L.Trainer | None) -> int:
@@ -28,6 +18,18 @@ def seen_batches(trainer: L.Trainer | None) -> int:
         return 0
     loop: Any = trainer.fit_loop  # its counters are no public part of Lightning
     return int(loop.epoch_loop.batch_progress.current.ready) if loop.restarting else 0
+
+
+def is_within_epoch(trainer: L.Trainer | None) -> bool:
+    """Whether some batches of the current training epoch are done, and not all.
+
+    Args:
+        trainer: in training; or `None`.
+    """
+    if trainer is None:
+        return False
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    return bool(batches.current.ready) and not batches.is_last_batch
 
 
 def silence_loader_warning() -> None:
@@ -73,60 +75,28 @@ def _end_last_epoch(epochs: dict[str, Any]) -> None:
         count["completed"] -= 1
 
 
-_warn = rank_zero_only(logger.warning)
+def match_epoch_end(trainer: L.Trainer) -> None:
+    """Lets a run that goes on between two epochs take the first as ended, whatever an epoch is in this run.
 
-
-def find_last(trainer: L.Trainer) -> Path | None:
-    """Finds the latest readable checkpoint of a Trainer's earlier runs.
-
-    Searches the folders of its `ModelCheckpoint`s, earlier versions of its logger included, and the checkpoints that
-    Lightning writes to `default_root_dir` under SLURM. `last*` and `hpc_ckpt_*` come before all others, newer before
-    older. A damaged file is skipped with a warning.
+    Lightning takes an epoch for unfinished if it has more batches now, such as with another batch size, and trains on
+    one batch more if the epoch is not followed by a validation.
 
     Args:
-        trainer: with its callbacks and loggers.
-
-    Returns:
-        The path; `None` where there is no checkpoint at all.
-
-    Raises:
-        DamagedError: if there are checkpoints and none can be read.
-        WeightsError: if the first that can be read is of a later format, or no checkpoint of `rca fit`.
+        trainer: at the start of training.
     """
-    files = {path for folder in _folders(trainer) for path in folder.glob("*.ckpt") if path.is_file()}
-    files |= set(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
-    damaged: DamagedError | None = None
-    for path in sorted(files, key=_order):
-        error = _damage(path)
-        if error is None:
-            return path
-        _warn("%s; the one before it is looked for", error)
-        damaged = damaged or error
-    if damaged is not None:
-        raise damaged  # better than to start anew unasked
-    return None
+    fit_loop: Any = trainer.fit_loop
+    loop = fit_loop.epoch_loop
+    batches = loop.batch_progress
+    if fit_loop.restarting and batches.is_last_batch and batches.current.completed:
+        for count in ("ready", "started", "processed", "completed"):
+            setattr(batches.current, count, trainer.num_training_batches)
+        loop.val_loop._has_run |= not loop._should_check_val_epoch()
 
 
-def _folders(trainer: L.Trainer) -> Iterator[Path]:
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            if callback.dirpath is not None:
-                yield Path(callback.dirpath)
-            elif trainer.loggers:
-                log = trainer.loggers[0]
-                yield from (Path(log.save_dir or trainer.default_root_dir) / str(log.name)).glob("*/checkpoints")
-            else:
-                yield Path(trainer.default_root_dir) / "checkpoints"
+def begin_epoch(trainer: L.Trainer) -> None:
+    """Lets an epoch that begins be none that is gone on with; Lightning forgets it where the one before only ended.
 
-
-def _order(path: Path) -> tuple[bool, int, str]:
-    resumable = path.name.startswith(("last", "hpc_ckpt_"))
-    return not resumable, -path.stat().st_mtime_ns, str(path)
-
-
-def _damage(path: Path) -> DamagedError | None:
-    try:
-        read_checkpoint(path, map_location="meta")  # no tensor is read
-    except DamagedError as error:
-        return error
-    return None
+    Args:
+        trainer: at the start of an epoch.
+    """
+    trainer.fit_loop.epoch_loop.restarting = False

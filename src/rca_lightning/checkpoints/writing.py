@@ -51,8 +51,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write_atomically(Path(path), lambda file: file.write(content.getbuffer()), durable=True)
 
 
+def writes_one_file(trainer: L.Trainer) -> bool:
+    """Whether a checkpoint of this Trainer is a file; strategies that shard the network write folders."""
+    return isinstance(trainer.strategy, _WRITES_ONE_FILE)
+
+
 def write_checkpoints_whole(trainer: L.Trainer) -> None:
     """Sets `AtomicCheckpointIO` on a Trainer that writes single files with Lightning's own plugin."""
     strategy = trainer.strategy
-    if isinstance(strategy, _WRITES_ONE_FILE) and type(strategy.checkpoint_io) is TorchCheckpointIO:
+    if writes_one_file(trainer) and type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = AtomicCheckpointIO()

@@ -6,14 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rca_lightning.data.classes import VOC_CLASSES
 from rca_lightning.data.tag_files import read_id_list
-from rca_lightning.errors import ArgumentError, OutputError
+from rca_lightning.errors import ArgumentError, OutputError, refuse_other_classes
+from rca_lightning.io.output_folder import stored_classes
 from rca_lightning.submission.coco import check_coco
 from rca_lightning.submission.voc import check_ending, check_voc, pack
 
 _NEEDED = {"voc2012": ("ids", "root"), "coco": ("annotations",)}
 _ALLOWED = {"voc2012": ("ids", "root", "num_classes", "pack"), "coco": ("annotations",)}
-_VOC_CLASSES = 20
 
 
 def main(words: Sequence[str]) -> None:
@@ -35,7 +36,11 @@ def main(words: Sequence[str]) -> None:
     if given.pack is not None:
         check_ending(given.pack)
     ids = read_id_list(given.ids, what="ids")
-    num_classes = _VOC_CLASSES if given.num_classes is None else given.num_classes
+    num_classes = len(VOC_CLASSES) if given.num_classes is None else given.num_classes
+    if given.num_classes is None:
+        remedy = "predict with a network that learned the classes in the order of the server, or give --num_classes"
+        names = stored_classes(given.results / "results")
+        refuse_other_classes(names, VOC_CLASSES, where="the results", here="VOC 2012", remedy=remedy)
     print(check_voc(given.results, ids, given.root, num_classes=num_classes))
     if given.pack is not None:
         try:
@@ -61,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     voc = parser.add_argument_group("voc2012")
     voc.add_argument("--ids", type=Path, help="text file with the ids of the split, one a line")
     voc.add_argument("--root", type=Path, help="folder of the data set, with the photographs in JPEGImages")
-    voc.add_argument("--num_classes", type=int, help=f"foreground classes (default: {_VOC_CLASSES})")
+    voc.add_argument("--num_classes", type=int, help=f"foreground classes (default: {len(VOC_CLASSES)})")
     voc.add_argument("--pack", type=Path, help="archive to write if nothing is wrong, such as results.tgz")
     coco = parser.add_argument_group("coco")
     coco.add_argument("--annotations", type=Path, help="instances or image_info JSON of the split")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,20 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.images import read_image, read_saliency
 from rca_lightning.data.records import Record
 from rca_lightning.data.sample import SkippedImage
-from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, explain_removed, refuse_removed
-from rca_lightning.io.output_folder import Existing, PredictionFolder
+from rca_lightning.errors import (
+    ArgumentError,
+    DataError,
+    DatasetNotFoundError,
+    explain_removed,
+    refuse_other_classes,
+    refuse_removed,
+)
+from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import BACKGROUND_SETTINGS, Background, check_count, default_thresholds
@@ -33,6 +40,7 @@ _EVERY = 100  # images between two lines of progress
 
 
 @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
+@check_arguments
 def label_stored_maps(
     data: WSSSDataModule,
     maps: str,
@@ -73,7 +81,7 @@ def label_stored_maps(
     Raises:
         ArgumentError: for an argument that is out of range or cannot be had without the network.
         DatasetNotFoundError: if the folder of the maps is not there, or the maps of a photograph.
-        DataError: for maps that cannot be read or are of another size than the photograph.
+        DataError: for maps that cannot be read, are of another size than the photograph, or of other classes.
         OutputError: if the folder cannot be written to, or was made otherwise.
         MissingExtraError: if a refinement needs a package that is not there.
     """
@@ -81,7 +89,10 @@ def label_stored_maps(
     source = Path(maps)
     if not source.is_dir():
         raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
-    predicted = _predicted(source)
+    predicted = stored_settings(source)
+    refuse_other_classes(
+        stored_classes(source), data.class_names, where="the maps", remedy="give the data that rca predict was given"
+    )
     thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
     generator = PseudoLabelGenerator(
         background=background,
@@ -100,7 +111,7 @@ def label_stored_maps(
     folder = PredictionFolder(output_dir, endings, existing=existing)
     done = folder.done()
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
-    folder.prepare({**source_settings, **generator.describe()})
+    folder.prepare({**source_settings, "class_names": data.class_names, **generator.describe()})
     folder.begin()
     data.bad_images.begin({data.predict_split: len(records) + len(unread)}, folder=folder.root, first=True)
     with folder.output_errors():
@@ -147,15 +158,6 @@ def _with_defaults(given: dict[str, float | None], background: str, predicted: d
     if missing and not isinstance(attention, bool):
         raise ArgumentError(missing[0], None, "give one in [0, 1]: rca predict has left none with these maps")
     return default_thresholds(attention=attention is True) | known
-
-
-def _predicted(source: Path) -> dict[str, Any]:
-    """Settings that `rca predict` stored beside the maps; empty if they are lost."""
-    try:
-        settings = json.loads((source.parent / "predict.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def _label(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from typing import Any
 
@@ -15,6 +14,7 @@ from rca_lightning.callbacks.mask_writer import MaskWriter
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.cli.atlas import AtlasTrainer
+from rca_lightning.cli.console import set_up_console
 from rca_lightning.cli.trainer import OneLineParser, TaskCLI, find_task
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.errors import ArgumentError, RCAError
@@ -94,9 +94,7 @@ def main(args: ArgsType = None) -> TaskCLI | None:
         RCAError: for arguments and files that cannot be used.
         SystemExit: for arguments that cannot be parsed.
     """
-    logging.getLogger("rca_lightning").setLevel(logging.INFO)
-    if not logging.getLogger("rca_lightning").handlers:
-        logging.getLogger("rca_lightning").addHandler(logging.StreamHandler())
+    set_up_console()
     words = sys.argv[1:] if args is None else args
     if isinstance(words, list) and words and words[0] in COMMANDS:
         importlib.import_module(COMMANDS[words[0]]).main(words[1:])

@@ -10,17 +10,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
 
+import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
-from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.callbacks.signals import SaveOnSignal
+from rca_lightning.checkpoints.latest import find_last
 from rca_lightning.checkpoints.reading import check_checkpoint
-from rca_lightning.checkpoints.resuming import find_last
-from rca_lightning.checkpoints.writing import write_checkpoints_whole
+from rca_lightning.checkpoints.writing import write_checkpoints_whole, writes_one_file
+from rca_lightning.cli.console import console_callbacks
 from rca_lightning.errors import ArgumentError, explain_removed
 from rca_lightning.evaluation.report import print_report, write_report
 from rca_lightning.io.atomic import check_writable, output_errors
@@ -123,16 +124,28 @@ class TaskCLI(LightningCLI):
         path = self.config.get(f"{subcommand}.ckpt_path")
         if path is None:
             return
-        check_checkpoint(str(path), self.task)
-        super()._parse_ckpt_path()
-        # Lightning lets the hyperparameters of a checkpoint replace even what the user has just typed.
+        # Not by Lightning, which knows nothing of older formats.
+        arguments = check_checkpoint(str(path), self.task)
+        if arguments:
+            self.config = self.parser.parse_object({subcommand: {"model": arguments}}, self.config)
+        # The arguments of a checkpoint have replaced even what the user has just typed.
         parse = self.parser.parse_object if isinstance(self._args, (dict, Namespace)) else self.parser.parse_args
         typed = parse(self._args, defaults=False).get(f"{subcommand}.model")
         for name, value in vars(typed).items() if typed is not None else ():
             self.config[f"{subcommand}.model.{name}"] = value
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Replace what the Trainer would print; see `console_callbacks`."""
+        config: Any = self._get(self.config_init, "trainer")
+        named = config["callbacks"] or []
+        chosen = [named] if isinstance(named, L.Callback) else list(named)
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        bar = sys.stdout.isatty() or bool(config["enable_progress_bar"])
+        trainer.callbacks = console_callbacks(trainer.callbacks, chosen, bar=bar)
+        return trainer  # type: ignore[no-any-return]
+
     def instantiate_classes(self) -> None:
-        """Add whole checkpoints, one more on a signal, and progress as lines where no bar can be drawn."""
+        """Add whole checkpoints, and one more on a signal."""
         super().instantiate_classes()
         trainer: Any = self.trainer
         for callback in trainer.callbacks:
@@ -143,8 +156,6 @@ class TaskCLI(LightningCLI):
         write_checkpoints_whole(trainer)
         if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
             trainer.callbacks.append(SaveOnSignal())
-        if not sys.stdout.isatty():
-            trainer.callbacks.append(ProgressLines())
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -154,12 +165,22 @@ class TaskCLI(LightningCLI):
             raise
 
     def before_fit(self) -> None:
-        """Refuse a folder that takes no files."""
-        if "://" not in str(self.trainer.default_root_dir):
-            check_writable("trainer.default_root_dir", Path(self.trainer.default_root_dir))
+        """Refuse folders that take no files."""
+        self._check_folders()
+        for callback in self.trainer.checkpoint_callbacks:
+            dirpath = getattr(callback, "dirpath", None)
+            if dirpath is not None:
+                _check_folder(f"{type(callback).__name__}.dirpath", dirpath)
+
+    def _check_folders(self) -> None:
+        _check_folder("trainer.default_root_dir", self.trainer.default_root_dir)
+        for log in self.trainer.loggers:
+            if log.save_dir is not None:
+                _check_folder("trainer.logger.save_dir", log.save_dir)
 
     def before_validate(self) -> None:
-        """Refuse an untrained network."""
+        """Refuse an untrained network, and folders that take no files."""
+        self._check_folders()
         if self.config[f"{self.subcommand}.ckpt_path"] is None:
             raise ArgumentError("ckpt_path", None, "the network is untrained; give a checkpoint of rca fit")
 
@@ -213,15 +234,31 @@ class TaskCLI(LightningCLI):
                 remedy = "leave it out; checkpoints of rca fit hold no code to unpickle"
                 raise ArgumentError("weights_only", False, remedy)
             kwargs["weights_only"] = True
-        if kwargs.get("ckpt_path") == "last":
-            path = find_last(self.trainer)
-            if path is None and subcommand != "fit":
-                remedy = "there is no checkpoint yet; run rca fit first, or give its path"
-                raise ArgumentError("ckpt_path", "last", remedy)
-            if path is None:
-                rank_zero_only(logger.info)("--ckpt_path last: there is no checkpoint yet, training begins anew")
-            kwargs["ckpt_path"] = None if path is None else str(path)
+        if kwargs.get("ckpt_path") is not None:
+            kwargs["ckpt_path"] = self._find_checkpoint(str(kwargs["ckpt_path"]), subcommand)
         return kwargs
+
+    def _find_checkpoint(self, path: str, subcommand: str) -> str | None:
+        """The file that a value of `--ckpt_path` stands for."""
+        if path == "hpc" and not list(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")):
+            remedy = "Lightning has saved none under SLURM in trainer.default_root_dir; give a path, or last"
+            raise ArgumentError("ckpt_path", path, remedy)
+        if Path(path).is_dir() and writes_one_file(self.trainer):
+            raise ArgumentError("ckpt_path", path, "this is a folder; give a checkpoint in it")
+        if path != "last":
+            return path
+        last = find_last(self.trainer, to_train=subcommand == "fit")
+        if last is None and subcommand != "fit":
+            remedy = "there is no checkpoint yet; run rca fit first, or give its path"
+            raise ArgumentError("ckpt_path", "last", remedy)
+        if last is None:
+            rank_zero_only(logger.info)("--ckpt_path last: there is no checkpoint yet, training begins anew")
+        return None if last is None else str(last)
+
+
+def _check_folder(name: str, folder: str | Path) -> None:
+    if "://" not in str(folder):
+        check_writable(name, Path(folder))
 
 
 def _end_children(launcher: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.clustering.clusters import Clusters, as_batch, concat_classes, finalize_clusters
 from rca_lightning.clustering.kmeans import PerClassGenerator, greedy_seeds, lloyd
 from rca_lightning.clustering.kmeans_faiss import has_gpu_build, lloyd_by_faiss
@@ -28,13 +29,16 @@ CACHED_BYTES = 2**23
 
 _WITH_FAISS = ("kmeans", "spherical")
 _UNIT = ("spherical", "sinkhorn")
-_REMOVED_METHODS = ("gmm", "farthest")
+REMOVED_METHODS = ("gmm", "farthest")
+"""Of earlier versions."""
+
 _NO_START = "gone since 0.2; every clustering starts from k-means++ seeds"
 
 
 @refuse_removed(
     restarts="gone since 0.2; greedy k-means++ seeds make one run enough", initial=_NO_START, initial_valid=_NO_START
 )
+@check_arguments(gone=REMOVED_METHODS)
 @torch.no_grad()
 def cluster(
     points: Tensor,
@@ -98,6 +102,7 @@ def cluster(
     return clusters
 
 
+@check_arguments
 def kmeans(
     points: Tensor,
     num_clusters: int,
@@ -117,17 +122,9 @@ def kmeans(
     return cluster(points, num_clusters, valid=valid, iterations=iterations, seed=seed, backend=backend)
 
 
-def check_method(method: str, backend: str, *, name: str = "method") -> None:
-    """Refuse an unknown or removed method, called `name` by the caller, and a backend that does not have it.
-
-    Raises:
-        ArgumentError: naming the argument and what to give.
-    """
-    if method not in get_args(ClusteringMethod):
-        gone = "gone since 0.2; " if method in _REMOVED_METHODS else ""
-        raise ArgumentError(name, method, f"{gone}give one of {', '.join(get_args(ClusteringMethod))}")
-    if backend not in get_args(ClusteringBackend):
-        raise ArgumentError("backend", backend, "give 'auto', 'faiss' or 'torch'")
+@check_arguments(gone=REMOVED_METHODS)
+def check_method(method: ClusteringMethod, backend: ClusteringBackend) -> None:
+    """Refuse a backend that does not have the method."""
     if backend == "faiss" and method not in _WITH_FAISS:
         raise ArgumentError("backend", backend, f"give 'auto' or 'torch': FAISS has no {method!r}")
 

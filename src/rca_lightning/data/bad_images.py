@@ -66,9 +66,12 @@ class BadImages:
         self._sizes = dict(sizes)
         self._seen.clear()
         self.path = None if folder is None else folder / FILE_NAME
-        if first and self.path is not None and self.path.is_file():
-            with _locked(self.path) as lines:
-                lines[:] = [line for line in lines if line.split not in sizes]
+        try:
+            if first and self.path is not None and self.path.is_file():
+                with _locked(self.path) as lines:
+                    lines[:] = [line for line in lines if line.split not in sizes]
+        except OSError as error:
+            self._count_alone(error)
 
     def note(self, unread: Iterable[SkippedImage]) -> None:
         """Add images that were skipped.
@@ -87,9 +90,12 @@ class BadImages:
     def summarise(self) -> None:
         """Log how many images of each split all processes have skipped."""
         listed = self.skipped
-        if self.path is not None and self.path.is_file():
-            with _locked(self.path) as listed:
-                pass
+        try:
+            if self.path is not None and self.path.is_file():
+                with _locked(self.path) as listed:
+                    pass
+        except OSError as error:
+            self._count_alone(error)
         for split, size in self._sizes.items():
             if count := sum(image.split == split for image in listed):
                 where = self.path or "no file, for there is no Trainer"
@@ -106,9 +112,12 @@ class BadImages:
                 lines.extend(image for image in new if (image.split, image.image_id) not in listed)
             return lines
         except OSError as error:
-            _log.warning("%s cannot be written (%s): each process counts its own bad images", self.path, error)
-            self.path = None
+            self._count_alone(error)
             return self.skipped
+
+    def _count_alone(self, error: OSError) -> None:
+        _log.warning("%s cannot be written (%s): each process counts its own bad images", self.path, error)
+        self.path = None
 
     def _check(self, split: str, listed: list[SkippedImage]) -> None:
         size = self._sizes.get(split, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +58,7 @@ class ClassIndex:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._index = {name: number for number, name in enumerate(self.names)}
+        self._index = {unicodedata.normalize("NFC", name): number for number, name in enumerate(self.names)}
 
     def lookup(self, tag: str, *, where: str) -> int:
         """Return the class index of a tag that was read at this file and line.
@@ -64,9 +66,11 @@ class ClassIndex:
         Raises:
             DataError: the name is none of the classes; the nearest one is proposed.
         """
-        number = self._index.get(tag)
+        number = self._index.get(unicodedata.normalize("NFC", tag))
         if number is not None:
             return number
+        if (value := reserved_mask_value(tag)) is not None:
+            raise DataError(f"{where}: {tag!r} is no class but mask value {value}; leave it out of the tags")
         near = difflib.get_close_matches(tag.casefold(), [name.casefold() for name in self.names], n=1, cutoff=0.5)
         known = next((name for name in self.names if near and name.casefold() == near[0]), None)
         hint = (
@@ -75,6 +79,22 @@ class ClassIndex:
             else f"the classes are {', '.join(self.names[:10])}" + (", ..." if len(self.names) > 10 else "")
         )
         raise DataError(f"{where}: unknown tag {tag!r}; {hint}")
+
+
+_RESERVED = {"background": 0, "ignore": IGNORE_INDEX}
+_CVAT_LINE = re.compile(r"#\s*label:.*|[^:]+:\d+,\d+,\d+:.*")  # of a labelmap.txt
+
+
+def reserved_mask_value(name: str) -> int | None:
+    """Mask value that annotation tools mean by a name that is no class; None for a class.
+
+    `background` and labelme's `_background_` mean 0, labelme's `__ignore__` means void.
+
+    Example:
+        >>> reserved_mask_value("__ignore__"), reserved_mask_value("_background_"), reserved_mask_value("cat")
+        (255, 0, None)
+    """
+    return _RESERVED.get(name.strip("_ ").casefold())
 
 
 def check_mask_classes(num_classes: int) -> None:
@@ -88,14 +108,18 @@ def read_class_file(path: Path) -> tuple[str, ...]:
 
     Raises:
         DatasetNotFoundError: no such file.
-        DataError: no class, a name twice, or the background.
+        DataError: no class, a name twice, a name that is no class (`background`, `_background_`, `__ignore__`), or a
+            label map of CVAT.
     """
     names = [line for _, line in read_lines(path, what="class_file")]
     if not names:
         raise DataError(f"{path}: no class name in it; write one foreground class name a line")
     twice = sorted({name for name in names if names.count(name) > 1})
-    if "background" in {name.lower() for name in names}:
-        raise DataError(f"{path}: 'background' is mask value 0 by itself; leave its line out")
+    for name in names:
+        if _CVAT_LINE.fullmatch(name):
+            raise DataError(f"{path}: {name!r} is a line of CVAT's label map; write the class name alone, one a line")
+        if (value := reserved_mask_value(name)) is not None:
+            raise DataError(f"{path}: {name.lower()!r} is mask value {value} by itself; leave its line out")
     if twice:
         raise DataError(f"{path}: class {twice[0]!r} stands there more than once; keep one of the lines")
     return tuple(names)

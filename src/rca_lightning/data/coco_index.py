@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rca_lightning.data.classes import COCO_CATEGORIES
+from rca_lightning.data.coco_categories import Categories
 from rca_lightning.data.records import RecordTable
 from rca_lightning.io.atomic import alone_in
 from rca_lightning.io.download import cache_folder
 
 _log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # raise it whenever other records come out for the same sources
+FORMAT_VERSION = 3  # raise it whenever other records come out for the same sources
 SMALL = 1 << 22  # bytes; smaller annotation files are parsed in no time and not kept
 
 
@@ -32,6 +32,7 @@ class IndexSources:
     tags: Mapping[str, tuple[int, ...]]  # tags that replace those of the annotations, by image id
     with_masks: bool  # whether the records hold annotated objects
     year: int  # the edition of COCO
+    categories: Categories  # of the data set; those of the annotations must be the same
 
     def key(self) -> str:
         """Digest of everything, 64 hexadecimal digits."""
@@ -43,7 +44,8 @@ class IndexSources:
             *(str(self.folder), str(self.folder.absolute()), files),
             None if self.chosen is None else sorted(self.chosen),
             sorted(self.tags.items()),
-            *(self.with_masks, self.year, list(COCO_CATEGORIES.items())),
+            *(self.with_masks, self.year),
+            *(self.categories.ids, self.categories.names, self.categories.reserved),
         ]
         return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 

@@ -6,22 +6,34 @@ import logging
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from rca_lightning.checkpoints.resuming import seen_batches, silence_loader_warning
+from rca_lightning.arguments import check_arguments
+from rca_lightning.checkpoints.resuming import is_within_epoch, seen_batches, silence_loader_warning
 from rca_lightning.data.bad_images import BadImages, OnBadImage
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
 from rca_lightning.data.sample import Sample, SkippedImage
-from rca_lightning.data.sources import DatasetName, SourceOptions, evaluation_records, training_records
+from rca_lightning.data.sources import (
+    DatasetName,
+    SourceOptions,
+    check_split,
+    evaluation_records,
+    training_records,
+)
 from rca_lightning.data.transforms import TrainAugmentation
-from rca_lightning.errors import ArgumentError
+from rca_lightning.errors import ArgumentError, refuse_other_classes
+from rca_lightning.io.listing import first_few, locate
+from rca_lightning.io.output_folder import stored_classes
 
 _log = logging.getLogger(__name__)
+_warn = rank_zero_only(_log.warning)
 
 
 class WSSSDataModule(L.LightningDataModule):
@@ -43,12 +55,13 @@ class WSSSDataModule(L.LightningDataModule):
         eval_split: split of validation and test. It needs masks for `validate` and `test`.
         predict_split: split of prediction; default is `eval_split`. Tags that are unknown there are all -1.
         split_files: split name to a text file with one image id a line. Needed for "trainaug" of VOC, whose list
-            is no part of VOC. In a "folder", a split without a file is all images.
+            is no part of VOC. Of COCO, a name begins with the part it belongs to, `train` or `val`. In a "folder"
+            without any, "train", "val" and "test" are all images; the split "all" always is.
         tags_file: image tags: CSV with the header `image,tags` and tags separated by `;`, or text lines
             `id tag tag`. VOC: wins over Annotations/*.xml, default image_labels.txt for images without XML.
             "folder": default tags.csv or tags.txt in root; tags of images that it does not list are unknown.
         class_file: "folder" only: one foreground class name a line, in the order of the mask values 1, 2, ...;
-            default classes.txt in root.
+            default classes.txt in root. Background and void are no lines of it.
         image_dir: folder of the images. "folder": default images in root, else root itself. COCO: instead of the
             official folder. Not for VOC.
         mask_dir: folder of index masks (PNG: 0 background, 1..L classes, 255 void), such as SegmentationClassAug;
@@ -57,7 +70,9 @@ class WSSSDataModule(L.LightningDataModule):
         train_masks: whether training batches hold masks where there are some. RCA itself trains without;
             false saves their decoding.
         saliency_dir: folder of grey saliency maps named like the images, such as Saliency.
-        annotation_file: COCO only: an instances JSON of yours for every split.
+        annotation_file: COCO only: an instances JSON of yours for every split. The classes are its categories in the
+            order of their ids. Tags need `image_id` and `category_id` only; to draw masks, images must have `height`
+            and `width` and annotations `segmentation`.
         batch_size: images of a training batch, for each device.
         eval_batch_size: images of a batch of validation, test and prediction, for each device; only photographs of one
             size share a batch, so nothing is padded and maps do not depend on it.
@@ -92,6 +107,7 @@ class WSSSDataModule(L.LightningDataModule):
         (20, ['aeroplane', 'bicycle'])
     """
 
+    @check_arguments
     def __init__(
         self,
         dataset: DatasetName,
@@ -128,13 +144,12 @@ class WSSSDataModule(L.LightningDataModule):
         synthetic_image_size: int = 128,
     ) -> None:
         super().__init__()
-        if on_bad_image not in get_args(OnBadImage):
-            raise ArgumentError("on_bad_image", on_bad_image, f"give one of {', '.join(get_args(OnBadImage))}")
         self.on_bad_image = on_bad_image
         self.bad_images = BadImages(max_bad_images)
         self.options = SourceOptions(
             dataset=dataset,
             root=root,
+            splits=(train_split, eval_split, eval_split if predict_split is None else predict_split),
             split_files=split_files or {},
             tags_file=tags_file,
             class_file=class_file,
@@ -172,6 +187,7 @@ class WSSSDataModule(L.LightningDataModule):
         self._eval: TaggedImages | None = None
         self._predict: TaggedImages | None = None
         self._predicted: frozenset[str] = frozenset()
+        self.skips_validation = False  # in fit: no image of eval_split has a mask
 
     @property
     def num_classes(self) -> int:
@@ -188,6 +204,13 @@ class WSSSDataModule(L.LightningDataModule):
         """What is known of the images of `predict_split`, complete or not; after `setup("predict")`."""
         return _set_up(self._predict, "predict").records
 
+    def predict_coco_ids(self) -> tuple[tuple[int, ...], dict[str, int | str]] | None:
+        """Ids for COCO results of `predict_split`: of each class the category, and of each image by its name.
+
+        They are read from the annotations; None for a data set of another form.
+        """
+        return self.options.coco_ids(self.predict_split)
+
     def prepare_data(self) -> None:
         """Generate the synthetic images if they are not there yet; other data sets are never downloaded."""
         self.options.prepare()
@@ -202,20 +225,29 @@ class WSSSDataModule(L.LightningDataModule):
         Raises:
             ArgumentError: an argument does not fit the data set.
             DatasetNotFoundError: a folder or file is missing.
-            DataError: a list names absent images, tags are unknown, masks are missing, a split is empty.
+            DataError: a list names absent images, tags are unknown, masks are missing or of other classes, a split is
+                empty.
         """
         source = self.options.open()
+        if (now := self.options.class_names()) != self._class_names:
+            remedy = f"its classes are now {first_few(now)}, and were others before; make the data module anew"
+            raise ArgumentError("root", str(self.options.folder), remedy)
+        self._check_label_classes(source)
         opened = []
         if stage in {"fit", None}:
+            check_split(source, "train_split", self.train_split)
             self._train = self._training_images(source)
             opened.append(self._train)
         # A data set without a validation part can be trained on with Trainer(limit_val_batches=0).
         validates = self.trainer is None or self.trainer.limit_val_batches != 0
         if stage in {"validate", "test", None} or (stage == "fit" and validates):
+            check_split(source, "eval_split", self.eval_split)
             need_masks = stage in {"validate", "test"}
             self._eval = self._evaluation_images(source, self.eval_split, need_masks=need_masks, need_tags=True)
             opened.append(self._eval)
+        self._note_skipped_validation(self._eval if stage == "fit" and validates else None)
         if stage in {"predict", None}:
+            check_split(source, "predict_split", self.predict_split)
             self._predict = self._evaluation_images(source, self.predict_split, need_masks=False, need_tags=False)
             self._predicted = frozenset()  # of a prediction before
             opened.append(self._predict)
@@ -251,13 +283,22 @@ class WSSSDataModule(L.LightningDataModule):
             seen_batches=partial(seen_batches, self.trainer),
         )
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Return the photographs of `eval_split`, each in exactly one process."""
+    def evaluation_dataloader(self) -> DataLoader[Sample]:
+        """Return the photographs of `eval_split`, with masks or without, each in exactly one process."""
         return self._evaluation_loader(_set_up(self._eval, "validate"))
 
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation.
+
+        None either where training was set up without validation: Lightning's finders of a learning rate and of a batch
+        size validate all the same.
+        """
+        not_set_up = self._eval is None and self._train is not None and self.trainer is not None
+        return [] if self.skips_validation or not_set_up else self.evaluation_dataloader()
+
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Return the same as `val_dataloader`."""
-        return self.val_dataloader()
+        """Return `evaluation_dataloader`."""
+        return self.evaluation_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the photographs of `predict_split`, each in exactly one process."""
@@ -271,6 +312,55 @@ class WSSSDataModule(L.LightningDataModule):
     def unread_of_prediction(self, image_ids: Collection[str]) -> list[SkippedImage]:
         """Those of the named images that no prediction can read; see `TaggedImages.unread`."""
         return _set_up(self._predict, "predict").unread(image_ids)
+
+    def _note_skipped_validation(self, images: TaggedImages | None) -> None:
+        """Skip the validation of a `fit` whose images have no mask."""
+        self.skips_validation = False
+        if images is not None and not images.records.has_mask.any():
+            count = len(images)
+            _warn("split %r: %d of %d images have no mask, so validation is skipped", self.eval_split, count, count)
+            self.skips_validation = self.trainer is not None
+
+    def _check_label_classes(self, source: Source) -> None:
+        """Compare the classes of masks that `rca predict` or `rca labels` has written."""
+        for name, value in (("mask_dir", self.mask_dir), ("train_mask_dir", self.train_mask_dir)):
+            if value is not None:
+                folder = locate(value, source.root)
+                refuse_other_classes(
+                    stored_classes(folder),
+                    self.class_names,
+                    where=f"{name}={str(folder)!r}",
+                    here="the data set",
+                    remedy="give labels that were made with the classes of this data set, in their order",
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which images the batches of an epoch have, and whether some of them were trained on."""
+        return {"order": self._order(), "within_epoch": is_within_epoch(self.trainer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on within an epoch with other batches.
+
+        Raises:
+            ArgumentError: for the first value that is another.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING or not state_dict.get("within_epoch"):
+            return
+        before = state_dict.get("order", {})
+        for name, value in self._order().items():
+            if before.get(name, value) != value:
+                cause = f"the checkpoint was saved within an epoch, with {before[name]!r}"
+                remedy = f"images would come twice or never; give {before[name]!r}, or a checkpoint of an epoch's end"
+                raise ArgumentError(name, value, f"{cause}: {remedy}")
+
+    def _order(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "devices": self.trainer.world_size if self.trainer else 1,
+            "seed_everything": run_seed(),
+            "shuffle": self.shuffle,
+            "number of training images": None if self._train is None else len(self._train),
+        }
 
     def _begin_bad_images(self, opened: list[TaggedImages]) -> None:
         sizes = {images.skip_of: len(images) for images in opened if images.skip_of is not None}

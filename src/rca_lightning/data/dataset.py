@@ -78,6 +78,13 @@ class Reader:
         return source.draw()
 
 
+def load_mask(record: Record, *, num_classes: int) -> npt.NDArray[np.uint8] | None:
+    """Read the mask file of an image, or draw its annotated objects, (H, W); None without a mask."""
+    if isinstance(record.mask, Path):
+        return read_mask(record.mask, num_classes=num_classes)
+    return None if record.mask is None else np.ascontiguousarray(record.mask.draw())
+
+
 _UNREADABLE = (DataError, DatasetNotFoundError)
 
 

@@ -9,7 +9,7 @@ from rca_lightning.data.classes import ClassIndex
 from rca_lightning.data.records import Record
 from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file, require_listed
 from rca_lightning.errors import DataError
-from rca_lightning.io.listing import IMAGE_EXTENSIONS, list_by_stem, locate, require_folder
+from rca_lightning.io.listing import list_images, locate, require_folder
 
 
 class FolderSource:
@@ -22,7 +22,8 @@ class FolderSource:
         tags_file: CSV or text file, see `read_tag_file`; default the first there is of `root/tags.csv`
             and `root/tags.txt`. The tags of an image that no file lists are unknown, which is enough to
             predict.
-        split_files: split name to the file with its ids. A split without a file is all images.
+        split_files: split name to the file with its ids. Without any, `train`, `val` and `test` are all images, as is
+            `all` in any case.
 
     Raises:
         DatasetNotFoundError: no such folder or file.
@@ -47,7 +48,7 @@ class FolderSource:
             require_folder(self._folder, what="image_dir", remedy="give the folder of the images")
         else:
             self._folder = self.root / "images" if (self.root / "images").is_dir() else self.root
-        self._images = list_by_stem(self._folder, IMAGE_EXTENSIONS)
+        self._images = list_images(self._folder)
         if not self._images:
             raise DataError(f"{self._folder}: no image in it; give image_dir, the folder with your images")
         self._tags = self._read_tags(tags_file, ClassIndex(classes))
@@ -57,7 +58,11 @@ class FolderSource:
         masks = self.root / "masks"
         return masks if masks.is_dir() else None
 
-    def records(self, split: str, *, with_masks: bool) -> list[Record]:
+    def splits(self) -> tuple[str, ...]:
+        """Return the splits with a list, or if there is no list the usual names; and `all`."""
+        return (*dict.fromkeys((*(self._split_files or ("train", "val", "test")), "all")),)
+
+    def records(self, split: str, *, with_masks: bool, need_masks: bool = False) -> list[Record]:
         """Return the images of a split; masks come from files, see `default_mask_dir`."""
         ids = list(self._images)
         if split in self._split_files:

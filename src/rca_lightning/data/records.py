@@ -51,8 +51,14 @@ class Source(Protocol):
     root: Path
     needs_all_tags: bool
 
-    def records(self, split: str, *, with_masks: bool) -> Sequence[Record]:
-        """Return the images of a split in their order, `with_masks` with the masks that do not come as files."""
+    def splits(self) -> tuple[str, ...]:
+        """Return the names that `records` knows, for errors that list them."""
+
+    def records(self, split: str, *, with_masks: bool, need_masks: bool = False) -> Sequence[Record]:
+        """Return the images of a split in their order, `with_masks` with the masks that do not come as files.
+
+        `need_masks` makes an error of such a mask that cannot be had.
+        """
 
     def default_mask_dir(self) -> Path | None:
         """Return the folder of the masks that come as files; None if none do."""

@@ -6,20 +6,21 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_only
 
-from rca_lightning.data.classes import COCO_CLASSES, VOC_CLASSES, read_class_file
-from rca_lightning.data.coco import COCOSource
+from rca_lightning.arguments import check_arguments
+from rca_lightning.data.classes import VOC_CLASSES, read_class_file
+from rca_lightning.data.coco import COCOSource, find_categories
 from rca_lightning.data.folder import FolderSource
 from rca_lightning.data.records import RecordTable, Source
 from rca_lightning.data.voc import VOCSource
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.io.download import cache_folder
-from rca_lightning.io.listing import IMAGE_EXTENSIONS, first_few, list_by_stem, locate, require_folder
+from rca_lightning.io.listing import first_few, list_images, locate, require_folder
 
 _log = logging.getLogger(__name__)
 _warn = rank_zero_only(_log.warning)
@@ -75,7 +76,8 @@ def evaluation_records(
         DataError: no image, or masks or tags are missing that are needed.
         DatasetNotFoundError: a folder is missing.
     """
-    records = RecordTable.of(source.records(split, with_masks=mask_dir is None))
+    draws = mask_dir is None  # else masks come as files
+    records = RecordTable.of(source.records(split, with_masks=draws, need_masks=draws and need_masks))
     if not records:
         raise DataError(f"split {split!r}: no image in it")
     if need_tags:
@@ -88,7 +90,7 @@ def evaluation_records(
     if need_masks:
         remedy = "scores need masks: add them, give mask_dir, or name another eval_split"
         _require(records, has_mask, split, what="a mask", remedy=remedy)
-    elif missing := int((~has_mask).sum()):
+    elif 0 < (missing := int((~has_mask).sum())) < len(records):
         _warn("split %r: %d of %d images have no mask, so they get no score", split, missing, len(records))
     return _with_saliency(records, source, split, saliency_dir)
 
@@ -99,7 +101,7 @@ def _with_masks(records: RecordTable, source: Source, mask_dir: str | None, *, r
         return records
     if mask_dir is not None or required:
         require_folder(folder, what="mask_dir", remedy="give the folder of the index masks")
-    return records.with_mask_files(list_by_stem(folder, {".png"}) if folder.is_dir() else {})
+    return records.with_mask_files(list_images(folder, {".png"}) if folder.is_dir() else {})
 
 
 def _with_saliency(records: RecordTable, source: Source, split: str, saliency_dir: str | None) -> RecordTable:
@@ -107,10 +109,18 @@ def _with_saliency(records: RecordTable, source: Source, split: str, saliency_di
         return records
     folder = locate(saliency_dir, source.root)
     require_folder(folder, what="saliency_dir", remedy="give the folder of the saliency maps")
-    records = records.with_saliency(list_by_stem(folder, IMAGE_EXTENSIONS))
+    records = records.with_saliency(list_images(folder))
     if missing := int((~records.has_saliency).sum()):
         _note("split %r: %d of %d images have no saliency map in %s", split, missing, len(records), folder)
     return records
+
+
+def check_split(source: Source, argument: str, split: str) -> None:
+    """Raise `ArgumentError`, which names the argument, for a split that the data set does not have."""
+    known = source.splits()
+    if split not in known:
+        remedy = f"no such split; give one of {', '.join(known)}, or its list by split_files"
+        raise ArgumentError(argument, split, remedy)
 
 
 def _tag_counts(records: RecordTable, split: str, *, needs_all: bool) -> npt.NDArray[np.int64]:
@@ -136,6 +146,15 @@ def _require(records: RecordTable, has: npt.NDArray[np.bool_], split: str, *, wh
 DatasetName = Literal["voc2012", "coco2014", "coco2017", "folder", "synthetic"]
 """The data sets that can be opened."""
 
+# Splits that a data set may have without a list of the user's.
+_OFFICIAL_SPLITS = {
+    "voc2012": {"train", "val", "trainval", "trainaug", "test"},
+    "coco2014": {"train", "val"},
+    "coco2017": {"train", "val"},
+    "folder": {"train", "val", "test", "all"},
+    "synthetic": {"train", "val"},
+}
+
 # Arguments that mean something for some data sets only: silence about the others would hide a mistake.
 _SERVED_BY = {
     "class_file": {"folder"},
@@ -145,16 +164,19 @@ _SERVED_BY = {
 }
 
 
+@check_arguments
 @dataclass(frozen=True)
 class SourceOptions:
     """Where a data set lies and how it is read; `WSSSDataModule` documents each argument.
 
     Raises:
-        ArgumentError: an unknown data set, a missing root, or an argument another data set has.
+        ArgumentError: an unknown data set, a missing root, an argument another data set has, or a list of a split that
+            nobody asks for while a split that is asked for has none.
     """
 
     dataset: DatasetName
     root: str | Path | None = None
+    splits: tuple[str, ...] = ("train", "val")  # of training, evaluation and prediction
     split_files: Mapping[str, str] = field(default_factory=dict)
     tags_file: str | None = None
     class_file: str | None = None
@@ -166,8 +188,6 @@ class SourceOptions:
     synthetic_image_size: int = 128
 
     def __post_init__(self) -> None:
-        if self.dataset not in get_args(DatasetName):
-            raise ArgumentError("dataset", self.dataset, f"must be one of {', '.join(get_args(DatasetName))}")
         if self.root is None and self.dataset != "synthetic":
             raise ArgumentError("root", None, f"give the folder of the data set {self.dataset!r}")
         for name, served in _SERVED_BY.items():
@@ -176,6 +196,12 @@ class SourceOptions:
                 raise ArgumentError(
                     name, value, f"has no meaning for dataset={self.dataset!r}, only for {', '.join(sorted(served))}"
                 )
+        # Several lists may wait for their turn, but then those in use have one: else a name is misspelt.
+        unknown = set(self.split_files).difference(self.splits, _OFFICIAL_SPLITS[self.dataset])
+        if unknown and not set(self.splits) <= set(self.split_files):
+            asked = ", ".join(dict.fromkeys(self.splits))
+            remedy = f"{', '.join(sorted(unknown))}: no split that is asked for (those are {asked}); correct the name"
+            raise ArgumentError("split_files", dict(self.split_files), remedy)
 
     @property
     def folder(self) -> Path:
@@ -185,14 +211,29 @@ class SourceOptions:
         return cache_folder() / "synthetic"
 
     def class_names(self) -> tuple[str, ...]:
-        """Return the foreground classes in the order of their mask values."""
+        """Return the foreground classes in the order of their mask values.
+
+        Of COCO they are the categories of the annotations, and those of COCO where there are no annotations yet.
+        """
         if self.dataset == "folder":
             return read_class_file(locate(self.class_file or "classes.txt", self.folder))
         if self.dataset == "synthetic":
             from rca_lightning.data.synthetic.dataset import CLASS_NAMES
 
             return tuple(CLASS_NAMES)
-        return VOC_CLASSES if self.dataset == "voc2012" else COCO_CLASSES
+        if self.dataset == "voc2012":
+            return VOC_CLASSES
+        return find_categories(self.folder, year=self._year, annotation_file=self.annotation_file, splits=self.splits)[
+            0
+        ].names
+
+    def coco_ids(self, split: str) -> tuple[tuple[int, ...], dict[str, int | str]] | None:
+        """Return the category id of each class, and the image ids of a split by name; None if not in COCO's form."""
+        if self.dataset not in {"coco2014", "coco2017"}:
+            return None
+        source = self.open()
+        assert isinstance(source, COCOSource)
+        return source.categories.ids, source.image_ids(split)
 
     def prepare(self) -> Path:
         """Generate the synthetic images unless they are complete; return the root of the data set."""
@@ -220,7 +261,10 @@ class SourceOptions:
         if self.dataset == "folder":
             return FolderSource(root, classes=self.class_names(), image_dir=self.image_dir, **lists)
         if self.dataset in {"coco2014", "coco2017"}:
-            year: Literal[2014, 2017] = 2014 if self.dataset == "coco2014" else 2017
             files: Any = {"annotation_file": self.annotation_file, "image_dir": self.image_dir}
-            return COCOSource(root, year=year, **files, **lists)
+            return COCOSource(root, year=self._year, splits=self.splits, **files, **lists)
         return VOCSource(root, classes=self.class_names(), **lists)
+
+    @property
+    def _year(self) -> Literal[2014, 2017]:
+        return 2014 if self.dataset == "coco2014" else 2017

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.errors import DataError
 from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, read_lines
+
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 _SBD_LINE = re.compile(r"/?JPEGImages/(?P<id>[^/\\\s]+)\.jpg(\s+/?SegmentationClass\w*/(?P<mask>[^/\\\s]+)\.png)?")
 
@@ -54,6 +59,16 @@ def require_listed(ids: Collection[str], images: Collection[str], *, listed_in: 
         )
 
 
+def warn_unlisted(tags: Collection[str], images: Collection[str], *, tags_file: str, where: str) -> None:
+    """Warn of tags that a file has for images that are not there, as ids of another form would be."""
+    absent = [image_id for image_id in tags if image_id not in images]
+    if absent:
+        _warn(
+            "tags_file=%r: %d of its %d images are not in %s, so their tags are not used: %s",
+            *(tags_file, len(absent), len(tags), where, first_few(absent)),
+        )
+
+
 Tags = tuple[int, ...]
 """Class indices present in an image, ascending, each once."""
 
@@ -62,7 +77,8 @@ def read_tag_file(path: Path, classes: ClassIndex) -> dict[str, Tags]:
     r"""Read which classes each image shows.
 
     Two forms are understood. A name ending in `.csv` means a table with the header `image,tags`
-    and the tags of an image separated by `;`. Any other file is text: an id, then its tags, all
+    and the tags of an image separated by `;`, or the same with `;` between the columns, as Excel
+    writes it in some countries. Any other file is text: an id, then its tags, all
     separated by white space; names that contain spaces need the CSV form. In both, an image is
     named by its file name with or without the ending, and no tag after it means that it shows
     none of the classes.
@@ -99,14 +115,26 @@ def read_tag_file(path: Path, classes: ClassIndex) -> dict[str, Tags]:
 def _csv_rows(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
     """Line number, and image and tags, of each row."""
     header = lines[0][1] if lines else ""
-    if [name.strip() for name in header.split(",")] != ["image", "tags"]:
+    where = f"{path}, line {lines[0][0]}" if lines else str(path)
+    delimiter = next((sign for sign in ",;" if _cells(header, sign, where) == ["image", "tags"]), None)
+    if delimiter is None:
         raise DataError(f"{path}: the header is {header!r}; the first line has to be 'image,tags'")
     for number, line in lines[1:]:
         where = f"{path}, line {number}"
-        try:
-            cells = next(csv.reader([line]))
-        except csv.Error as error:
-            raise DataError(f"{where}: no line of a CSV file ({error}); correct it") from error
-        if len(cells) != 2:
-            raise DataError(f"{where}: {len(cells)} columns instead of 2 (image,tags); separate the tags by ';'")
-        yield number, [cells[0].strip(), *(name.strip() for name in cells[1].split(";") if name.strip())]
+        image, *cells = _cells(line, delimiter, where)
+        if not cells or (delimiter == "," and len(cells) > 1):
+            found = f"{1 + len(cells)} columns instead of 2 (image{delimiter}tags)"
+            raise DataError(f"{where}: {found}; separate the tags by ';'")
+        tags = (tag.strip() for cell in cells for tag in cell.split(";"))
+        yield number, [image, *filter(None, tags)]
+
+
+def _cells(line: str, delimiter: str, where: str) -> list[str]:
+    """The cells of a line; empty ones after the second, with which tables fill up their lines, are left out."""
+    try:
+        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise DataError(f"{where}: no line of a CSV file ({error}); correct it") from error
+    while len(cells) > 2 and not cells[-1]:
+        cells.pop()
+    return cells

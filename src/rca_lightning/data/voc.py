@@ -9,9 +9,16 @@ from xml.etree import ElementTree
 
 from rca_lightning.data.classes import VOC_CLASSES, ClassIndex
 from rca_lightning.data.records import Record
-from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file, require_listed
+from rca_lightning.data.tag_files import Tags, read_id_list, read_tag_file, require_listed, warn_unlisted
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
-from rca_lightning.io.listing import first_few, list_by_stem, locate, require_folder, require_regular_file
+from rca_lightning.io.listing import (
+    first_few,
+    list_by_stem,
+    list_images,
+    locate,
+    require_folder,
+    require_regular_file,
+)
 
 MAX_BYTES = 1 << 20
 """An annotation is a few kilobytes; a file above this size is not one."""
@@ -92,10 +99,13 @@ class VOCSource:
         self.root = voc_root(root)
         self._split_files = dict(split_files or {})
         self._classes = ClassIndex(classes)
-        self._images = list_by_stem(self.root / "JPEGImages", {".jpg", ".jpeg", ".png"})
+        self._images = list_images(self.root / "JPEGImages", {".jpg", ".jpeg", ".png"})
         annotations = self.root / "Annotations"
         self._annotations = list_by_stem(annotations, {".xml"}) if annotations.is_dir() else {}
-        self._given_tags = read_tag_file(locate(tags_file, self.root), self._classes) if tags_file else {}
+        self._given_tags: dict[str, Tags] = {}
+        if tags_file is not None:
+            self._given_tags = read_tag_file(locate(tags_file, self.root), self._classes)
+            warn_unlisted(self._given_tags, self._images, tags_file=tags_file, where=str(self.root / "JPEGImages"))
         beside = self.root / "image_labels.txt"
         self._fallback_tags = read_tag_file(beside, self._classes) if beside.is_file() and not tags_file else {}
 
@@ -103,7 +113,13 @@ class VOCSource:
         """`SegmentationClass` in the root."""
         return self.root / "SegmentationClass"
 
-    def records(self, split: str, *, with_masks: bool) -> list[Record]:
+    def splits(self) -> tuple[str, ...]:
+        """Return the splits with a list of the user's or of VOC, and `trainaug` of VOC."""
+        lists = [path.stem for path in sorted((self.root / "ImageSets" / "Segmentation").glob("*.txt"))]
+        more = ["trainaug"] if self._classes.names == VOC_CLASSES else []
+        return (*dict.fromkeys([*self._split_files, *(lists or ["train", "val"]), *more]),)
+
+    def records(self, split: str, *, with_masks: bool, need_masks: bool = False) -> list[Record]:
         """Return the images of a split; masks come from files, see `default_mask_dir`.
 
         Raises:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.mask_classes import MaskClasses
 from rca_lightning.evaluation.report import Scores, class_scores
 
 
@@ -37,6 +40,7 @@ class LabelIoU(Metric):
     counts: Tensor
     images: Tensor
 
+    @check_arguments
     def __init__(self, num_classes: int, *, over_ranks: bool = True) -> None:
         super().__init__(sync_on_compute=over_ranks)
         if num_classes < 1:
@@ -96,20 +100,25 @@ class LabelEvaluation(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.label_iou = LabelIoU(num_classes)
+        self.mask_classes = MaskClasses(num_classes)
         self.last_result: Scores | None = None
 
-    def update(self, preds: Sequence[Tensor], target: Tensor) -> None:
-        """Adds a batch: a label image `(H, W)` for each mask of the target `(B, H, W)`."""
-        for labels, mask in zip(preds, target, strict=True):
+    def update(self, preds: Sequence[Tensor], target: Tensor, tags: Tensor) -> None:
+        """Adds a batch: a label image `(H, W)` for each mask of the target `(B, H, W)`, and tags `(B, L)`."""
+        for labels, mask, present in zip(preds, target, tags, strict=True):
             self.label_iou.update(labels, mask)
+            self.mask_classes.update(mask, present)
 
     def finish(self) -> Scores | None:
         """Scores over all ranks, then a reset; `None` when no image was added on any rank."""
         (images,) = gather_uneven(self.label_iou.images[None])
-        self.last_result = self.label_iou.compute() if int(images.sum()) else None
+        self.last_result = None
+        if int(images.sum()):
+            self.last_result = replace(self.label_iou.compute(), mask_classes=self.mask_classes.compute())
         self.reset()
         return self.last_result
 
     def reset(self) -> None:
         """Forgets the images that were added; the last result stays."""
         self.label_iou.reset()
+        self.mask_classes.reset()

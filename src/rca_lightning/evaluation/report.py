@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from rca_lightning.evaluation.mask_classes import MaskClassCounts
 from rca_lightning.io.atomic import write_atomically
 
 
@@ -30,6 +31,7 @@ class Scores:
         curve: mIoU by background threshold; empty for label images.
         classification_map: mean average precision of the image probabilities; `None` where there are none.
         ignored: share of the scored pixels that are 255 in the label images, NaN if none was scored; `None` for seeds.
+        mask_classes: in how many of the masks each class is; `None` if that was not counted.
     """
 
     images: int
@@ -41,14 +43,31 @@ class Scores:
     curve: Mapping[float, float] = field(default_factory=dict)
     classification_map: float | None = None
     ignored: float | None = None
+    mask_classes: MaskClassCounts | None = None
+
+    def warnings(self, class_names: Sequence[str]) -> list[str]:
+        """Sentences on classes that the masks never show; see `MaskClassCounts`."""
+        return [] if self.mask_classes is None else self.mask_classes.warnings(class_names)
+
+    def line(self) -> str:
+        """The scores over all classes, in percent."""
+        parts = [f"mIoU {_percent(_number(self.miou))}"]
+        if self.threshold is not None:
+            parts.append(f"background threshold {self.threshold:g}")
+        if self.classification_map is not None:
+            parts.append(f"classification mAP {_percent(_number(self.classification_map))}")
+        return ", ".join(parts)
 
     def logged(self, tags: str, prefix: str) -> dict[str, Any]:
         """Scores of seeds for the logger; the name says whose tags were used."""
-        return {
-            f"{prefix}/seed_miou/{tags}_tags": self.miou,
-            f"{prefix}/seed_threshold/{tags}_tags": self.threshold,
-            f"{prefix}/classification_map": self.classification_map,
-        }
+        values = (self.miou, self.threshold, self.classification_map)
+        return dict(zip(self.logged_names(tags, prefix), values, strict=True))
+
+    @staticmethod
+    def logged_names(tags: str, prefix: str) -> tuple[str, str, str]:
+        """Names of `logged`."""
+        names = f"seed_miou/{tags}_tags", f"seed_threshold/{tags}_tags", "classification_map"
+        return f"{prefix}/{names[0]}", f"{prefix}/{names[1]}", f"{prefix}/{names[2]}"
 
     def as_dict(self, *, split: str, class_names: Sequence[str], tags: str | None = None) -> dict[str, Any]:
         """Content of `validate.json`; NaN becomes null.
@@ -109,7 +128,9 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     console = console or Console()
     predictions = "Labels" if result["threshold"] is None else "Seeds"
     tags = {None: "", "image": ", true tags", "predicted": ", predicted tags"}[result["tags"]]
-    table = Table(title=f"{predictions} of split {result['split']!r}, {result['images']} images{tags}")
+    # Not the title of the table, which would be broken to its width.
+    console.print(f"{predictions} of split {result['split']!r}, {result['images']} images{tags}", highlight=False)
+    table = Table()
     table.add_column("class")
     for column in ("IoU", "precision", "recall"):
         table.add_column(column, justify="right")

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.mask_classes import MaskClasses
 from rca_lightning.evaluation.report import Scores, class_scores
 from rca_lightning.rca.inference import ClassMaps
 
@@ -45,6 +47,7 @@ class SeedIoU(Metric):
     counts: Tensor
     images: Tensor
 
+    @check_arguments
     def __init__(
         self,
         num_classes: int,
@@ -137,6 +140,7 @@ class Evaluation(nn.Module):
         self.fixed_threshold = fixed_threshold
         # Made when the first mask comes: of a thousand classes its table takes 160 MB.
         self.seed_iou: SeedIoU | None = None
+        self.mask_classes = MaskClasses(num_classes)
         self.register_buffer("none", torch.zeros(0, num_classes), persistent=False)
         self.probabilities: list[Tensor] = []
         self.tags: list[Tensor] = []
@@ -155,6 +159,8 @@ class Evaluation(nn.Module):
         metric = self._metric()
         for image, mask in zip(seeds, masks, strict=True):
             metric.update(image.maps, mask, image.classes)
+        for mask, present in zip(masks, tags, strict=True):
+            self.mask_classes.update(mask, present)
         self.probabilities.extend(image.probabilities for image in seeds)
         self.tags.extend(tags.to(torch.int8))
 
@@ -167,7 +173,11 @@ class Evaluation(nn.Module):
         if len(tags):
             known = (tags >= 0).all(dim=1)
             average_precision = mean_average_precision(probabilities[known], tags[known].long())
-            self.last_result = replace(self._metric().compute(), classification_map=average_precision)
+            self.last_result = replace(
+                self._metric().compute(),
+                classification_map=average_precision,
+                mask_classes=self.mask_classes.compute(),
+            )
         self.reset()
         return self.last_result
 
@@ -175,6 +185,7 @@ class Evaluation(nn.Module):
         """Forgets the images that were added; the last result stays."""
         if self.seed_iou is not None:
             self.seed_iou.reset()
+        self.mask_classes.reset()
         self.probabilities.clear()
         self.tags.clear()
 

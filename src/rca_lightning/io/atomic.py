@@ -51,8 +51,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, durabl
         raise
 
 
+_REMEDY = "give a folder where files can be made"
+
+
 @contextmanager
-def output_errors(name: str, path: str | Path, remedy: str = "give a folder where files can be made") -> Iterator[None]:
+def output_errors(name: str, path: str | Path, remedy: str = _REMEDY) -> Iterator[None]:
     """Turn an `OSError`, such as a full disk, into an `OutputError` with the argument's name, value and remedy."""
     try:
         yield
@@ -62,17 +65,18 @@ def output_errors(name: str, path: str | Path, remedy: str = "give a folder wher
         raise OutputError(f"{name}={str(path)!r} cannot be written to ({error}); {remedy}") from error
 
 
-def check_writable(name: str, *folders: Path) -> None:
+def check_writable(name: str, *folders: Path, remedy: str = _REMEDY) -> None:
     """Make folders and check that they take files, before any long work.
 
     Args:
         name: of the argument; its value is the first folder.
         folders: the folders.
+        remedy: what to do where one takes no files.
 
     Raises:
         OutputError: one cannot be made or written to.
     """
-    with output_errors(name, folders[0]):
+    with output_errors(name, folders[0], remedy):
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a disk mounted read-only

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from torch.hub import download_url_to_file
 
 from rca_lightning.errors import ArgumentError, WeightsError
+from rca_lightning.io.atomic import check_writable, output_errors
 
 TIMEOUT = 30.0  # seconds without an answer
 
@@ -33,6 +34,7 @@ def fetch(url: str, *, sha256: str | None) -> Path:
     Raises:
         ArgumentError: no checksum, or not 64 digits.
         WeightsError: the download fails or has another checksum; nothing of it is kept then.
+        OutputError: the cache folder takes no files.
     """
     if sha256 is None or not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise ArgumentError(
@@ -42,11 +44,13 @@ def fetch(url: str, *, sha256: str | None) -> Path:
             "Give the 64 digits its publisher names, or those `sha256sum FILE` prints for a copy you trust",
         )
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     base = re.sub(r"[^A-Za-z0-9._-]", "_", urlparse(url).path.rsplit("/", 1)[-1])
     target = folder / f"{sha256[:16].lower()}-{base}"
-    if target.is_file() and file_sha256(target) == sha256.lower():
-        return target
+    remedy = "set RCA_CACHE to a folder where files can be made"
+    with output_errors("RCA_CACHE", folder, remedy):
+        if target.is_file() and file_sha256(target) == sha256.lower():
+            return target
+    check_writable("RCA_CACHE", folder, remedy=remedy)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # download_url_to_file has no argument for it, and would wait for ever
     try:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import stat
+import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from rca_lightning.distributed import world_size_and_rank
 from rca_lightning.errors import DataError, DatasetNotFoundError
+
+_log = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 """File endings taken for images, in lower case."""
 
+_OTHER_IMAGES = frozenset(
+    {
+        *(".gif", ".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".j2k", ".jxl", ".tga", ".psd", ".svg", ".exr"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".dcm"),
+    }
+)
+"""Endings of images that are not read: files that have one are counted in a warning."""
+
 
 def check_image_id(image_id: str, *, where: str) -> str:
     """Return an id that was read at a file and line, if it is safe as a file name without its ending.
+
+    It is returned in the Unicode normal form NFC: macOS and some archives write an accented letter as two signs, lists
+    that people type as one.
 
     Raises:
         DataError: empty, `.`, `..`, or holds a path separator, a control character or what no file name can hold: such
@@ -30,7 +47,7 @@ def check_image_id(image_id: str, *, where: str) -> str:
             f"{where}: image id {image_id!r} is not a plain file name; "
             "write the name of the file without folder and ending, such as 2007_000032"
         )
-    return image_id
+    return unicodedata.normalize("NFC", image_id)
 
 
 def locate(value: str | Path, root: Path) -> Path:
@@ -80,10 +97,31 @@ def list_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
         stem, extension = os.path.splitext(name)  # noqa: PTH122 - ten times faster than Path on 118,000 names
         if extension.lower() not in extensions or name.startswith("."):
             continue
-        if stem in files:
-            raise DataError(f"{folder}: {files[stem].name} and {name} would share the id {stem!r}; rename one of them")
-        files[check_image_id(stem, where=str(folder))] = folder / name
+        image_id = check_image_id(stem, where=str(folder))
+        if image_id in files:
+            other = files[image_id].name
+            raise DataError(f"{folder}: {other} and {name} would share the id {image_id!r}; rename one of them")
+        files[image_id] = folder / name
     return files
+
+
+def list_images(folder: Path, extensions: Collection[str] = IMAGE_EXTENSIONS) -> dict[str, Path]:
+    """List images as `list_by_stem`, and warn of files that are images but have another ending."""
+    others = (IMAGE_EXTENSIONS | _OTHER_IMAGES).difference(extensions)
+    names = os.listdir(folder)  # noqa: PTH208 - names of 118,000 files, not paths
+    unread = [name for name in names if os.path.splitext(name)[1].lower() in others and not name.startswith(".")]  # noqa: PTH122
+    if unread:
+        _warn_once(
+            f"{folder}: left out, for only {', '.join(sorted(extensions))} are read here: {len(unread)} images, such "
+            f"as {min(unread)}; convert them"
+        )
+    return list_by_stem(folder, extensions)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    if world_size_and_rank()[1] == 0:
+        _log.warning("%s", message)
 
 
 def first_few(names: Iterable[str], *, limit: int = 3) -> str:
@@ -95,7 +133,8 @@ def first_few(names: Iterable[str], *, limit: int = 3) -> str:
 def read_lines(path: Path, *, what: str) -> list[tuple[int, str]]:
     """Read the non-empty lines of a UTF-8 text file as pairs of number (from 1) and stripped line.
 
-    A byte order mark and Windows line ends are accepted; errors name the argument `what` that gave the file.
+    A byte order mark and Windows line ends are accepted, and the text is brought to the normal form NFC; errors name
+    the argument `what` that gave the file.
 
     Raises:
         DatasetNotFoundError: no such file.
@@ -109,4 +148,5 @@ def read_lines(path: Path, *, what: str) -> list[tuple[int, str]]:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); allow it or give another file") from error
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    lines = unicodedata.normalize("NFC", text).splitlines()
+    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-from rca_lightning.errors import OutputError
+from rca_lightning.arguments import check_arguments
+from rca_lightning.errors import OutputError, first_other_class
 from rca_lightning.io.atomic import check_writable, output_errors, write_atomically
 
 Existing = Literal["skip", "overwrite"]
 _SETTINGS_FILE = "predict.json"
+
+
+_CLASSES = "class_names"  # a setting that folders of before 0.3 do not have
+
+
+def stored_settings(folder: str | Path) -> dict[str, Any]:
+    """Settings stored beside a folder of predictions, such as `pseudo_labels`; empty without, or if they are lost."""
+    try:
+        settings = json.loads((Path(folder).parent / _SETTINGS_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def stored_classes(folder: str | Path) -> list[str] | None:
+    """Class names of a folder of predictions; `None` if there are none beside it."""
+    names = stored_settings(folder).get(_CLASSES)
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 class PredictionFolder:
@@ -26,6 +46,7 @@ class PredictionFolder:
             removed, also those of images that are not predicted now.
     """
 
+    @check_arguments
     def __init__(self, root: str | Path, kinds: Mapping[str, str], *, existing: Existing = "skip") -> None:
         self.root = Path(root)
         self.kinds = dict(kinds)
@@ -44,7 +65,8 @@ class PredictionFolder:
     def complete_ids(self) -> list[str]:
         """Images whose every file is there, sorted."""
         kind, ending = next(iter(self.kinds.items()))
-        image_ids = (path.name.removesuffix(ending) for path in (self.root / kind).glob(f"*{ending}"))
+        names = (path.name.removesuffix(ending) for path in (self.root / kind).glob(f"*{ending}"))
+        image_ids = (unicodedata.normalize("NFC", name) for name in names)  # as ids are; some disks change the form
         return sorted(image_id for image_id in image_ids if self.is_complete(image_id))
 
     def done(self) -> set[str]:
@@ -127,11 +149,14 @@ class PredictionFolder:
             if self.existing == "overwrite":
                 return [str(error)]
             raise
-        return [
+        changes = [
             f"{key}: {stored.get(key)!r} there, {value!r} now"
             for key, value in self._settings.items()
-            if stored.get(key) != value
+            if key != _CLASSES and stored.get(key) != value
         ]
+        if (other := first_other_class(stored_classes(self.root / "any"), self._settings.get(_CLASSES))) is not None:
+            changes.append(f"class {other[0]}: {other[1]!r} there, {other[2]!r} now")
+        return changes
 
     def _files(self) -> Iterator[Path]:
         """All files of all kinds."""

@@ -14,6 +14,7 @@ from torch import Tensor
 # The only callable that `weights_only` allows and that allocates as much memory as the file asks for.
 _BYTEARRAY = b"bytearray"
 _CHUNK = 1 << 24
+_COMPILED = "_orig_mod."
 _ALIGNMENT = rb"0{0,5}[1-9][0-9]{0,5}"  # torch divides by it unchecked: a 0 ends the process
 
 
@@ -32,6 +33,11 @@ def load_tensors(path: str | Path, *, map_location: str) -> Any:
         is_archive = file.read(2) == b"PK"
     (_check_archive if is_archive else _check_pickle)(path)
     return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def plain_name(name: str) -> str:
+    """Name of a weight without what `torch.compile` puts into it where a compiled network was assigned."""
+    return name.replace(_COMPILED, "")
 
 
 def is_whole(value: Tensor) -> bool:

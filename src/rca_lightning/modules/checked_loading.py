@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from rca_lightning.checkpoints.compatibility import (
     FORMAT,
     KEY,
+    SAVED_AT,
     OnMismatch,
     differences,
     drop_memory,
@@ -20,11 +25,14 @@ from rca_lightning.checkpoints.compatibility import (
     migrate,
 )
 from rca_lightning.checkpoints.reading import check_fit, check_task, read_checkpoint
-from rca_lightning.checkpoints.resuming import rewind_to_epoch_end
+from rca_lightning.checkpoints.resuming import begin_epoch, match_epoch_end, rewind_to_epoch_end
 from rca_lightning.errors import RCAError, WeightsError
+from rca_lightning.io.tensor_file import plain_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 _FILES = ("weights", "weights_sha256")  # arguments that make the network read another file
 
@@ -40,6 +48,12 @@ class CheckedLoading(L.LightningModule):
 
     task: ClassVar[str]
     on_mismatch: OnMismatch = "refuse"
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A network compiled by assignment has other names; files and comparisons know the plain ones.
+        self.register_state_dict_post_hook(_give_plain_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_take_plain_names)  # type: ignore[no-untyped-call]
 
     @property
     def class_names(self) -> list[str]:
@@ -91,6 +105,7 @@ class CheckedLoading(L.LightningModule):
     @classmethod
     def _check_network(cls, content: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """Builds the network without memory: the arguments of a checkpoint may ask for any amount of it."""
+        check_task(content["state_dict"], cls.task)
         named = {**content.get("hyper_parameters", {}), **given}
         known = inspect.signature(cls).parameters
         try:
@@ -104,12 +119,25 @@ class CheckedLoading(L.LightningModule):
                 f"the arguments in the checkpoint, with those given, make no {cls.__name__} "
                 f"({type(error).__name__}: {error}); give a checkpoint of rca fit"
             ) from error
-        check_task(content["state_dict"], cls.task)
         check_fit(content["state_dict"], needed, named)
 
+    def on_fit_start(self) -> None:
+        """Warn of a backbone that starts from random weights without having been asked to."""
+        super().on_fit_start()
+        backbone: Any = self.get_submodule("network.backbone")
+        if not backbone.has_chosen_weights:
+            _warn(
+                "THE BACKBONE %s STARTS FROM RANDOM WEIGHTS: on photographs its maps will be poor. Give weights of "
+                "ImageNet, --model.weights FILE (in Python weights='FILE'), or weights 'none' to learn from scratch",
+                self.hparams["backbone"],
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the format number; see `migrate`."""
+        """Write the format number, see `migrate`, and the time, by which the latest is found."""
         checkpoint[KEY] = FORMAT
+        checkpoint[SAVED_AT] = time.time()
+        # An averaging callback has put its own weights here.
+        checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Migrate the checkpoint; refuse that of another network or of other classes."""
@@ -126,4 +154,32 @@ class CheckedLoading(L.LightningModule):
                 "prototypes differ, --memory.on_mismatch rebuild goes on training with an empty memory"
             )
         check_fit(checkpoint["state_dict"], self.state_dict(), arguments)
-        rewind_to_epoch_end(checkpoint.get("loops", {}).get("fit_loop", {}))
+        try:
+            rewind_to_epoch_end(checkpoint.get("loops", {}).get("fit_loop", {}))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"the counts of epochs and batches in the checkpoint are damaged ({type(error).__name__}: {error}); "
+                "give another checkpoint of rca fit"
+            ) from error
+
+    def on_train_start(self) -> None:
+        """Go on between two epochs with as many batches as an epoch has now."""
+        match_epoch_end(self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin a whole epoch."""
+        begin_epoch(self.trainer)
+
+
+def _give_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[prefix + plain_name(name.removeprefix(prefix))] = state.pop(name)
+
+
+def _take_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = [name for part in (module.named_parameters(), module.named_buffers()) for name, _ in part]
+    by_plain_name = {prefix + plain_name(name): prefix + name for name in own}
+    for name in [name for name in state if name.startswith(prefix)]:
+        plain = prefix + plain_name(name.removeprefix(prefix))
+        value = state.pop(name)
+        state[by_plain_name.get(plain, plain)] = value

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from rca_lightning.errors import ArgumentError
-from rca_lightning.modules.training_guards import OnNonFinite
 from rca_lightning.rca.inference import check_views
 
 # Where weights came from says nothing once there is a checkpoint, and the path may not exist elsewhere.
@@ -33,8 +32,6 @@ def shared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if names is not None and len(names) != kept["num_classes"]:
         raise ArgumentError("class_names", names, f"give {kept['num_classes']} names, one a class")
     check_views(kept["scales"], kept["max_side"])
-    if kept["on_non_finite"] not in get_args(OnNonFinite):
-        raise ArgumentError("on_non_finite", kept["on_non_finite"], "give 'raise' or 'skip'")
     return kept
 
 

@@ -6,19 +6,28 @@ import logging
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, refuse_removed
+from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.io.listing import first_few
-from rca_lightning.modules.checked_loading import CheckedLoading
+from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import checked_arguments
-from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
-from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
+from rca_lightning.modules.monitored import MonitorGuard
+from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
+from rca_lightning.modules.training_guards import (
+    MetricResetMixin,
+    NonFiniteGuard,
+    OnNonFinite,
+    StepSeedMixin,
+    check_cells,
+)
+from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
 from rca_lightning.rca.cam import image_logits
 from rca_lightning.rca.contrast import Positives
 from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps
@@ -30,22 +39,26 @@ from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, sele
 logger = logging.getLogger(__name__)
 
 
-class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
+class RCAModule(
+    NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
+):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
     Loss = `CE(P) + beta * CE(P^) + alpha * InfoNCE` (RCA, CVPR 2022, arXiv 2203.09653, section 3). The memory
     of regions belongs to `RegionMemoryCallback`, which the Trainer needs while `contrast` or `aggregation` is on.
-    With both off this is the plain CAM baseline.
+    With both off this is the plain CAM baseline. Averaged weights come from Lightning's callbacks `WeightAveraging` and
+    `EMAWeightAveraging`, whose validations and checkpoints then have the latest prototypes; see `AveragedBuffersMixin`.
 
     Args:
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables and pictures.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
-        weights: "none", a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken,
-            or a URL; checkpoints do not keep it.
+        weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
+            rca fit, whose backbone is taken; a URL; or "none" for random weights, which are warned of where it is left
+            out. Checkpoints do not keep it, and replace what it loads.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
-        stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
+        stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
@@ -105,13 +118,14 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
     task = "localize"
 
     @refuse_removed(context="gone since 0.2; rival contexts are in experiments/ablation/contexts.py")
+    @check_arguments
     def __init__(
         self,
         num_classes: int,
         class_names: list[str] | None = None,
         *,
         backbone: str = "resnet50",
-        weights: str = "none",
+        weights: str | None = None,
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
         stride_in: StrideIn = "3x3",
@@ -203,12 +217,30 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
         return self.network(images, tags)  # type: ignore[no-any-return]
 
+    def logged_names(self) -> list[str]:
+        """Names of the metrics that `fit` logs."""
+        parts = ["coarse"] + ["refined"] * (self.network.refined_head is not None) + ["contrast"] * self.needs_memory
+        names = ["train/loss", *(f"train/loss_{part}" for part in parts), *super().logged_names()]
+        return names + [*Scores.logged_names(self.hparams["eval_tags"], "val")] * self.validates()
+
     def on_fit_start(self) -> None:
-        """Refuse to train without the memory that the losses need."""
+        """Refuse to train without the memory that the losses need, or with a projection that nothing trains."""
+        super().on_fit_start()
+        if self.network.projection is not None and not self._trains_projection():
+            raise ArgumentError(
+                "embedding_dim",
+                self.hparams["embedding_dim"],
+                "nothing trains this projection; leave it out, or give beta above 0 with aggregation=True, or alpha "
+                "above 0 with contrast=True",
+            )
         if self.needs_memory and self.memory is None:
             raise ArgumentError(
                 "callbacks", None, "add RegionMemoryCallback() to the Trainer, or set contrast=False, aggregation=False"
             )
+
+    def _trains_projection(self) -> bool:
+        contrasts = self.hparams["contrast"] and self.hparams["alpha"] > 0
+        return contrasts or self.network.refined_head is not None
 
     @property
     def reads_attention(self) -> bool:
@@ -248,6 +280,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
             `(B, L, h, w)` and `probabilities` `(B, L)` for `AttentionAccumulation`.
         """
         tags = batch["tags"]
+        check_cells(self.network, batch["image"], self.network.backbone.output_stride)
         self.before_step()
         maps = self.network(batch["image"], tags)  # (1), (7), (8)
         cam = maps.region_cam(self.hparams["region_map"])
@@ -292,6 +325,7 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
         return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in losses.parts.items()}}
 
+    @check_arguments
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
         """Class maps of photographs at their own size, with this module's scales and flip; see `infer_class_maps`."""
         return infer_class_maps(
@@ -308,8 +342,8 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Scores the class maps of images that have a mask."""
-        if not batch["image_id"]:
-            return  # none of its images could be read
+        if "mask" not in batch:
+            return  # nothing to score, or none of its images could be read
         tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
         seeds = self.seeds(batch["image"], tags)
         self.evaluation.update(seeds, batch["tags"], batch.get("mask"))
@@ -318,7 +352,8 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
         """Log the score of the split."""
         result = self.evaluation.finish()
         if result is not None:
-            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), prog_bar=True, sync_dist=False)
+            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), sync_dist=False)
+        self.tell_scores(result)
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
@@ -332,7 +367,3 @@ class RCAModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading)
             {"image_id": image_id, "seeds": of_image}
             for image_id, of_image in zip(batch["image_id"], seeds, strict=True)
         ]
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW with poly decay, a step at a time."""
-        return optimizer_and_schedule(self, self.network.backbone)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.backbones.weights import load_cam_head
@@ -17,10 +17,19 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError, require_extra
 from rca_lightning.evaluation.label_iou import LabelEvaluation
-from rca_lightning.modules.checked_loading import CheckedLoading
+from rca_lightning.evaluation.mask_classes import sample_mask_classes
+from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import shared_arguments
-from rca_lightning.modules.optimizers import OptimizerName, optimizer_and_schedule
-from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
+from rca_lightning.modules.monitored import MonitorGuard
+from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
+from rca_lightning.modules.training_guards import (
+    MetricResetMixin,
+    NonFiniteGuard,
+    OnNonFinite,
+    StepSeedMixin,
+    check_cells,
+)
+from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
 from rca_lightning.rca.inference import MAX_SIDE
 from rca_lightning.rca.loss import classification_loss, means_over_ranks
 from rca_lightning.segmentation.inference import LabelImage, label_images
@@ -31,7 +40,9 @@ GivenTags = Literal["none", "image"]
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, CheckedLoading):
+class SegmentationModule(
+    NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
+):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
     Tags take no part by default. With `tag_weight` a second head learns them, and weighs the classes of every image;
@@ -42,11 +53,12 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
-        weights: "none", a local file with torchvision's key names, a checkpoint of rca fit, whose backbone is taken,
-            or a URL; checkpoints do not keep it.
+        weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
+            rca fit, whose backbone is taken; a URL; or "none" for random weights, which are warned of where it is left
+            out. Checkpoints do not keep it, and replace what it loads.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell of the features.
-        stride_in: "3x3" for torchvision's ResNets, "1x1" for ResNet v1 (Caffe, Detectron2's R-50).
+        stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
@@ -85,13 +97,14 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
 
     task = "segment"
 
+    @check_arguments
     def __init__(
         self,
         num_classes: int,
         class_names: list[str] | None = None,
         *,
         backbone: str = "resnet50",
-        weights: str = "none",
+        weights: str | None = None,
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
         stride_in: StrideIn = "3x3",
@@ -131,8 +144,8 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         self.network = SegmentationNetwork(
             extractor, head, num_classes + 1, tag_head=tag_weight > 0, channels_last=channels_last
         )
-        if self.network.tag_head is not None:
-            load_cam_head(self.network.tag_head, weights, sha256=weights_sha256)
+        if self.network.tag_head is not None and weights is not None:
+            load_cam_head(self.network.tag_head, weights, sha256=weights_sha256, class_names=class_names)
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
 
@@ -140,25 +153,36 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         """Logits `(B, L + 1, h, w)` of images `(B, 3, H, W)`; see `SegmentationNetwork.forward`."""
         return self.network(images)  # type: ignore[no-any-return]
 
+    def logged_names(self) -> list[str]:
+        """Names of the metrics that `fit` logs."""
+        names = ["train/loss"] + ["train/tag_loss"] * (self.network.tag_head is not None) + super().logged_names()
+        return names + ["val/miou"] * self.validates()
+
     def setup(self, stage: str) -> None:
         """Switches the CRF off in training; otherwise checks that its package is installed."""
+        super().setup(stage)
         self.use_crf = self.hparams["crf"] and stage != "fit"
         if self.use_crf:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
 
     def on_train_start(self) -> None:
-        """Checks that every training image has a mask."""
+        """Checks that every training image has a mask, and warns of classes that the masks do not show."""
+        super().on_train_start()
         images = getattr(self.trainer.train_dataloader, "dataset", None)
         if isinstance(images, TaggedImages):
             without = [record.image_id for record in images.records if record.mask is None]
             if without:
                 problem = f"{len(without)} of {len(images)} training images have no mask, such as {without[0]}"
                 raise DataError(f"train_masks: {problem}; {_REMEDY}")
+            if self.trainer.is_global_zero and self.current_epoch == 0:
+                for line in sample_mask_classes(images.records, self.hparams["num_classes"]).warnings(self.class_names):
+                    self.warn_once(f"training: {line}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the loss of a batch: cross-entropy of the pixels, plus `tag_weight` times that of the tags."""
         if "mask" not in batch:
             raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
+        check_cells(self.network, batch["image"], self.network.backbone.output_stride)
         self.before_step()
         mask, size = batch["mask"], len(batch["mask"])
         logits, tag_maps = self.network.branches(batch["image"])
@@ -200,7 +224,7 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
         if "mask" in batch:
             tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
             predicted = self.label_images(batch["image"], tags)
-            self.evaluation.update([image.labels for image in predicted], batch["mask"])
+            self.evaluation.update([image.labels for image in predicted], batch["mask"], batch["tags"])
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean IoU of the split."""
@@ -222,11 +246,8 @@ class SegmentationModule(NonFiniteGuard, StepSeedMixin, MetricResetMixin, Checke
             for image_id, image in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
         ]
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW with poly decay, a step at a time."""
-        return optimizer_and_schedule(self, self.network.backbone)
-
     def _log_score(self, split: str) -> None:
         scores = self.evaluation.finish()
         if scores is not None:
             self.log(f"{split}/miou", scores.miou, prog_bar=True, sync_dist=False)
+        self.tell_scores(scores)

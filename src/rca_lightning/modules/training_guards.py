@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from rca_lightning.data.loaders import run_seed
 from rca_lightning.data.sample import Batch
 from rca_lightning.distributed import gather_objects, maximum_over_ranks
-from rca_lightning.errors import NonFiniteError
+from rca_lightning.errors import ArgumentError, NonFiniteError
 from rca_lightning.rca.standardization import Standardization
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,23 @@ logger = logging.getLogger(__name__)
 def learns_statistics(part: nn.Module) -> bool:
     """Whether a forward pass changes the running statistics of this layer."""
     return isinstance(part, (_BatchNorm, Standardization)) and part.training
+
+
+def check_cells(module: nn.Module, images: Tensor, stride: int) -> None:
+    """Refuses a training batch of a single cell, of which no normalization layer can learn statistics.
+
+    Args:
+        module: with its normalization layers.
+        images: `(B, 3, H, W)`.
+        stride: pixels of a cell.
+
+    Raises:
+        ArgumentError: naming the crop size and the batch size.
+    """
+    size, count = tuple(images.shape[2:]), len(images)
+    if count == 1 and max(size) <= stride and any(map(learns_statistics, module.modules())):
+        remedy = f"a batch of a single cell of {stride} pixels has no variance; give a larger crop_size or batch_size"
+        raise ArgumentError("crop_size, batch_size", (size, count), remedy)
 
 
 class RunningStatistics:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.pseudo_labels.labels import (
     BACKGROUND_SETTINGS,
@@ -22,7 +23,7 @@ from rca_lightning.pseudo_labels.labels import (
     label_scores,
     salient_pixels,
 )
-from rca_lightning.pseudo_labels.refinement import RefinementName, check_refinements, refine_scores
+from rca_lightning.pseudo_labels.refinement import RefinementName, refine_scores
 from rca_lightning.rca.inference import ClassMaps
 
 
@@ -53,6 +54,7 @@ class IntermediateLabel:
         return torch.from_numpy(self.scores[-1])
 
 
+@check_arguments
 @dataclass(frozen=True)
 class PseudoLabelGenerator:
     """Generates pseudo labels from class maps. With `m` the strongest map of a pixel, before refinement:
@@ -85,14 +87,11 @@ class PseudoLabelGenerator:
     refine: tuple[RefinementName, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.background not in BACKGROUND_SETTINGS:
-            raise ArgumentError("background", self.background, f"give one of {', '.join(BACKGROUND_SETTINGS)}")
         for name in ("background_threshold", "low", "high", "saliency_threshold"):
             check_share(name, getattr(self, name))
         check_positive("power", self.power)
         if self.low > self.high and self.background in {"saliency", "two_thresholds"}:
             raise ArgumentError("low", self.low, f"give at most high={self.high}")
-        check_refinements(self.refine)
 
     @property
     def needs_features(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.errors import ArgumentError, refuse_removed
 
@@ -97,6 +98,7 @@ def default_thresholds(*, attention: bool) -> dict[str, float]:
 
 
 @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
+@check_arguments
 def background_score(
     maps: Tensor, *, background: Literal["fixed", "power"] = "fixed", threshold: float = 0.2, power: float = 8.0
 ) -> Tensor:
@@ -128,8 +130,6 @@ def background_score(
     if background == "fixed":
         check_share("threshold", threshold)
         return maps.new_full(maps.shape[1:], threshold)
-    if background != "power":
-        raise ArgumentError("background", background, "give 'fixed' or 'power'")
     check_positive("power", power)
     strength = maps.amax(0) if len(maps) else maps.new_zeros(maps.shape[1:])
     # Rounding in a refinement may leave a map slightly above 1; a power of a negative number would be NaN.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.dense_crf import dense_crf
 from rca_lightning.pseudo_labels.propagation import pamr, random_walk
@@ -16,13 +17,7 @@ from rca_lightning.rca.inference import MAX_SIDE, view_sizes
 RefinementName = Literal["random_walk", "pamr", "dense_crf"]
 
 
-def check_refinements(names: Sequence[str]) -> None:
-    """Refuses an unknown name in the argument `refine`."""
-    for name in names:
-        if name not in get_args(RefinementName):
-            raise ArgumentError("refine", name, "give 'random_walk', 'pamr' or 'dense_crf'")
-
-
+@check_arguments
 def refine_scores(
     scores: Tensor, picture: Tensor, names: Sequence[RefinementName], *, features: Tensor | None = None
 ) -> Tensor:
@@ -46,7 +41,6 @@ def refine_scores(
             or "random_walk" without features.
         MissingExtraError: for "dense_crf" without the extra `crf`.
     """
-    check_refinements(names)
     if not names:
         return scores.float()
     size = (scores.shape[1], scores.shape[2])

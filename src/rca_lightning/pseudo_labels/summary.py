@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from rca_lightning.arguments import check_arguments
+from rca_lightning.data.dataset import load_mask
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.records import Record
 from rca_lightning.errors import DataError
 from rca_lightning.evaluation.label_iou import LabelIoU
+from rca_lightning.evaluation.mask_classes import MaskClasses
 from rca_lightning.evaluation.report import Scores, print_report, write_report
 from rca_lightning.evaluation.seed_iou import TagSource
 from rca_lightning.io.output_folder import PredictionFolder
@@ -36,25 +39,26 @@ def score_label_files(folder: str | Path, records: Sequence[Record], *, num_clas
     Raises:
         DataError: if a label or a mask cannot be read, or their sizes differ.
     """
-    metric = LabelIoU(num_classes, over_ranks=False)  # one process scores all, and the others do not come here
+    # One process scores all, and the others do not come here.
+    metric, counted = LabelIoU(num_classes, over_ranks=False), MaskClasses(num_classes, over_ranks=False)
     for record in records:
         path = Path(folder) / f"{record.image_id}.png"
         if record.mask is None or not path.is_file():
             continue
-        label = torch.from_numpy(read_mask(path, num_classes=num_classes))
-        if isinstance(record.mask, Path):
-            mask = torch.from_numpy(read_mask(record.mask, num_classes=num_classes))
-        else:
-            mask = torch.from_numpy(np.ascontiguousarray(record.mask.draw()))
+        label, mask = read_mask(path, num_classes=num_classes), load_mask(record, num_classes=num_classes)
+        assert mask is not None
         if label.shape != mask.shape:
             raise DataError(
                 f"{path}: {label.shape[1]} x {label.shape[0]} pixels, but the mask of {record.image_id} has "
                 f"{mask.shape[1]} x {mask.shape[0]}; make the label of this photograph anew"
             )
-        metric.update(label, mask)
-    return metric.compute() if int(metric.images) else None
+        target = torch.from_numpy(mask)
+        metric.update(torch.from_numpy(label), target)
+        counted.update(target, torch.tensor([index in (record.tags or ()) for index in range(num_classes)]))
+    return replace(metric.compute(), mask_classes=counted.compute()) if int(metric.images) else None
 
 
+@check_arguments
 def write_summary(
     folder: PredictionFolder, records: Sequence[Record], *, class_names: Sequence[str], split: str, tags: TagSource
 ) -> None:
@@ -80,3 +84,5 @@ def write_summary(
         content = scores.as_dict(split=split, class_names=class_names, tags=tags)
         write_report(content, folder.root / "pseudo_labels.json")
         print_report(content)
+        for line in scores.warnings(class_names):
+            logger.warning("%s", line)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 
 _SHORTEST = 1e-12  # length of a pixel below which it has no direction
@@ -53,6 +54,7 @@ class SemanticAggregation(nn.Module):
     valid: Tensor
     labels: Tensor
 
+    @check_arguments
     def __init__(
         self,
         dim: int,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 
 Positives = Literal["all", "prototypes", "hardest"]
@@ -24,6 +25,7 @@ BLOCK_BYTES = 16 * 2**20
 _AT_ONCE = 2**26  # bytes of the products of regions and slots that a GPU may hold
 
 
+@check_arguments
 def region_contrast_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -94,6 +96,7 @@ def _mean(per_region: Tensor, usable: Tensor) -> Tensor:
     return per_region.sum() / usable.sum().clamp_min(1)
 
 
+@check_arguments
 def contrast_by_region(
     embeddings: Tensor,
     labels: Tensor,
@@ -112,7 +115,6 @@ def contrast_by_region(
         `(R,)`, 0 and still tied to `embeddings` for a region without a positive or a negative, and `(R,)` boolean,
         false there.
     """
-    _check_positives(positives)
     queries = F.normalize(embeddings.float(), dim=1)
     valid = valid.to(queries.device)
     attract = _loss_by_blocks if _reads_by_blocks(queries, memory) else _loss_at_once
@@ -186,11 +188,6 @@ def _mean_softplus(negatives: Tensor, attracting: Tensor, is_positive: Tensor) -
     return per_slot.sum(dim=1) / is_positive.sum(dim=1).clamp_min(1)
 
 
-def _check_positives(positives: Positives) -> None:
-    if positives not in get_args(Positives):
-        raise ArgumentError("positives", positives, "give 'all', 'prototypes' or 'hardest'")
-
-
 def _to_prototypes(
     queries: Tensor, labels: Tensor, prototypes: Tensor | None, valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -219,11 +216,11 @@ class RegionContrastLoss(nn.Module):
         positives: "all" slots of the class, its "prototypes", or its "hardest" slot.
     """
 
+    @check_arguments
     def __init__(self, temperature: float = 0.1, positives: Positives = "all") -> None:
         super().__init__()
         if temperature <= 0:
             raise ArgumentError("contrast_temperature", temperature, "give a number above 0")
-        _check_positives(positives)
         self.temperature = temperature
         self.positives: Positives = positives
 

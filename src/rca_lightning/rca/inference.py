@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.cam import image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.network import FinalMap, RCANetwork
@@ -107,6 +108,7 @@ class ClassMaps:
 
 
 @torch.no_grad()
+@check_arguments
 def infer_class_maps(
     network: RCANetwork,
     images: Tensor,

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.distributed import sum_over_ranks, world_size_and_rank
 from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.cam import image_logits
@@ -43,6 +44,7 @@ class RCALoss(nn.Module):
         positives: what a region is drawn to; see `region_contrast_loss`.
     """
 
+    @check_arguments
     def __init__(
         self, *, alpha: float = 0.01, beta: float = 1.0, temperature: float = 0.1, positives: Positives = "all"
     ) -> None:

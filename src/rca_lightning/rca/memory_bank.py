@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError, refuse_removed
 
 Placement = Literal["device", "host"]
@@ -59,6 +60,7 @@ class RegionMemory:
     """
 
     @refuse_removed(**REMOVED)
+    @check_arguments
     def __init__(
         self,
         num_classes: int,
@@ -71,10 +73,6 @@ class RegionMemory:
         for name, value in (("num_classes", num_classes), ("slots", slots), ("dim", dim)):
             if value < 1:
                 raise ArgumentError(name, value, "give at least 1")
-        if placement not in get_args(Placement):
-            raise ArgumentError("placement", placement, "give 'device' or 'host'")
-        if dtype not in get_args(StoredType):
-            raise ArgumentError("dtype", dtype, "give 'float32' or 'float16'")
         self.placement: Placement = placement
         self.embeddings = torch.zeros(num_classes, slots, dim, dtype=getattr(torch, dtype))
         self.counts = torch.zeros(num_classes, dtype=torch.long)

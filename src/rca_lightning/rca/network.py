@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
@@ -42,6 +43,7 @@ class ActivationMaps:
     attention: Tensor | None = None
     has_prototype: Tensor | None = None
 
+    @check_arguments
     def final_cam(self, final_map: FinalMap) -> Tensor:
         """Returns the named map `(B, L, H, W)`, non-negative; where it is missing, the refined or coarse one.
 
@@ -57,6 +59,7 @@ class ActivationMaps:
             return refined
         return (max_normalise(coarse) + max_normalise(refined)) / 2
 
+    @check_arguments
     def region_cam(self, region_map: RegionMap) -> Tensor:
         """Returns the maps `(B, L, H, W)` that regions are cut from, detached.
 
@@ -101,6 +104,7 @@ class RCANetwork(nn.Module):
 
     stage_weights: Tensor
 
+    @check_arguments
     def __init__(
         self,
         backbone: Backbone,
@@ -284,11 +288,12 @@ def _on_last_grid(stages: list[Tensor]) -> list[Tensor]:
     return [stage if tuple(stage.shape[2:]) == size else F.adaptive_avg_pool2d(stage, size) for stage in stages]
 
 
+@check_arguments
 def build_network(
     num_classes: int,
     *,
     backbone: str,
-    weights: str,
+    weights: str | None,
     weights_sha256: str | None,
     output_stride: OutputStride,
     stride_in: StrideIn,

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rca_lightning.clustering.cluster import ClusteringBackend, ClusteringMethod, cluster
+from rca_lightning.arguments import check_arguments
+from rca_lightning.clustering.cluster import REMOVED_METHODS, ClusteringBackend, ClusteringMethod, cluster
 from rca_lightning.clustering.clusters import Clusters, concat_classes
 from rca_lightning.errors import ArgumentError
 
@@ -31,6 +32,7 @@ class Prototypes:
     num_requested: Tensor
 
 
+@check_arguments(gone=REMOVED_METHODS)
 @torch.no_grad()
 def make_prototypes(
     points: Tensor,

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import first_true
 from rca_lightning.rca.cam import max_normalise, minmax_normalise
@@ -50,6 +51,7 @@ class Regions:
         )
 
 
+@check_arguments
 def extract_regions(
     embeddings: Tensor, cam: Tensor, tags: Tensor, *, threshold: float = 0.5, rule: RegionRule = "fixed"
 ) -> Regions:
@@ -68,6 +70,7 @@ def extract_regions(
     return pool_regions(embeddings, pseudo_regions(cam, tags, threshold, rule))
 
 
+@check_arguments
 def pseudo_regions(maps: Tensor, tags: Tensor, threshold: float = 0.5, rule: RegionRule = "fixed") -> Tensor:
     """Cells of each tagged class whose activation stands out from the rest of its map: `M_l = P_l > cut`.
 
@@ -115,8 +118,6 @@ def _cut(scaled: Tensor, threshold: float, rule: RegionRule) -> Tensor | float:
         return threshold
     if rule == "mean":
         return scaled.mean(dim=(2, 3), keepdim=True)
-    if rule != "quantile":
-        raise ArgumentError("rule", rule, "give 'fixed', 'mean' or 'quantile'")
     if not 0 <= threshold <= 1:
         raise ArgumentError("threshold", threshold, "give a quantile in [0, 1]")
     ranked = scaled.flatten(2).sort(dim=2).values  # (B, L, H, W) -> (B, L, HW)
@@ -193,9 +194,12 @@ def pool_regions(features: Tensor, masks: Tensor, min_cells: int = 1) -> Regions
     rows = first_true(exists)  # (B, M): an image has a few regions, whatever the number of classes
     taken = exists.gather(1, rows)
     own = masks.flatten(2).gather(1, rows[:, :, None].expand(-1, -1, masks.shape[2] * masks.shape[3]))  # (B, M, HW)
+    # The sum over many cells overflows float16. A power of two divides without rounding, which 1 / cells would not.
+    remaining, power = torch.frexp(cells.gather(1, rows).clamp_min(1).float())  # cells = remaining * 2**power
+    weights = torch.ldexp(own.float(), -power[:, :, None]).to(features.dtype)
     # One batched product in place of a gather of (D, HW) for each region, in the order whose gradient is contiguous.
-    sums = (features.flatten(2) @ own.to(features.dtype).transpose(1, 2)).transpose(1, 2)[taken]
-    return Regions(sums.float() / cells[exists][:, None], rows[taken], torch.nonzero(exists)[:, 0])
+    means = (features.flatten(2) @ weights.transpose(1, 2)).transpose(1, 2)[taken]
+    return Regions(means.float() / remaining[taken][:, None], rows[taken], torch.nonzero(exists)[:, 0])
 
 
 @torch.no_grad()

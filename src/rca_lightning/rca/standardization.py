@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.distributed import is_distributed, stack_over_ranks
+from rca_lightning.errors import ArgumentError
 
 
 class Standardization(nn.Module):
@@ -48,7 +49,13 @@ class Standardization(nn.Module):
             *features: `(B, C, H, W)`, or several whose channels together are `C`, in this order: the backward pass
                 needs what it is given, and these may be kept by others anyway.
             scale: `(C,)`, what each channel is multiplied with afterwards.
+
+        Raises:
+            ArgumentError: in training, if the batch has a single cell.
         """
+        if self.training and not is_distributed() and features[0][:, 0].numel() == 1:
+            shape = tuple(features[0].shape)
+            raise ArgumentError("features", shape, "a single cell has no variance; give larger or more images")
         if self.training:
             self.num_batches_tracked += 1
         if self.training and is_distributed():

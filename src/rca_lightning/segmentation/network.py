@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.errors import ArgumentError
@@ -58,6 +59,7 @@ class SegmentationNetwork(nn.Module):
         ArgumentError: if the head is unknown, or "deeplabv3plus" meets a backbone whose stages are not known.
     """
 
+    @check_arguments
     def __init__(
         self,
         backbone: Backbone,
@@ -68,8 +70,6 @@ class SegmentationNetwork(nn.Module):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        if head not in get_args(HeadName):
-            raise ArgumentError("head", head, f"give one of {', '.join(get_args(HeadName))}")
         self.backbone = backbone
         self.stages = 1  # how many of the last ones the head reads
         self.head: nn.Module

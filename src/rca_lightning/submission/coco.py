@@ -6,7 +6,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,17 @@ _COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{1,12})")  # 000000000139, COCO_val20
 class CocoForm:
     """Makes the entries of a results file, with the ids of its images and categories.
 
-    With the 80 classes of COCO, a class has COCO's category id, and an image with a name like COCO's the number in it.
-    Else the category id is the label value, and the image id the name.
+    Ids are those of the annotations where they are given. Else, with the 80 classes of COCO, a class has COCO's
+    category id, and an image with a name like COCO's the number in it; with other classes the category id is the label
+    value, and the image id the name.
 
     Args:
         class_names: the L foreground classes in the order of their label values.
+        categories: category id of each class.
+        images: image id by the name of the photograph without its ending.
+
+    Raises:
+        ArgumentError: another number of categories than of classes.
 
     Example:
         >>> CocoForm(["cat", "dog"]).image_id("000000000139")
@@ -38,12 +44,24 @@ class CocoForm:
         139
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        categories: Sequence[int] | None = None,
+        images: Mapping[str, int | str] | None = None,
+    ) -> None:
         self._is_coco = tuple(class_names) == COCO_CLASSES
-        self._categories = tuple(COCO_CATEGORIES) if self._is_coco else tuple(range(1, len(class_names) + 1))
+        official = tuple(COCO_CATEGORIES) if self._is_coco else tuple(range(1, len(class_names) + 1))
+        self._categories = official if categories is None else tuple(categories)
+        self._images = images or {}
+        if len(self._categories) != len(class_names):
+            raise ArgumentError("categories", self._categories, f"give {len(class_names)} ids, one a class")
 
     def image_id(self, name: str) -> int | str:
         """Return the id of an image; `name` is that of the photograph without its ending."""
+        if name in self._images:
+            return self._images[name]
         match = _COCO_NAME.fullmatch(name) if self._is_coco else None
         return name if match is None else int(match[1])
 

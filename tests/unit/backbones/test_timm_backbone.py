@@ -116,24 +116,24 @@ def fake_timm(monkeypatch):
     return module
 
 
-def test_convolutional_network_is_dilated_and_padded(fake_timm):
+def test_convolutional_network_is_dilated_and_sees_whole_cells(fake_timm):
     backbone = build_backbone("timm:conv", output_stride=16).eval()
     images = torch.randn(2, 3, 33, 64)
     [found] = backbone(images)
     assert (backbone.num_features, backbone.output_stride, found.shape) == (6, 16, (2, 6, 3, 4))
-    padded = torch.zeros(2, 3, 48, 64)
-    padded[:, :, :33] = images
-    torch.testing.assert_close(found, backbone.model.forward_features(padded))
+    enlarged = nn.functional.interpolate(images, size=(48, 64), mode="bilinear")
+    torch.testing.assert_close(found, backbone.model.forward_features(enlarged))
     assert all(pretrained is False for _, pretrained, _ in fake_timm.asked)
 
 
-def test_stages_of_stride_4_and_above_are_cut_to_the_image(fake_timm):
+def test_stages_of_stride_4_and_above_cover_the_image(fake_timm):
     backbone = build_backbone("timm:staged", output_stride=16).eval()
     images = torch.randn(2, 3, 33, 64)
     assert (backbone.stage_channels, backbone.stage_strides) == ([3, 3, 6], [4, 8, 16])
     stages = backbone(images)
-    assert [stage.shape for stage in stages] == [(2, 3, 9, 16), (2, 3, 5, 8), (2, 6, 3, 4)]
-    torch.testing.assert_close(stages[1][:, :, :4], nn.functional.avg_pool2d(images[:, :, :32], 8))
+    assert [stage.shape for stage in stages] == [(2, 3, 12, 16), (2, 3, 6, 8), (2, 6, 3, 4)]
+    enlarged = nn.functional.interpolate(images, size=(48, 64), mode="bilinear")
+    torch.testing.assert_close(stages[1], nn.functional.avg_pool2d(enlarged, 8))
 
 
 def test_layers_of_the_classifier_ask_for_no_gradient(fake_timm):
@@ -229,8 +229,9 @@ def test_real_timm(name, asked, widths, strides):
     backbone = build_backbone(f"timm:{name}", output_stride=asked).eval()
     assert (backbone.stage_channels, backbone.stage_strides) == (widths, strides)
     stages = backbone(torch.randn(1, 3, 65, 97))
-    expected = zip(widths, strides, strict=True)
-    assert [stage.shape for stage in stages] == [(1, width, -(-65 // s), -(-97 // s)) for width, s in expected]
+    height, width = (-(-side // strides[-1]) * strides[-1] for side in (65, 97))
+    expected = [(1, channels, height // s, width // s) for channels, s in zip(widths, strides, strict=True)]
+    assert [stage.shape for stage in stages] == expected
     stages[-1].sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.requires_grad)
 

@@ -182,6 +182,20 @@ def test_of_a_checkpoint_of_fit_the_cam_head_is_taken_if_it_fits(tmp_path):
         load_cam_head(head, source, sha256="0" * 64)
 
 
+def test_cam_head_of_other_classes_is_not_taken(tmp_path):
+    state = {f"network.backbone.{key}": value for key, value in network().state_dict().items()}
+    state["network.coarse_head.conv.weight"] = torch.randn(2, 4, 1, 1)
+    arguments = {"class_names": ["cat", "dog"]}
+    source = saved(tmp_path, {"state_dict": state, "hyper_parameters": arguments}, "last.ckpt")
+    head = CAMHead(4, 2)
+    before = head.conv.weight.clone()
+    assert not load_cam_head(head, source, class_names=["dog", "cat"])
+    assert torch.equal(head.conv.weight, before)
+    assert load_cam_head(CAMHead(4, 2), source, class_names=None)
+    assert load_cam_head(head, source, class_names=["cat", "dog"])
+    assert torch.equal(head.conv.weight, state["network.coarse_head.conv.weight"])
+
+
 def test_checksum_of_a_local_file(tmp_path):
     path = saved(tmp_path, network().state_dict())
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -259,7 +259,7 @@ def test_other_modules_and_layouts_are_refused(tmp_path):
     other.painted = []
     with pytest.raises(ArgumentError, match="model='RCAModule': MaskWriter writes predictions of SegmentationModule"):
         predict(MaskWriter(str(tmp_path)), "a", module=other)
-    with pytest.raises(ArgumentError, match="layout='voc': give 'masks' or 'voc2012'"):
+    with pytest.raises(ArgumentError, match="layout='voc': give one of masks, voc2012"):
         MaskWriter(str(tmp_path), layout="voc")
 
 

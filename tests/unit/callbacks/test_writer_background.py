@@ -129,7 +129,7 @@ def test_defaults_suit_the_map_that_is_read(tmp_path, module, cam_module):
         ({"high": -0.1}, r"^high=-0\.1: give a number in \[0, 1\]"),
         ({"background": "two_thresholds", "low": 0.6, "high": 0.5}, r"^low=0\.6: give at most high=0\.5"),
         ({"saliency_threshold": 2.0}, r"^saliency_threshold=2\.0"),
-        ({"refine": ["pamr", "blur"]}, r"^refine='blur': give 'random_walk'"),
+        ({"refine": ["pamr", "blur"]}, r"^refine='blur': give one of random_walk"),
         ({"workers": -1}, r"^workers=-1: give 0"),
         ({"refine": ["dense_crf"], "workers": -2}, r"^workers=-2: give 0"),
     ],

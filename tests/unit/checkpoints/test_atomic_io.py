@@ -1,35 +1,25 @@
-"""Checkpoints are whole or not there, and the latest whole one is found."""
+"""Checkpoints are whole or not there."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning.checkpoints import writing as atomic_io
-from rca_lightning.checkpoints.resuming import find_last
 from rca_lightning.checkpoints.writing import AtomicCheckpointIO
-from rca_lightning.errors import DamagedError, WeightsError
 from rca_lightning.io.atomic import remove_leftovers, write_atomically
 
 PLAIN = {"state_dict": {}, "pytorch-lightning_version": "2.6"}
 
 
-def saved(path: Path, age: int, content: dict | None = None) -> Path:
+def saved(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(PLAIN if content is None else content, path)
-    os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    torch.save(PLAIN, path)
     return path
-
-
-def trainer(folder: Path, **options: object) -> L.Trainer:
-    callback = ModelCheckpoint(dirpath=options.pop("dirpath", folder / "checkpoints"), save_last=True)
-    return quiet_trainer(folder, enable_checkpointing=True, callbacks=[callback], **options)
 
 
 def test_trainer_writes_beside_the_place_syncs_and_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -45,7 +35,7 @@ def test_trainer_writes_beside_the_place_syncs_and_renames(tmp_path: Path, monke
 
 
 def test_failed_writing_keeps_the_former_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = saved(tmp_path / "last.ckpt", 0)
+    path = saved(tmp_path / "last.ckpt")
     before = path.read_bytes()
 
     def full(content: object, file: object) -> None:
@@ -77,33 +67,3 @@ def test_leftovers_of_one_name_only_are_removed(tmp_path: Path):
 
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / "new.ckpt", look)
-
-
-def test_latest_last_comes_first_then_the_others(tmp_path: Path):
-    folder = tmp_path / "checkpoints"
-    assert find_last(trainer(tmp_path)) is None
-    other = saved(folder / "epoch=3.ckpt", 0)
-    assert find_last(trainer(tmp_path)) == other
-    last = saved(folder / "last.ckpt", 20)
-    newer = saved(folder / "last-v1.ckpt", 10)
-    (folder / ".last.abcdefgh.part").write_bytes(newer.read_bytes()[:100])
-    assert find_last(trainer(tmp_path)) == newer
-    newer.write_bytes(newer.read_bytes()[:-30])
-    assert find_last(trainer(tmp_path)) == last
-    requeued = saved(tmp_path / "hpc_ckpt_2.ckpt", 5)
-    assert find_last(trainer(tmp_path)) == requeued
-    assert find_last(trainer(tmp_path, dirpath=tmp_path / "elsewhere")) == requeued
-
-
-def test_only_broken_ones_are_an_error_and_not_a_new_start(tmp_path: Path):
-    path = saved(tmp_path / "checkpoints" / "last.ckpt", 0)
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(DamagedError, match=r"last\.ckpt' was not loaded: damaged"):
-        find_last(trainer(tmp_path))
-
-
-def test_a_later_format_is_not_passed_over(tmp_path: Path):
-    saved(tmp_path / "checkpoints" / "last.ckpt", 0, {**PLAIN, "rca_lightning_format": 99})
-    saved(tmp_path / "checkpoints" / "epoch=1.ckpt", 9)
-    with pytest.raises(WeightsError, match="has format 99"):
-        find_last(trainer(tmp_path))

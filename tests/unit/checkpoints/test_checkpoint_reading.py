@@ -42,9 +42,18 @@ def test_checkpoint_of_lightning_passes(checkpoint: Path):
     check_checkpoint(str(checkpoint))
 
 
-@pytest.mark.parametrize("keyword", ["last", "best", "hpc"])
+@pytest.mark.parametrize("keyword", ["last", "hpc"])
 def test_words_that_lightning_looks_up_pass(keyword: str):
     check_checkpoint(keyword)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("best", "^ckpt_path='best': only the process that trained knows it"), ("", "^ckpt_path='': give the path")],
+)
+def test_words_that_no_new_process_can_look_up(path: str, message: str):
+    with pytest.raises(ArgumentError, match=message):
+        check_checkpoint(path)
 
 
 def test_missing_file_is_named():

@@ -158,11 +158,11 @@ def test_content_of_other_types_is_refused(more: dict[str, Any], said: str, tmp_
     ("changes", "said"),
     [
         ({"num_classes": 10**9}, "give at most 1000000"),
-        ({"num_classes": "a"}, "make no RCAModule .TypeError"),
+        ({"num_classes": "a"}, "num_classes='a': give a whole number"),
         ({"embedding_dim": 10**15}, "make no RCAModule|the checkpoint is of another network"),
         ({"num_prototypes": 10**12}, "make no RCAModule|the checkpoint is of another network"),
         ({"background_prototypes": 10**10}, "make no RCAModule|the checkpoint is of another network"),
-        ({"scales": 5}, "make no RCAModule .TypeError"),
+        ({"scales": 5}, "scales=5: give a list"),
     ],
 )
 def test_arguments_that_ask_for_all_memory_are_refused_before_it_is_taken(

@@ -10,6 +10,7 @@ from tests.folder_contents import file_names
 from tests.unit.submission.voc_results import SIZES, make_photographs, make_results
 
 from rca_lightning.cli.check import main
+from rca_lightning.data.classes import VOC_CLASSES
 from rca_lightning.errors import ArgumentError, DataError, OutputError, ResultsError
 
 
@@ -51,6 +52,17 @@ def test_ids_that_leave_the_folder_are_named_with_their_line(tmp_path, words):
     (tmp_path / "VOC2012" / "ids.txt").write_text("2007_000001\n../../etc/passwd\n")
     with pytest.raises(DataError, match=r"ids\.txt, line 2: .*is not a plain file name"):
         main(words)
+
+
+def test_masks_of_another_class_order_are_not_for_the_server(tmp_path, words):
+    names = list(VOC_CLASSES)
+    (tmp_path / "out" / "predict.json").write_text(json.dumps({"class_names": names}))
+    main(words)
+    names[:2] = reversed(names[:2])
+    (tmp_path / "out" / "predict.json").write_text(json.dumps({"class_names": names}))
+    with pytest.raises(DataError, match="class 1 is 'bicycle' in the results, 'aeroplane' in VOC 2012"):
+        main(words)
+    main([*words, "--num_classes", "20"])  # of a data set of one's own
 
 
 def test_coco(tmp_path, capsys):

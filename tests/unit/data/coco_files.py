@@ -12,6 +12,7 @@ from PIL import Image
 from rca_lightning.data.classes import COCO_CATEGORIES
 
 HEIGHT, WIDTH = 20, 30
+CATEGORIES = [{"id": number, "name": name, "supercategory": "thing"} for number, name in COCO_CATEGORIES.items()]
 
 
 def write_coco(root: Path, *, images: int = 12, seed: int = 0) -> Path:
@@ -27,7 +28,7 @@ def write_coco(root: Path, *, images: int = 12, seed: int = 0) -> Path:
         for _ in range(int(random.integers(1, 5)) if number < images - 1 else 0):
             category = int(random.choice(list(COCO_CATEGORIES)))
             annotations.append({"image_id": number, "category_id": category, "segmentation": _segmentation(random)})
-    content = {"images": entries[::-1], "annotations": annotations}
+    content = {"images": entries[::-1], "annotations": annotations, "categories": CATEGORIES}
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     return root
 

@@ -174,3 +174,22 @@ def test_list_that_cannot_be_written_is_kept_in_mind(tmp_path: Path, caplog: pyt
     assert sum("cannot be written" in record.getMessage() for record in caplog.records) == 1
     with pytest.raises(DataError, match="3 of 100"):
         bad.note(unread("c"))
+
+
+def test_list_of_an_earlier_run_that_is_read_only_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    begun(tmp_path).note(unread("a"))
+    before = rows(tmp_path)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    bad = begun(tmp_path / "elsewhere")
+    monkeypatch.setattr(Path, "open", read_only)
+    bad.begin({"val": 100}, folder=tmp_path, first=True)
+    bad.note(unread("b"))
+    bad.summarise()
+    assert caplog.text.count("cannot be written ([Errno 30] Read-only file system)") == 1
+    monkeypatch.undo()
+    assert rows(tmp_path) == before

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coco_files import CATEGORIES
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -123,7 +124,7 @@ def make_coco(tmp_path: Path) -> Callable[..., Path]:
             {"image_id": 2, "category_id": 90, "segmentation": [[4, 4, 8, 4, 8, 8, 4, 8]]},
             {"image_id": 2, "category_id": 18, "segmentation": SQUARE},
         ]
-        content = {"images": images, "annotations": annotations, "categories": []}
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
         change(content)
         for part in ("train2017", "val2017"):
             (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
@@ -210,10 +211,10 @@ def same_file(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_category, "category id 12 is none of the 80"),
+        (set_category, "1 of 3 annotations have a category_id that is not in 'categories': 12; correct"),
         (leave_root, "secret.jpg.*plain file name"),
         (drop_images, "not a COCO instances file"),
-        (same_file, "two images share a file name"),
+        (same_file, "'000000000001.jpg' and '000000000001.jpg' would share the id '000000000001'; rename"),
     ],
 )
 def test_bad_annotations(make_coco: Callable[..., Path], change: Callable[..., None], message: str) -> None:
@@ -256,3 +257,128 @@ def test_real_images_in_training(shared_root: Path) -> None:
     assert data.num_classes == 80
     assert len(data.train_dataloader()) == 94 // 16
     assert len(data.val_dataloader()) == 96
+
+
+def number_as_text(content: dict[str, Any]) -> None:
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+
+
+def text_as_number(content: dict[str, Any]) -> None:
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+
+
+def orphans(content: dict[str, Any]) -> None:
+    content["annotations"] += [{"image_id": 70 + number % 5, "category_id": 1} for number in range(9)]
+
+
+def same_image_id(content: dict[str, Any]) -> None:
+    content["images"][0]["id"] = content["images"][1]["id"]
+
+
+def same_annotation_id(content: dict[str, Any]) -> None:
+    for annotation, number in zip(content["annotations"], (5, 6, 5), strict=True):
+        annotation["id"] = number
+
+
+def category_as_text(content: dict[str, Any]) -> None:
+    content["annotations"][0]["category_id"] = "18"
+
+
+def drop(kind: str, field: str) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        content[kind][0]["id"] = 3
+        del content[kind][0][field]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (number_as_text, r"3 of 3 annotations have an image_id that no image has: '1', '2' \(as text, there numbers\)"),
+        (text_as_number, r"3 of 3 annotations have an image_id that no image has: 1, 2 \(as numbers, there text\)"),
+        (orphans, r"9 of 12 annotations have an image_id that no image has: 70, 71, 72, \.\.\. \(5 in all\); correct"),
+        (same_image_id, "image id 1 belongs to two images; give each its own"),
+        (same_annotation_id, "annotation ids that stand there twice: 5; give each its own"),
+        (category_as_text, r"1 of 3 annotations have a category_id .* 'categories': '18' \(as text, there numbers\)"),
+        (drop("images", "id"), "entry 0 of 'images' has no 'id'; add it"),
+        (drop("images", "file_name"), "entry 0 of 'images' has no 'file_name'; add it"),
+        (drop("annotations", "image_id"), "annotation 3 has no 'image_id'; add it"),
+        (drop("annotations", "category_id"), "annotation 3 has no 'category_id'; add it"),
+        (lambda content: content.pop("annotations"), "no 'annotations' in it.*dataset='folder'"),
+    ],
+)
+def test_ids_that_match_nothing_are_named(
+    make_coco: Callable[..., Path], change: Callable[..., None], message: str
+) -> None:
+    source = COCOSource(make_coco(change), year=2017)
+    with pytest.raises(DataError, match=rf"instances_train2017\.json: .*{message}"):
+        source.records("train", with_masks=False)
+
+
+def no_segmentation(content: dict[str, Any]) -> None:
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = 40 + number
+        annotation.pop("segmentation")
+
+
+def empty_segmentation(content: dict[str, Any]) -> None:  # as tools write it for boxes
+    for number, annotation in enumerate(content["annotations"]):
+        annotation |= {"id": 40 + number, "segmentation": []}
+
+
+def no_size(content: dict[str, Any]) -> None:
+    for image in content["images"]:
+        del image["width"]
+
+
+@pytest.mark.parametrize(
+    ("change", "without", "message"),
+    [
+        (no_segmentation, 2, "annotation 40 of image '000000000001.jpg' has no 'segmentation'"),
+        (empty_segmentation, 2, "annotation 40 of image '000000000001.jpg' has no 'segmentation'"),
+        (no_size, 3, "image '000000000001.jpg' has no 'width'"),
+    ],
+)
+def test_tags_need_no_outlines_and_no_sizes(
+    make_coco: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[..., None],
+    without: int,
+    message: str,
+) -> None:
+    data = WSSSDataModule("coco2017", make_coco(change), num_workers=0, crop_size=16, batch_size=2)
+    data.setup("fit")
+    assert sorted(next(iter(data.train_dataloader()))["image_id"]) == ["000000000001", "000000000002"]
+    assert "mask" not in next(iter(data.val_dataloader()))
+    assert f"train2017.json: no mask for {without} of 3 images: {message}; add it to have masks" in caplog.text
+    data.setup("predict")
+    assert len(data.predict_dataloader()) == 3
+    for stage in ("validate", "test"):
+        with pytest.raises(DataError, match=rf"val2017\.json: {without} images have no mask: {message}"):
+            data.setup(stage)
+
+
+def test_masks_as_files_take_the_place_of_outlines(make_coco: Callable[..., Path]) -> None:
+    root = make_coco(no_segmentation)
+    (root / "masks").mkdir()
+    for number in (1, 2, 3):
+        Image.new("L", (30, 20), 17).save(root / "masks" / f"{number:012d}.png")
+    data = WSSSDataModule("coco2017", root, num_workers=0, mask_dir="masks")
+    data.setup("validate")
+    assert int(next(iter(data.val_dataloader()))["mask"].max()) == 17
+
+
+def test_more_classes_than_a_mask_holds(make_coco: Callable[..., Path]) -> None:
+    def many(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": number, "name": f"c{number}"} for number in range(300)]
+        content["annotations"][0]["category_id"] = 254  # its mask value would be void
+
+    source = COCOSource(make_coco(many), year=2017)
+    records = source.records("train", with_masks=True)
+    assert records[0].tags == (254,)
+    assert not records.has_mask.any()
+    with pytest.raises(ArgumentError, match="num_classes=300: give at most 254"):
+        source.records("train", with_masks=True, need_masks=True)

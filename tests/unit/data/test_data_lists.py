@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from rca_lightning.data.classes import COCO_CATEGORIES, COCO_CLASSES, VOC_CLASSES, ClassIndex, read_class_file
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.tag_files import read_id_list, read_tag_file
 from rca_lightning.data.voc import read_xml_tags
 from rca_lightning.errors import DataError, DatasetNotFoundError
-from rca_lightning.io.listing import check_image_id, list_by_stem, locate
+from rca_lightning.io.listing import check_image_id, list_by_stem, list_images, locate
 
 PETS = ClassIndex(["cat", "dog", "guinea pig"])
 
@@ -109,6 +112,8 @@ def test_class_file(tmp_path: Path) -> None:
     [
         ("\n", "no class name"),
         ("cat\ndog\ncat\n", "'cat' stands there more than once"),
+        ("# label:color_rgb:parts:actions\nbackground:0,0,0::\n", "CVAT's label map; write the class name alone"),
+        ("cat:128,0,0::\n", "'cat:128,0,0::' is a line of CVAT's label map"),
     ],
 )
 def test_bad_class_files(tmp_path: Path, text: str, message: str) -> None:
@@ -171,7 +176,98 @@ def test_bad_xml(tmp_path: Path, content: str | bytes, message: str) -> None:
         read_xml_tags(write(tmp_path / "a.xml", content), PETS)
 
 
-@pytest.mark.parametrize("name", ["background", "Background"])
+@pytest.mark.parametrize("name", ["background", "Background", "_background_", "__background__"])
 def test_background_is_no_line_of_a_class_file(tmp_path: Path, name: str):
-    with pytest.raises(DataError, match="'background' is mask value 0 by itself; leave its line out"):
+    with pytest.raises(DataError, match=f"'{name.lower()}' is mask value 0 by itself; leave its line out"):
         read_class_file(write(tmp_path / "c.txt", f"{name}\ncat\n"))
+
+
+def test_ignore_is_no_line_of_a_class_file(tmp_path: Path):
+    with pytest.raises(DataError, match="'__ignore__' is mask value 255 by itself; leave its line out"):
+        read_class_file(write(tmp_path / "labels.txt", "__ignore__\n_background_\ncat\n"))  # of labelme
+
+
+@pytest.mark.parametrize("name", ["_background_", "background", "__ignore__"])
+def test_background_is_no_tag(tmp_path: Path, name: str):
+    with pytest.raises(DataError, match=f"line 2: '{name}' is no class but mask value (0|255); leave it out"):
+        read_tag_file(write(tmp_path / "t.csv", f"image,tags\na,{name}\n"), PETS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"image","tags"\n"a","cat;dog"\nb,\n',
+        "\ufeffimage,tags\r\na,cat;dog\r\nb,\r\n",
+        '\ufeff"image";"tags"\n"a";"cat;dog"\nb;\n',
+        "image;tags\na;cat;dog\nb;\n",
+        "image;tags;;\na;cat;dog;\nb;;;\n",
+        "image,tags,\na,cat;dog,\nb,,\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str):
+    assert read_tag_file(write(tmp_path / "t.csv", text), PETS) == {"a": (0, 1), "b": ()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image\ttags\na\tcat\n", "the first line has to be 'image,tags'"),
+        ("image;tags\na,cat\n", "line 2: 1 columns instead of 2"),
+        ("image,tags\na;cat\n", "line 2: 1 columns instead of 2"),
+        ("image;tags\na;cat,dog\n", "line 2: unknown tag 'cat,dog'"),
+        (b"image,tags\na,caf\xe9\n", "not UTF-8 text"),
+    ],
+)
+def test_tables_of_another_form_are_refused(tmp_path: Path, text: str | bytes, message: str):
+    with pytest.raises(DataError, match=message):
+        read_tag_file(write(tmp_path / "t.csv", text), PETS)
+
+
+ONE, TWO = unicodedata.normalize("NFC", "caf\u00e9"), unicodedata.normalize("NFD", "caf\u00e9")  # one sign, two signs
+
+
+@pytest.mark.parametrize(("disk", "text"), [(ONE, TWO), (TWO, ONE)])
+def test_names_match_in_either_normal_form(tmp_path: Path, disk: str, text: str):
+    for folder, ending in (("images", "jpg"), ("masks", "png"), ("maps", "png")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB" if folder == "images" else "L", (30, 20), 1).save(tmp_path / folder / f"{disk}.{ending}")
+    write(tmp_path / "classes.txt", f"{disk} au lait\ntea\n")
+    write(tmp_path / "tags.csv", f"image,tags\n{text}.jpg,{text} au lait\n")
+    write(tmp_path / "ids.txt", text)
+    lists = {"train": "ids.txt", "val": "ids.txt"}
+    data = WSSSDataModule("folder", tmp_path, split_files=lists, saliency_dir="maps", num_workers=0)
+    assert data.class_names == [f"{ONE} au lait", "tea"]
+    data.setup("validate")
+    (record,) = data._eval.records
+    assert (record.image_id, record.tags) == (ONE, (0,))
+    assert record.mask is not None
+    assert record.saliency is not None
+    assert data._eval[0]["image"].shape == (3, 20, 30)
+
+
+def test_two_images_of_one_name_in_two_normal_forms(tmp_path: Path):
+    for name in (ONE, TWO):
+        write(tmp_path / f"{name}.jpg", "")
+    with pytest.raises(DataError, match="would share the id"):
+        list_by_stem(tmp_path, {".jpg"})
+
+
+def test_images_of_other_endings_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("a.jpg", "b.gif", "c.HEIC", "d.txt", ".e.gif"):
+        write(tmp_path / name, "")
+    for _ in range(2):
+        assert list(list_images(tmp_path)) == ["a"]
+    (warning,) = caplog.messages
+    assert warning == (
+        f"{tmp_path}: left out, for only .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp are read here: 2 images, such as "
+        "b.gif; convert them"
+    )
+
+
+def test_masks_of_other_endings_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (30, 20)).save(tmp_path / folder / "a.bmp")
+    write(tmp_path / "classes.txt", "cat")
+    WSSSDataModule("folder", tmp_path).setup("predict")
+    assert f"{tmp_path / 'masks'}: left out, for only .png are read here: 1 images, such as a.bmp" in caplog.text

@@ -25,7 +25,7 @@ def test_classes_are_known_without_any_file() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "voc2013"}, "dataset='voc2013': must be one of voc2012, coco2014, "),
+        ({"dataset": "voc2013"}, "dataset='voc2013': give one of voc2012, coco2014, "),
         ({"root": None}, "root=None: give the folder of the data set 'voc2012'"),
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
         ({"num_workers": -1}, "num_workers=-1: must be 0"),

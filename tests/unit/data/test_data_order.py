@@ -26,9 +26,8 @@ def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def module(root: Path, *, seed: int = 1, num_workers: int = 0, **arguments: object) -> WSSSDataModule:
     L.seed_everything(seed, verbose=False)
-    return WSSSDataModule(
-        "voc2012", root, num_workers=num_workers, batch_size=4, crop_size=32, train_masks=False, **arguments
-    )
+    options = {"batch_size": 4, "crop_size": 32, "train_masks": False} | arguments
+    return WSSSDataModule("voc2012", root, num_workers=num_workers, **options)
 
 
 def digest(batch: dict) -> tuple[tuple[str, ...], float]:
@@ -149,6 +148,54 @@ def test_no_validation_part_is_needed_without_validation(make_voc: Callable[...,
     recorder = Recorder()
     trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(recorder, module(root))
     assert len(recorder.seen[0]) == 1
+
+
+class SaveAt(L.Callback):
+    """Writes a checkpoint after a number of batches, and stops."""
+
+    def __init__(self, path: Path, batches: int) -> None:
+        self.path, self.left = path, batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.left -= 1
+        if self.left == 0:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+
+def stopped(root: Path, tmp_path: Path, batches: int) -> Path:
+    path = tmp_path / "stopped.ckpt"
+    run = trainer(tmp_path / "b", max_epochs=2)
+    run.callbacks.append(SaveAt(path, batches))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run.fit(Recorder(), module(root))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 2}, "^batch_size=2: the checkpoint was saved within an epoch, with 4: .*; give 4, or a"),
+        ({"seed": 5}, "^seed_everything=5: .* with 1"),
+        ({"shuffle": False}, "^shuffle=False: .* with True"),
+        ({"images": 7}, "^number of training images=7: .* with 8"),
+        ({"devices": 2}, "^devices=2: .* with 1"),
+    ],
+    ids=str,
+)
+def test_another_order_within_an_epoch_is_refused(
+    make_voc: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
+) -> None:
+    root = make_voc(8)
+    path = stopped(root, tmp_path, 1)
+    if "images" in changes:
+        names = root / "ImageSets" / "Segmentation" / "train.txt"
+        names.write_text("".join(names.read_text().splitlines(keepends=True)[: changes.pop("images")]))
+    if "devices" in changes:
+        monkeypatch.setattr(L.Trainer, "world_size", changes.pop("devices"))
+    with pytest.raises(ArgumentError, match=message):
+        trainer(tmp_path / "c", max_epochs=2).fit(Recorder(), module(root, **changes), ckpt_path=path)
 
 
 def in_world(monkeypatch: pytest.MonkeyPatch, size: int, rank: int) -> None:

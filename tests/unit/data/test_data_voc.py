@@ -66,6 +66,15 @@ def test_trainaug_from_a_list_of_the_user(make_voc: MakeVOC, tmp_path: Path) -> 
     assert [record.image_id for record in source.records("trainaug", with_masks=False)] == ["img_002"]
 
 
+def test_tags_of_images_that_are_not_there_are_counted(
+    make_voc: MakeVOC, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.txt").write_text("img_000 sofa\nIMG_001 cat\n")
+    VOCSource(make_voc(2), tags_file=str(tmp_path / "mine.txt"))
+    assert "1 of its 2 images are not in" in caplog.text
+    assert "so their tags are not used: IMG_001" in caplog.text
+
+
 def test_split_naming_absent_images_lists_them(make_voc: MakeVOC) -> None:
     root = make_voc(6)
     for number in (1, 2, 4, 5):

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from rca_lightning.data.classes import voc_palette
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.synthetic import dataset as synthetic
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
-from rca_lightning.data.synthetic.scene import MAX_TRIES, render_scene
-from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.data.synthetic.scene import MAX_TRIES, PART_TURNED_AWAY, _place_objects, render_scene
+from rca_lightning.errors import ArgumentError, DataError, OutputError
 
 
 def image_bytes(folder: Path) -> dict[str, bytes]:
@@ -110,6 +111,16 @@ def test_a_thin_void_border_parts_objects_from_background_and_each_other(small_s
             assert (first == second)[known].all()
         blocks = np.lib.stride_tricks.sliding_window_view(mask == 255, (3, 3)).all(axis=(2, 3))
         assert not blocks.any()  # thin: nowhere a full block of void
+
+
+def test_share_of_objects_that_turn_their_part_away_is_the_documented_one() -> None:
+    documented = re.search(r"About (\d+) % of the objects turn their part away", synthetic.__doc__ or "")
+    assert documented
+    placed = [item for number in range(1200) for item in _place_objects(np.random.default_rng([9, number]), 48)]
+    share = sum(not item.part.any() for item in placed) / len(placed)
+    # Of about 1,600 objects, the standard deviation of 6 % is 0.6 %.
+    assert abs(share - int(documented[1]) / 100) < 0.02
+    assert share == pytest.approx(PART_TURNED_AWAY, abs=0.02)
 
 
 def test_striking_parts_are_small_lie_on_objects_and_are_sometimes_missing() -> None:
@@ -236,6 +247,25 @@ def test_a_damaged_set_is_reported(tmp_path: Path) -> None:
     (folder / "image_labels.txt").unlink()
     with pytest.raises(DataError, match=r"image_labels\.txt.*delete the folder"):
         generate(tmp_path, train_images=1, val_images=0, image_size=48)
+
+
+def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    message = r"^root='.*file.*' cannot be written to \(.*\); give a root where files can be made; without.*RCA_CACHE"
+    with pytest.raises(OutputError, match=message):
+        generate_few(tmp_path / "file")
+    monkeypatch.setenv("RCA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=message):
+        WSSSDataModule("synthetic").prepare_data()
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(OutputError, match=r"^root='.*' cannot be written to \(\[Errno 13\] Permission denied\)"):
+        generate_few(tmp_path)
 
 
 @pytest.mark.parametrize(

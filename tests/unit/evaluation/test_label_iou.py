@@ -153,10 +153,11 @@ def test_evaluation_starts_anew():
     evaluation = LabelEvaluation(CLASSES)
     labels, mask = random_pairs(1, seed=5)[0]
     assert evaluation.finish() is None
-    evaluation.update([labels], mask[None])
+    tags = torch.ones(1, CLASSES)
+    evaluation.update([labels], mask[None], tags)
     assert evaluation.finish().miou == scored([(labels, mask)]).miou
-    assert evaluation.last_result.images == 1
-    evaluation.update([mask], mask[None])
+    assert evaluation.last_result.images == evaluation.last_result.mask_classes.masks == 1
+    evaluation.update([mask], mask[None], tags)
     assert evaluation.finish().miou == 1.0
     assert evaluation.finish() is None
     assert evaluation.last_result is None
@@ -209,4 +210,6 @@ def test_table_calls_them_labels_and_knows_no_threshold(tags, end):
     assert f"Labels of split 'val', {end}" in words
     assert "threshold" not in words
     assert "mAP" not in words
+    assert max(map(len, stream.getvalue().splitlines())) < 50
+    assert stream.getvalue().splitlines()[0] == f"Labels of split 'val', {end}"  # not broken to the width of the table
     assert words.endswith("12.5 % of the pixels have no label")

@@ -15,7 +15,7 @@ from torch import nn
 
 from rca_lightning.backbones.build import build_backbone
 from rca_lightning.backbones.weights import load_weights
-from rca_lightning.errors import ArgumentError, WeightsError
+from rca_lightning.errors import ArgumentError, OutputError, WeightsError
 from rca_lightning.io import download
 
 
@@ -97,6 +97,15 @@ def test_failed_download_is_named_and_leaves_nothing(served, tmp_path):
     with pytest.raises(WeightsError, match=r"absent.pth cannot be downloaded \(HTTP Error 404"):
         load_weights(network(), url.replace("net", "absent"), sha256=digest)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_takes_no_files_is_named(served, tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(
+        OutputError, match=r"^RCA_CACHE='.*cache' cannot be written to \(.*\); set RCA_CACHE to a folder"
+    ):
+        load_weights(network(), served[0], sha256=served[2])
+    assert served[3] == []
 
 
 def test_a_server_that_never_answers_ends_the_download(tmp_path, monkeypatch):

@@ -175,3 +175,12 @@ def test_files_of_unknown_origin_are_never_touched(tmp_path, existing):
     with pytest.raises(OutputError, match=r"holds masks/mine.png but no predict.json.*remove it yourself"):
         start(tmp_path, {}, existing=existing)
     assert file_names(tmp_path) == ["masks/mine.png"]
+
+
+def test_names_on_disk_match_ids_in_either_normal_form(tmp_path):
+    folder = PredictionFolder(tmp_path, KINDS)
+    add(folder, "caf\u00e9")
+    assert folder.complete_ids() == ["caf\u00e9"]
+    with pytest.MonkeyPatch.context() as patch:  # as a disk that keeps another form lists it and finds it
+        patch.setattr(Path, "glob", lambda *_: iter([Path(f"cafe\u0301{KINDS['masks']}")]))
+        assert folder.complete_ids() == ["caf\u00e9"]

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import enum
+import inspect
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
+from tests.quiet_trainer import quiet_trainer
+
+from rca_lightning import SegmentationModule
 from rca_lightning.errors import ArgumentError
 from rca_lightning.modules.hyperparameters import checked_arguments
 from rca_lightning.modules.rca_module import RCAModule
@@ -107,3 +116,43 @@ def test_a_second_head_without_weight_is_refused_where_it_is_needed(needs_it):
         checked_arguments({**GOOD, "beta": 0.0, **needs_it})
     checked_arguments({**GOOD, "beta": 0.0, **needs_it, "aggregation": False})
     checked_arguments({**GOOD, "beta": 0.5, **needs_it})
+
+
+class Optimizer(str, enum.Enum):
+    SGD = "sgd"
+
+
+FOREIGN = {
+    "num_classes": np.int64(2),
+    "class_names": np.array(["cat", "dog"]),
+    "backbone": np.str_("resnet14"),
+    "frozen_batchnorm": np.bool_(True),
+    "scales": torch.tensor([0.5, 1.0]),
+    "optimizer": Optimizer.SGD,
+    "lr": np.float64(0.1),
+    "weight_decay": torch.tensor(0.5),
+    "output_stride": np.int32(16),
+}
+
+
+@pytest.mark.parametrize("kind", [RCAModule, SegmentationModule])
+def test_arguments_of_numpy_can_be_loaded_again(kind: Any, tmp_path: Path):
+    module = kind(**FOREIGN, weights="none")
+    trainer = quiet_trainer(tmp_path)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = kind.load_from_checkpoint(tmp_path / "a.ckpt")  # reads no classes, but plain values
+    assert loaded.hparams == module.hparams
+    for name in FOREIGN:
+        assert type(loaded.hparams[name]) in (int, str, bool, float, list), name
+    assert loaded.class_names == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "value", [object(), lambda: 1, Path, torch.zeros(2, 2), {"a": 1}], ids=lambda value: type(value).__name__
+)
+@pytest.mark.parametrize("kind", [RCAModule, SegmentationModule])
+def test_whatever_no_checkpoint_can_hold_is_one_sentence(kind: Any, value: Any):
+    for name in inspect.signature(kind).parameters:
+        with pytest.raises(ArgumentError, match=rf"^{name}="):
+            kind(**{"num_classes": 2, "backbone": "resnet14", name: value})

@@ -203,5 +203,5 @@ def test_segmentation(tmp_path, tag_weight):
 
 
 def test_unknown_choice_is_refused():
-    with pytest.raises(ArgumentError, match="on_non_finite='ignore': give 'raise' or 'skip'"):
+    with pytest.raises(ArgumentError, match="on_non_finite='ignore': give one of raise, skip"):
         build(on_non_finite="ignore")

@@ -185,7 +185,7 @@ def test_missing_crf_is_told_before_it_is_needed(monkeypatch):
         ({"saliency_threshold": 2.0}, "^saliency_threshold=2.0"),
         ({"background": "two_thresholds", "low": 0.5, "high": 0.4}, "^low=0.5: give at most high=0.4"),
         ({"background": "saliency", "low": 0.5, "high": 0.4}, "^low=0.5: give at most high=0.4"),
-        ({"refine": ("pamr", "median")}, "^refine='median': give 'random_walk', 'pamr' or 'dense_crf'"),
+        ({"refine": ("pamr", "median")}, "^refine='median': give one of random_walk, pamr, dense_crf"),
     ],
 )
 def test_refused_settings(options, message):

@@ -22,10 +22,21 @@ class Brightness(nn.Module):
         weight = torch.randn(L, 3, generator=torch.Generator().manual_seed(0))
         self.register_buffer("weight", weight)
 
-    def forward(self, images: torch.Tensor, tags: torch.Tensor | None = None) -> ActivationMaps:
-        self.calls.append((tuple(images.shape), tags))
-        pooled = F.avg_pool2d(images, 4, ceil_mode=True)
-        coarse = torch.einsum("lc,bchw->blhw", self.weight, pooled)
+    def stages(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.calls.append((tuple(images.shape), None))
+        self.images = images
+        return [F.avg_pool2d(images, 4, ceil_mode=True)]
+
+    def coarse_head(self, pooled: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("lc,bchw->blhw", self.weight, pooled)
+
+    def forward(self, images: torch.Tensor) -> ActivationMaps:
+        return self.read(self.stages(images))
+
+    def read(self, stages: list[torch.Tensor], tags: torch.Tensor | None = None) -> ActivationMaps:
+        (pooled,) = stages
+        self.calls[-1] = (self.calls[-1][0], tags)
+        coarse = self.coarse_head(pooled)
         slope = torch.linspace(0.5, 1.5, pooled.shape[3])
         return ActivationMaps(pooled, coarse, refined=coarse * slope, attention=coarse.abs())
 
@@ -77,16 +88,14 @@ def test_each_scale_and_mirror_image_is_looked_at_once_with_the_tags():
     network, tags = Brightness(), torch.ones(2, L)
     infer_class_maps(network, images(), tags, scales=(0.5, 1.0), flip=True)
     assert [shape for shape, _ in network.calls] == [(2, 3, 12, 16)] * 2 + [(2, 3, 6, 8)] * 2
-    assert all(given is tags for _, given in network.calls)
+    assert all(torch.equal(given, tags > 0) for _, given in network.calls)
 
 
 def test_shrunk_photographs_lose_no_detail_to_aliasing():
     network = Brightness()
-    seen = []
-    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     stripes = torch.arange(32).remainder(4).eq(0).float().expand(1, 3, 32, 32)  # every fourth column
     infer_class_maps(network, stripes, torch.ones(1, L), scales=(0.25,), flip=False)
-    assert (seen[0][:, :, :, 2:-2] - 0.25).abs().max() < 0.1  # without averaging: 0 everywhere
+    assert (network.images[:, :, :, 2:-2] - 0.25).abs().max() < 0.1  # without averaging: 0 everywhere
 
 
 def test_seeds_of_a_mirrored_photograph_are_mirrored_with_flip():

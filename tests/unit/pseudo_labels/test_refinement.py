@@ -87,7 +87,7 @@ def test_walk_at_the_size_of_the_features_resizes_nothing():
     [
         ({"scores": torch.full((2, 8, 12), float("nan"))}, "maps='192 of 192 values NaN"),
         ({"picture": torch.zeros(3, 8, 11)}, r"images=\(1, 3, 8, 11\): the maps are 8 x 12"),
-        ({"names": ["median"]}, "refine='median'"),
+        ({"names": ["median"]}, "names='median'"),
         ({"names": ["random_walk"]}, "features=None"),
     ],
 )

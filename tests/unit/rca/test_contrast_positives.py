@@ -209,7 +209,7 @@ def test_module_hands_on_its_choice(positives):
 
 def test_unknown_positives_are_named():
     for call in (lambda: RegionContrastLoss(0.1, "easiest"), lambda: region_contrast_loss(**example(), positives="x")):
-        with pytest.raises(ArgumentError, match=r"positives='.*': give 'all'"):
+        with pytest.raises(ArgumentError, match=r"positives='.*': give one of all"):
             call()
 
 

@@ -139,7 +139,7 @@ def test_no_image_gives_no_region():
 
 
 def test_unknown_rule_is_named():
-    with pytest.raises(ArgumentError, match="rule='median': give 'fixed'"):
+    with pytest.raises(ArgumentError, match="rule='median': give one of fixed"):
         pseudo_regions(*example(), rule="median")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from rca_lightning import RCAModule
 from rca_lightning.backbones.base import Backbone
+from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.standardization import Standardization
 
 
@@ -37,3 +39,13 @@ def test_frozen_layers_stay_frozen_as_sync_batchnorm():
     assert isinstance(converted.network.backbone, Backbone)
     assert isinstance(converted.network.standardization, Standardization)
     torch.testing.assert_close(converted.network.backbone(images)[-1], expected)
+
+
+def test_single_cell_is_one_sentence():
+    """It has no variance: torch ends in a traceback of its batch normalisation."""
+    layer = Standardization(2)
+    with pytest.raises(ArgumentError, match=r"^features=\(1, 2, 1, 1\): a single cell has no variance"):
+        layer(torch.ones(1, 2, 1, 1))
+    assert int(layer.num_batches_tracked) == 0
+    assert layer(torch.randn(2, 2, 1, 1)).isfinite().all()
+    assert layer.eval()(torch.ones(1, 2, 1, 1)).isfinite().all()

@@ -44,6 +44,18 @@ def test_category_ids_of_coco_have_its_gaps_and_others_count_from_one():
     assert [entry["category_id"] for entry in own] == [1, 12, 80]
 
 
+def test_ids_of_the_annotations_win():
+    form = CocoForm(["crack", "rust"], categories=(7, 30), images={"im1": 11})
+    assert (form.image_id("im1"), form.image_id("000000000139")) == (11, "000000000139")
+    assert [entry["category_id"] for entry in form.entries("im1", np.array([[0, 1, 2]], np.uint8), 0.5)] == [7, 30]
+    # Classes of COCO under ids that are not COCO's.
+    form = CocoForm(COCO_CLASSES, categories=range(80), images={"000000000139": 4})
+    assert form.image_id("000000000139") == 4
+    assert [entry["category_id"] for entry in form.entries("a", np.array([[80]], np.uint8), 0.5)] == [79]
+    with pytest.raises(ArgumentError, match=r"categories=\(7,\): give 2 ids, one a class"):
+        CocoForm(["crack", "rust"], categories=(7,))
+
+
 def test_one_entry_a_class_that_occurs():
     labels = np.random.default_rng(0).integers(0, 4, (13, 7)).astype(np.uint8)
     labels[labels == 2] = 0

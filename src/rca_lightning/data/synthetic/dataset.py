@@ -28,6 +28,7 @@ from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.synthetic.scene import render_scene
 from rca_lightning.data.synthetic.shapes import OBJECT_CLASSES
 from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.io.atomic import output_errors
 
 CLASS_NAMES: tuple[str, ...] = tuple(kind.name for kind in OBJECT_CLASSES)
 """The foreground classes in the order of their mask values 1, 2, ..."""
@@ -63,6 +64,7 @@ def generate(
     Raises:
         ArgumentError: an argument is outside its range.
         DataError: the folder is there but lost files.
+        OutputError: the folder takes no files.
 
     Example:
         >>> import tempfile
@@ -78,17 +80,23 @@ def generate(
     counts = (train_images, val_images)
     name = f"synthetic-v{FORMAT_VERSION}-seed{seed}-train{train_images}-val{val_images}-{image_size}px"
     target = Path(root) / name
-    if not _is_complete(target):
-        work = target.with_name(f".{name}.{uuid.uuid4().hex}")
-        try:
-            _write(work, seed=seed, counts=counts, image_size=image_size)
-            work.rename(target)
-        except OSError:
-            if not _is_complete(target):  # another process was first
-                raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    remedy = "give a root where files can be made; without a root the data go to the folder that RCA_CACHE names"
+    with output_errors("root", root, remedy):
+        if not _is_complete(target):
+            _generate(target, seed=seed, counts=counts, image_size=image_size)
     return target
+
+
+def _generate(target: Path, *, seed: int, counts: tuple[int, ...], image_size: int) -> None:
+    work = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        _write(work, seed=seed, counts=counts, image_size=image_size)
+        work.rename(target)
+    except OSError:
+        if not _is_complete(target):  # another process was first
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rca_lightning.arguments import check_arguments
+
 FloatArray = npt.NDArray[np.float32]
 PatternName = Literal["stripes", "checks", "dots", "rings", "waves", "spokes", "cross", "halves"]
 
@@ -28,6 +30,7 @@ def smooth_noise(rng: np.random.Generator, size: int, *, cells: tuple[int, int])
     return np.asarray((field - field.mean()) / (field.std() + 1e-6), dtype=np.float32)
 
 
+@check_arguments
 def pattern(name: PatternName, u: FloatArray, v: FloatArray, *, frequency: float) -> FloatArray:
     """A pattern in [-1, 1] at the coordinates `u` and `v`, which have the shape of the result.
 
