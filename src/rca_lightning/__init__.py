@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rca_lightning.backbones.build import build_backbone
     from rca_lightning.callbacks.atlas import PrototypeAtlasCallback
     from rca_lightning.callbacks.attention_accumulation import AttentionAccumulation
+    from rca_lightning.callbacks.feature_cache import FeatureCacheCallback
     from rca_lightning.callbacks.mask_writer import MaskWriter
     from rca_lightning.callbacks.panels import PanelCallback
     from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "AtomicCheckpointIO": "checkpoints.writing",
     "AttentionAccumulation": "callbacks.attention_accumulation",
+    "FeatureCacheCallback": "callbacks.feature_cache",
     "LabelIoU": "evaluation.label_iou",
     "MaskWriter": "callbacks.mask_writer",
     "PanelCallback": "callbacks.panels",

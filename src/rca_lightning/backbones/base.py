@@ -36,6 +36,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.frozen_batchnorm = False
         self.frozen_stages = 0
+        self.is_frozen = False
         self.has_chosen_weights = False
         self.register_load_state_dict_post_hook(_note_loading)  # type: ignore[no-untyped-call]
 
@@ -89,9 +90,15 @@ class Backbone(nn.Module, ABC):
             module.requires_grad_(False)
         self.train(self.training)
 
+    def freeze_whole(self) -> None:
+        """Hold the whole network fixed in evaluation mode from now on, whether or not its stages are known."""
+        self.is_frozen = True
+        self.requires_grad_(False)
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Self:
         """Set the training mode, except for what is frozen: that stays in evaluation mode."""
-        super().train(mode)
+        super().train(mode and not self.is_frozen)
         for module in self._frozen_modules():
             module.eval()
         return self

@@ -23,6 +23,8 @@ from rca_lightning.rca.prototypes import Prototypes, make_prototypes
 from rca_lightning.rca.regions import Regions
 
 logger = logging.getLogger(__name__)
+
+_SLOTS, _FROZEN_SLOTS = 100, 1000
 _log_once = rank_zero_only(logger.info)
 
 
@@ -35,7 +37,9 @@ class RegionMemoryCallback(L.Callback):
     is part of the checkpoint.
 
     Args:
-        slots: regions N a class. More than two epochs of them keep regions of a network that has moved on.
+        slots: regions N a class. More than two epochs of them keep regions of a network that has moved on. none: 100,
+            and 1000 behind a frozen backbone, where the memory holds the regions of one epoch and begins anew with the
+            next.
         clustering: "kmeans", "spherical" (k-means by cosine) or "sinkhorn" (clusters of like size); see `cluster`.
         backend: of k-means: "faiss", "torch", or "auto" for FAISS where it can run on the device of the module.
         iterations: steps of the clustering.
@@ -73,7 +77,7 @@ class RegionMemoryCallback(L.Callback):
     @check_arguments(gone=REMOVED_METHODS)
     def __init__(
         self,
-        slots: int = 100,
+        slots: int | None = None,
         clustering: ClusteringMethod = "kmeans",
         backend: ClusteringBackend = "auto",
         iterations: int = 20,
@@ -84,7 +88,9 @@ class RegionMemoryCallback(L.Callback):
         dtype: StoredType = "float32",
         on_mismatch: OnMismatch = "refuse",
     ) -> None:
-        RegionMemory(1, slots, 1, placement=placement, dtype=dtype)  # wrong arguments now, not after the data is read
+        RegionMemory(
+            1, 1 if slots is None else slots, 1, placement=placement, dtype=dtype
+        )  # wrong arguments now, not after the data is read
         check_method(clustering, backend)
         if iterations < 1:
             raise ArgumentError("iterations", iterations, "give at least 1")
@@ -118,7 +124,8 @@ class RegionMemoryCallback(L.Callback):
             require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
         if self.drop_below is not None and pl_module.network.projection is not None:
             raise ArgumentError("drop_below", self.drop_below, "leave it out: no head scores projected embeddings")
-        sizes = (pl_module.memory_classes, self.slots, pl_module.embedding_dim)
+        slots = self.slots or (_FROZEN_SLOTS if pl_module.is_frozen else _SLOTS)
+        sizes = (pl_module.memory_classes, slots, pl_module.embedding_dim)
         self._log_size(sizes, trainer.strategy.root_device)  # first: a process killed for its memory says nothing
         self.memory = RegionMemory(*sizes, placement=self.placement, dtype=self.dtype)
         pl_module.memory = self.memory
@@ -179,6 +186,13 @@ class RegionMemoryCallback(L.Callback):
                     math.ceil(needed),
                     warmup,
                 )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a round behind a frozen backbone with an empty memory: its regions are cut from other maps."""
+        if batch_idx == 0 and self.memory is not None and isinstance(pl_module, RCAModule) and pl_module.is_frozen:
+            self.memory.clear()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -16,7 +16,7 @@ from rca_lightning.version import __version__
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 KEY = "rca_lightning_format"
 SAVED_AT = "rca_lightning_saved_at"  # seconds since 1970
 
@@ -26,7 +26,8 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
 
     - Format 0: without a number, else as format 1.
     - Format 1 (0.1): each prototype may have an attention temperature, and pixels may read another context.
-    - Format 2 (0.2): today's, without either.
+    - Format 2: without either; maps are not propagated, the backbone is trained.
+    - Format 3 (0.2): today's.
 
     Names that `torch.compile` has changed are made plain.
 
@@ -48,6 +49,9 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
     checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
     if number < 2:
         _migrate_to_2(checkpoint)
+    if number < 3:
+        for name, value in (("propagation_steps", 0), ("backbone_mode", "trained")):
+            checkpoint.get("hyper_parameters", {}).setdefault(name, value)
     checkpoint[KEY] = FORMAT
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from rca_lightning.callbacks.feature_cache import FeatureCacheCallback
 from rca_lightning.callbacks.mask_writer import MaskWriter
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
@@ -57,9 +58,10 @@ class RCACLI(TaskCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the arguments of the region memory."""
+        """Add the arguments of the region memory and of the feature cache."""
         super().add_arguments_to_parser(parser)
         parser.add_lightning_class_args(RegionMemoryCallback, "memory")
+        parser.add_lightning_class_args(FeatureCacheCallback, "features")
 
     def before_instantiate_classes(self) -> None:
         """Refuse a second memory, among the callbacks of the Trainer."""

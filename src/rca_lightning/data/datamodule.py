@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.resuming import is_within_epoch, seen_batches, silence_loader_warning
 from rca_lightning.data.bad_images import BadImages, OnBadImage
-from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.dataset import CachedFeatures, TaggedImages
+from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
 from rca_lightning.data.sample import Sample, SkippedImage
@@ -183,6 +184,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.reduced_decoding = reduced_decoding
         self.cache_decoded = cache_decoded
         self.pin_memory = pin_memory
+        self.features: FeatureCache | None = None
         self._train: TaggedImages | None = None
         self._eval: TaggedImages | None = None
         self._predict: TaggedImages | None = None
@@ -235,6 +237,7 @@ class WSSSDataModule(L.LightningDataModule):
         self._check_label_classes(source)
         opened = []
         if stage in {"fit", None}:
+            self.features = None  # of a training before
             check_split(source, "train_split", self.train_split)
             self._train = self._training_images(source)
             opened.append(self._train)
@@ -274,8 +277,9 @@ class WSSSDataModule(L.LightningDataModule):
         if self.cache_decoded and self.num_workers and reloads:
             _log.warning("cache_decoded: the trainer starts new loading processes for its epochs, which keep nothing")
         silence_loader_warning()
+        images = _set_up(self._train, "fit")
         return training_loader(
-            _set_up(self._train, "fit"),
+            images if self.features is None else CachedFeatures(images, self.features),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             shuffle=self.shuffle,
@@ -286,6 +290,19 @@ class WSSSDataModule(L.LightningDataModule):
     def evaluation_dataloader(self) -> DataLoader[Sample]:
         """Return the photographs of `eval_split`, with masks or without, each in exactly one process."""
         return self._evaluation_loader(_set_up(self._eval, "validate"))
+
+    def keep_features(self, cache: FeatureCache) -> list[TaggedImages]:
+        """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
+
+        Returns:
+            The photographs that need features, whole: those to train on, then those to validate on, if any.
+        """
+        self.features = cache
+        whole = _set_up(self._train, "fit").whole()
+        if self._eval is None or self.skips_validation:
+            return [whole]
+        self._eval.features = cache
+        return [whole, self._eval]
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation.

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from rca_lightning.constants import UNKNOWN_TAG
 from rca_lightning.data.coco_shapes import CocoShapes
+from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.images import DecodedCache, check_same_size, image_size, read_image, read_mask, read_saliency
 from rca_lightning.data.records import Record, RecordTable
-from rca_lightning.data.sample import Batch, Sample, SkippedImage, collate_read
+from rca_lightning.data.sample import Batch, Sample, SkippedImage, collate_read, tag_row
 from rca_lightning.data.transforms import Decoder, Pixels, TrainAugmentation, normalise, reduction
 from rca_lightning.errors import DataError, DatasetNotFoundError
 
@@ -121,6 +121,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         self.augmentation = augmentation
         self.seed = seed
         self.skip_of = skip_of
+        self.features: FeatureCache | None = None  # whose features are added to samples
         self._reader = Reader(num_classes, reduced_decoding=reduced_decoding, cache_mib=cache_mib)
 
     def __len__(self) -> int:
@@ -134,6 +135,16 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         fewer = copy.copy(self)
         fewer.records = self.records.take(rows)
         return fewer
+
+    def whole(self) -> TaggedImages:
+        """The same photographs in their own size, without masks and saliency maps."""
+        photographs = copy.copy(self)
+        photographs.augmentation = None
+        photographs._reader = Reader(self.num_classes)
+        photographs.records = RecordTable.of(
+            Record(record.image_id, record.image, record.tags) for record in self.records
+        )
+        return photographs
 
     def unread(self, image_ids: Collection[str]) -> list[SkippedImage]:
         """Those of the named images that cannot be read; empty without `skip_of`, for then they are an error."""
@@ -189,9 +200,14 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
             pixels = Pixels(image(size), mask, saliency)
         else:
             pixels = self.augmentation.decoded(image, size, mask=mask, saliency=saliency, seed=seed)
-        tags = torch.full((self.num_classes,), UNKNOWN_TAG if record.tags is None else 0.0)
-        tags[list(record.tags or ())] = 1.0
-        sample = Sample(image=normalise(pixels), tags=tags, image_id=record.image_id, original_size=torch.tensor(size))
+        sample = Sample(
+            image=normalise(pixels),
+            tags=tag_row(record.tags, self.num_classes),
+            image_id=record.image_id,
+            original_size=torch.tensor(size),
+        )
+        if self.features is not None and (features := self.features.read(record)) is not None:
+            sample["features"] = features
         if pixels.mask is not None:
             sample["mask"] = torch.from_numpy(pixels.mask.astype(np.int64))
         if pixels.saliency is not None:
@@ -199,6 +215,39 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         if pixels.window is not None:
             sample["window"] = torch.from_numpy(pixels.window[:2].astype(np.float32))
         return sample
+
+
+class CachedFeatures(Dataset["Sample"]):
+    """Photographs of a split in the form of their features, which the cache has to hold.
+
+    Args:
+        images: the photographs.
+        cache: their features.
+    """
+
+    def __init__(self, images: TaggedImages, cache: FeatureCache) -> None:
+        self.images = images
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Read the features of one photograph.
+
+        Args:
+            key: the index, or a pair (epoch, index).
+
+        Raises:
+            DatasetNotFoundError: they are gone from the cache.
+        """
+        record = self.images.records[key[1] if isinstance(key, tuple) else key]
+        features = self.cache.read(record)
+        if features is None:
+            raise DatasetNotFoundError(
+                f"features of {record.image_id} are gone from {self.cache.folder}; run again to have them computed anew"
+            )
+        return Sample(tags=tag_row(record.tags, self.images.num_classes), image_id=record.image_id, features=features)
 
 
 class BatchedImages(Dataset["Batch"]):

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.records import Record
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.io.atomic import output_errors, write_atomically
@@ -23,33 +26,44 @@ _KEY_FILE = "key.json"
 class FeatureCache:
     """Features of photographs, `(V, D, h, w)` float16 each: as it is, and mirrored where V is 2.
 
-    Files lie in a folder named by the digest of `key`, so features of other weights or settings are never read, and the
+    Files lie in a folder named by the digest of a key, so features of other weights or settings are never read, and the
     next run with the same ones reads those of this run. The name of a file contains the size and the time of change of
     the photograph. A file is whole or absent; several processes may write at the same time.
 
     Args:
         folder: the cache; it may hold features of several keys.
-        key: all that features depend on but the photograph and the scale: JSON values.
         max_gib: most that all files of the folder may take together. Features of other keys make room, those unused for
             the longest first.
 
     Example:
         >>> import tempfile
-        >>> cache = FeatureCache(tempfile.mkdtemp(), {"weights": "0123"})
+        >>> cache = FeatureCache(tempfile.mkdtemp())
+        >>> cache.use({"weights": "0123"}, scales=[1.0])
         >>> photograph = Record("a", Path(__file__))
-        >>> cache.read(photograph, 1.0) is None
+        >>> cache.read(photograph) is None
         True
-        >>> cache.write(photograph, 1.0, np.zeros((1, 4, 2, 3), np.float16))
-        >>> cache.read(photograph, 1.0).shape
-        (1, 4, 2, 3)
+        >>> cache.write(photograph, 1.0, torch.zeros(1, 4, 2, 3))
+        >>> [features.shape for features in cache.read(photograph)]
+        [torch.Size([1, 4, 2, 3])]
     """
 
-    def __init__(self, folder: str | Path, key: dict[str, object], *, max_gib: float = 50.0) -> None:
+    @check_arguments
+    def __init__(self, folder: str | Path, *, max_gib: float = 50.0) -> None:
         if not 0 < max_gib < float("inf"):
             raise ArgumentError("max_gib", max_gib, "give a number of GiB above 0")
         self.root = Path(folder)
-        self.key = json.loads(json.dumps(key))
         self.max_gib = max_gib
+        self.use({}, scales=[])
+
+    def use(self, key: dict[str, object], *, scales: Sequence[float]) -> None:
+        """Read and write features of this key from now on.
+
+        Args:
+            key: all that features depend on but the photograph and the scale: JSON values.
+            scales: that `read` reads.
+        """
+        self.scales = tuple(scales)
+        self.key = json.loads(json.dumps(key))
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         self.folder = self.root / digest[:24]
 
@@ -60,26 +74,37 @@ class FeatureCache:
         name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
 
-    def read(self, record: Record, scale: float) -> npt.NDArray[np.float16] | None:
-        """Map the features of a photograph `(V, D, h, w)` into memory; None where there are none that can be read."""
-        try:
-            features = np.load(self.path(record, scale), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
-            return None
-        return features if features.dtype == np.float16 and features.ndim == 4 else None
+    def read(self, record: Record) -> list[Tensor] | None:
+        """Read the features of a photograph, `(V, D, h, w)` float16 of each scale; None where one cannot be read."""
+        found = [self._map(self.path(record, scale)) for scale in self.scales]
+        # A copy: a mapped file may be taken away by a run that makes room.
+        return (
+            [torch.from_numpy(np.array(array)) for array in found if array is not None]
+            if all(array is not None for array in found)
+            else None
+        )
 
-    def has(self, record: Record, scales: Sequence[float]) -> bool:
-        """Whether the features of a photograph are there at every scale."""
-        return all(self.path(record, scale).is_file() for scale in scales)
+    def missing(self, record: Record) -> list[float]:
+        """Scales at which a photograph has no features."""
+        return [scale for scale in self.scales if not self.path(record, scale).is_file()]
 
-    def write(self, record: Record, scale: float, features: npt.NDArray[np.float16]) -> None:
+    def write(self, record: Record, scale: float, features: Tensor) -> None:
         """Write the features of a photograph `(V, D, h, w)`.
 
         Raises:
             OutputError: the folder cannot be written to.
         """
+        array = features.to("cpu", torch.float16).numpy()
         with output_errors("features.folder", self.root, "give a folder with room"):
-            write_atomically(self.path(record, scale), lambda file: np.save(file, features, allow_pickle=False))
+            write_atomically(self.path(record, scale), lambda file: np.save(file, array, allow_pickle=False))
+
+    @staticmethod
+    def _map(path: Path) -> npt.NDArray[np.float16] | None:
+        try:
+            array: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        return array if array.dtype == np.float16 and array.ndim == 4 else None
 
     def begin(self, needed: int) -> None:
         """Claim room for so many further bytes before any is written; called by one process.

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from rca_lightning.data.dataset import BatchedImages, TaggedImages
-from rca_lightning.data.sample import collate, collate_read
+from rca_lightning.data.dataset import BatchedImages, CachedFeatures, TaggedImages
+from rca_lightning.data.sample import collate, collate_features, collate_read
 from rca_lightning.distributed import world_size_and_rank
 from rca_lightning.errors import ArgumentError
 
@@ -124,7 +124,7 @@ class LazyDataLoader(DataLoader[Any]):
 
 
 def training_loader(
-    dataset: TaggedImages,
+    dataset: TaggedImages | CachedFeatures,
     *,
     batch_size: int,
     num_workers: int,
@@ -132,11 +132,11 @@ def training_loader(
     pin_memory: bool | None,
     seen_batches: Callable[[], int] = lambda: 0,
 ) -> DataLoader[Any]:
-    """Return the loader of training crops.
+    """Return the loader of training crops, or of the features of whole photographs.
 
     Args:
-        dataset: images with an augmentation to one size.
-        batch_size: images of a batch in each process. An incomplete last batch is dropped, unless
+        dataset: images with an augmentation to one size, or features of photographs of any size.
+        batch_size: images of a batch in each process. An incomplete last batch of crops is dropped, unless
             there is no other.
         num_workers: loading processes.
         shuffle: whether to shuffle anew in each epoch.
@@ -144,12 +144,13 @@ def training_loader(
         seen_batches: tells at the start of an epoch how many batches of it were trained on in a run before.
     """
     sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle, seen=lambda: seen_batches() * batch_size)
+    is_crops = isinstance(dataset, TaggedImages)
     return LazyDataLoader(
         dataset=dataset,
         batch_size=batch_size,
         sampler=sampler,
-        drop_last=len(sampler) >= batch_size,
-        collate_fn=collate,
+        drop_last=is_crops and len(sampler) >= batch_size,
+        collate_fn=collate if is_crops else collate_features,
         **_worker_options(num_workers, pin_memory),
     )
 
@@ -173,6 +174,17 @@ def evaluation_loader(
         images = BatchedImages(dataset)
         batching = {"batch_size": None, "sampler": GroupedBatchSampler(images.keys(), batch_size=batch_size)}
     return DataLoader(dataset=images, **batching, **_worker_options(num_workers, pin_memory))
+
+
+def photograph_loader(images: TaggedImages, rows: Sequence[int], *, num_workers: int) -> DataLoader[Any]:
+    """Return the loader of some photographs, one at a time and as they are, in the order of `rows`."""
+    return DataLoader(
+        Subset(images, rows), batch_size=None, num_workers=num_workers, worker_init_fn=_start_worker, collate_fn=_as_is
+    )
+
+
+def _as_is(sample: Any) -> Any:
+    return sample
 
 
 def _worker_options(num_workers: int, pin_memory: bool | None) -> dict[str, Any]:

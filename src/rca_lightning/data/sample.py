@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from rca_lightning.constants import UNKNOWN_TAG
+
 if TYPE_CHECKING:
     from typing_extensions import Required
 
@@ -35,13 +37,17 @@ class Sample(TypedDict, total=False):
             photograph, scale, padding, crop and flip undone. In both, x = 0 is the left edge of the first pixel and
             0.5 its centre. Where `image` is padding it points outside the photograph. Missing outside training,
             where `image` is the photograph.
+        features: of each scale (V, D, h, w) float16 from a `FeatureCache`, of the photograph and, where V is 2, of its
+            mirror image. Missing without a cache. In the training of a frozen backbone they take the place of `image`
+            and `original_size`.
         unread: images that were skipped before this one was read instead. Missing if there was none.
     """
 
-    image: Required[Tensor]
+    image: Tensor
     tags: Required[Tensor]
     image_id: Required[str]
-    original_size: Required[Tensor]
+    original_size: Tensor
+    features: list[Tensor]
     mask: Tensor
     saliency: Tensor
     window: Tensor
@@ -59,13 +65,15 @@ class Batch(TypedDict, total=False):
         mask: (B, H, W) int64; only if every sample has one.
         saliency: (B, H, W) float32; only if every sample has one.
         window: (B, 2, 3) float32; only if every sample has one.
+        features: of each image those of its sample; only if every sample has them.
         unread: images that were skipped, if any; `WSSSDataModule` takes them out before a batch reaches a module.
     """
 
-    image: Required[Tensor]
+    image: Tensor
     tags: Required[Tensor]
     image_id: Required[list[str]]
-    original_size: Required[Tensor]
+    original_size: Tensor
+    features: list[list[Tensor]]
     mask: Tensor
     saliency: Tensor
     window: Tensor
@@ -93,10 +101,28 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for name in optional:
         if all(name in sample for sample in samples):
             batch[name] = torch.stack([sample[name] for sample in samples])
+    if all("features" in sample for sample in samples):
+        batch["features"] = [sample["features"] for sample in samples]
     unread = [image for sample in samples for image in sample.get("unread", ())]
     if unread:
         batch["unread"] = unread
     return batch
+
+
+def collate_features(samples: Sequence[Sample]) -> Batch:
+    """Lists the features of samples, whose photographs may have any size."""
+    return Batch(
+        tags=torch.stack([sample["tags"] for sample in samples]),
+        image_id=[sample["image_id"] for sample in samples],
+        features=[sample["features"] for sample in samples],
+    )
+
+
+def tag_row(tags: Sequence[int] | None, num_classes: int) -> Tensor:
+    """Tags of an image as a row `(L,)`: 1 present, 0 absent, all -1 where they are unknown."""
+    row = torch.full((num_classes,), UNKNOWN_TAG if tags is None else 0.0)
+    row[list(tags or ())] = 1.0
+    return row
 
 
 def collate_read(samples: Sequence[Sample | SkippedImage], *, num_classes: int) -> Batch:

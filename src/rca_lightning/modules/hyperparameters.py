@@ -7,11 +7,29 @@ from typing import Any
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.inference import check_views
+from rca_lightning.rca.propagation import check_propagation
 
 # Where weights came from says nothing once there is a checkpoint, and the path may not exist elsewhere.
 _NOT_KEPT = ("self", "__class__", "weights", "weights_sha256")
 _MOST_CLASSES = 1_000_000  # a checkpoint that says more is damaged
-_SHARES = ("region_threshold", "background_threshold", "confidence", "tag_threshold")
+_SHARES = (
+    "region_threshold",
+    "background_threshold",
+    "attention_region_threshold",
+    "attention_background_threshold",
+    "confidence",
+    "tag_threshold",
+)
+# Defaults behind a trained and a frozen backbone.
+_BY_MODE: dict[str, tuple[Any, Any]] = {
+    "contrast": (True, False),
+    "beta": (1.0, 0.0),
+    "embedding_dim": (None, 256),
+    "warmup_epochs": (2, 1),
+    "confidence": (0.5, 0.0),
+    "attention_region_threshold": (0.5, 0.7),
+    "attention_background_threshold": (0.05, 0.15),
+}
 
 
 def shared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +63,21 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         ArgumentError: for the first value out of its range.
     """
     kept = shared_arguments(arguments)
+    if kept["backbone_mode"] is None:
+        kept["backbone_mode"] = "trained" if arguments["weights"] in (None, "none") else "frozen"
+    frozen = kept["backbone_mode"] == "frozen"
+    for name, (if_trained, if_frozen) in _BY_MODE.items():
+        if kept[name] is None:
+            kept[name] = if_frozen if frozen else if_trained
+    if frozen:
+        for name in ("contrast", "beta"):
+            if kept[name]:
+                raise ArgumentError(
+                    name,
+                    kept[name],
+                    "behind a frozen backbone it has nothing to train; leave it out, or give backbone_mode='trained'",
+                )
+    check_propagation(kept["propagation_power"], kept["propagation_steps"])
     for name in _SHARES:
         if not 0 <= kept[name] <= 1:
             raise ArgumentError(name, kept[name], "give a number in [0, 1]")

@@ -94,12 +94,15 @@ class ResumableOptimizer(L.LightningModule):
 
     _restored: dict[str, Any] | None = None  # the checkpoint that training goes on from, until it has begun
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD or AdamW with poly decay, a step at a time.
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
+        """SGD or AdamW with poly decay, a step at a time; none where nothing is trained by gradients.
 
         Raises:
             WeightsError: if the state in the checkpoint that training goes on from is not that of this optimizer.
         """
+        if not any(weight.requires_grad for weight in self.parameters()):
+            self._restored = None
+            return None
         built = optimizer_and_schedule(self, self.get_submodule("network.backbone"))
         if self._restored is not None:
             _check_state(self._restored, built["optimizer"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.cam import image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.network import FinalMap, RCANetwork
+from rca_lightning.rca.propagation import propagate
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,10 @@ def infer_class_maps(
     tag_threshold: float = 0.5,
     max_side: int = MAX_SIDE,
     keep_features: bool = False,
+    propagation_steps: int = 0,
+    propagation_power: float = 2.0,
 ) -> list[ClassMaps]:
-    """Computes the class maps of whole images.
+    """Computes the class maps of whole images: `read_class_maps` of the features of all scales and flips.
 
     The classes of an image without tags are decided once, from the mean of its logits over all views. The maps of all
     scales and flips are read with the classes of the image, averaged and then normalised, so a view in which a class is
@@ -139,6 +142,8 @@ def infer_class_maps(
         tag_threshold: in `[0, 1]`.
         max_side: longest side of a view in pixels; see `multi_scale_flip`.
         keep_features: whether to give the embeddings of the largest view as well, averaged with its mirror image.
+        propagation_steps: how often the map of each view is propagated inside it; see `propagate`.
+        propagation_power: see `propagate`.
 
     Returns:
         One `ClassMaps` for each image.
@@ -146,38 +151,80 @@ def infer_class_maps(
     Raises:
         ArgumentError: for scales or a side of which no view can be made.
     """
-    # The largest view first: all others are averaged on its cells.
     views = multi_scale_flip(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side)
-    stages: Iterator[tuple[list[Tensor], bool]] = ((network.stages(view), mirrored) for view, mirrored in views)
+    return read_class_maps(
+        network,
+        ((network.stages(view), mirrored) for view, mirrored in views),
+        tags,
+        size=(images.shape[2], images.shape[3]),
+        final_map=final_map,
+        tag_threshold=tag_threshold,
+        keep_features=keep_features,
+        propagation_steps=propagation_steps,
+        propagation_power=propagation_power,
+    )
+
+
+@torch.no_grad()
+@check_arguments
+def read_class_maps(
+    network: RCANetwork,
+    views: Iterable[tuple[list[Tensor], bool]],
+    tags: Tensor | None = None,
+    *,
+    size: tuple[int, int],
+    final_map: FinalMap = "attention",
+    tag_threshold: float = 0.5,
+    keep_features: bool = False,
+    propagation_steps: int = 0,
+    propagation_power: float = 2.0,
+) -> list[ClassMaps]:
+    """Reads the class maps of B images from features that were computed before.
+
+    Args:
+        network: in evaluation mode.
+        views: of each scale and flip the outputs `(B, C, h, w)` of `network.stages`, and whether it is mirrored; the
+            largest first: all others are averaged on its cells.
+        tags: `(B, L)`; see `infer_class_maps`, as for the other arguments.
+        size: height and width of the images, and of the maps.
+        final_map: see there.
+        tag_threshold: see there.
+        keep_features: see there.
+        propagation_steps: see there.
+        propagation_power: see there.
+    """
+    stages: Iterable[tuple[list[Tensor], bool]] = views
     classes = None if tags is None or bool((tags < 0).any()) else tags > 0
     probabilities: Tensor | None = None
     if classes is None:
         # Kept, as each view is read with the classes that all views decide.
-        kept = list(stages)
+        kept = list(views)
         logits = [image_logits(network.coarse_head(of_view[-1])) for of_view, _ in kept]
         probabilities = torch.stack(logits).mean(0).sigmoid()
         classes = predicted_classes(probabilities, tag_threshold)
         if tags is not None:
             classes = torch.where((tags < 0).any(dim=1, keepdim=True), classes, tags > 0)
-        stages = iter(kept)
+        stages = kept
     summed: Tensor | None = None
     logits = []
     features: list[Tensor] = []
+    shown = torch.nonzero(classes.any(dim=0))[:, 0]  # of any image
     for of_view, mirrored in stages:
         output = network.read(of_view, classes)
-        cam = _unmirrored(output.final_cam(final_map), mirrored)
+        cam = output.final_cam(final_map)[:, shown]
+        cam = propagate(cam, output.embeddings, power=propagation_power, steps=propagation_steps)
+        cam = _unmirrored(cam, mirrored)
         logits.append(image_logits(output.coarse))
-        if keep_features and len(features) < 1 + flip:
+        if keep_features and (not features or features[0].shape == output.embeddings.shape):
             features.append(_unmirrored(output.embeddings.float(), mirrored))
         summed = cam if summed is None else summed + _resize(cam, summed.shape[2:])
     assert summed is not None  # there is at least one scale
     probabilities = torch.stack(logits).mean(0).sigmoid() if probabilities is None else probabilities
-    size = (images.shape[2], images.shape[3])
     class_maps = []
-    for index in range(len(images)):
-        keep = torch.nonzero(classes[index])[:, 0]
+    for index, of_image in enumerate(classes):
+        keep = torch.nonzero(of_image)[:, 0]
         # Only kept classes are enlarged: 80 maps of a photograph would take 100 MB.
-        mean = summed[index : index + 1, keep] / len(logits)
+        mean = summed[index : index + 1, of_image[shown]] / len(logits)
         enlarged = _resize(mean, size)[0] if len(keep) else mean.new_zeros(0, *size)
         averaged = torch.stack([of_view[index] for of_view in features]).mean(0) if features else None
         class_maps.append(ClassMaps(max_normalise(enlarged), keep, probabilities[index], averaged))

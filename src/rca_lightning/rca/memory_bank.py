@@ -166,6 +166,14 @@ class RegionMemory:
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ArgumentError("labels", sorted(set(labels.tolist())), f"give classes in [0, {self.num_classes})")
 
+    def clear(self) -> None:
+        """Empty every queue."""
+        self.embeddings.zero_()
+        self.counts.zero_()
+        self.cursors.zero_()
+        self.steps.fill_(-1)
+        self.ids.zero_()
+
     def ages(self, step: int) -> Tensor:
         """Steps since each slot was last written, `(C, N)` int64, -1 where empty.
 

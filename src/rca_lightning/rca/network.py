@@ -13,10 +13,11 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.distributed import broadcast_from_first
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
 from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, predicted_classes
-from rca_lightning.rca.projection import PCAProjection
+from rca_lightning.rca.projection import Moments, PCAProjection
 from rca_lightning.rca.standardization import Standardization, concat_stages
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
@@ -103,6 +104,7 @@ class RCANetwork(nn.Module):
     """
 
     stage_weights: Tensor
+    channel_weights: Tensor
 
     @check_arguments
     def __init__(
@@ -137,6 +139,7 @@ class RCANetwork(nn.Module):
         self.standardization = Standardization(embedded) if standardize and self.pca is None else None
         # Of two stages the one with more channels would decide every cosine.
         weights = torch.cat([torch.full((width,), (channels / width) ** 0.5) for width in widths])
+        self.register_buffer("channel_weights", weights, persistent=False)
         weights = torch.ones(embedded) if learned else weights
         channels = embedded if self.pca is not None else channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
@@ -168,9 +171,50 @@ class RCANetwork(nn.Module):
             Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone; with a PCA their projection
             `(B, D, h, w)` alone.
         """
+        if self.pca is not None:
+            return [self.pca(self.features(images))]
+        return self._outputs(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What a projection reads, `(B, C, h, w)`: the last `embedding_stages` stages on the grid of the last one."""
+        return concat_stages(_on_last_grid(self._outputs(images)))
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
         outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
-        outputs = outputs[-self.embedding_stages :]
-        return outputs if self.pca is None else [self.pca(concat_stages(_on_last_grid(outputs)))]
+        return outputs[-self.embedding_stages :]
+
+    @property
+    def pca_learned(self) -> bool:
+        """Whether there is a PCA and it has its components."""
+        return self.pca is not None and bool(self.pca.learned)
+
+    def pca_state(self) -> dict[str, Tensor]:
+        """State of the PCA; empty without one."""
+        return {} if self.pca is None else self.pca.state_dict(prefix="pca.")
+
+    @torch.no_grad()
+    def learn_projection(self, moments: Moments | None) -> None:
+        """Learns the components of the PCA on the first rank; every rank has to call it.
+
+        Args:
+            moments: of `features`; `None` on other ranks.
+
+        Raises:
+            ArgumentError: without a PCA.
+        """
+        if self.pca is None:
+            raise ArgumentError("projection", "learned", "there are components only with projection='pca'")
+        if moments is not None:
+            self.pca.learn(moments, self.channel_weights)
+        broadcast_from_first(self.pca.weight, self.pca.bias, self.pca.length)
+        self.pca.learned.fill_(True)
+
+    @torch.no_grad()
+    def start_head(self, weight: Tensor, bias: Tensor) -> None:
+        """Sets the first CAM head to weights `(L, D)` and intercepts `(L,)`, as `fit_head` returns."""
+        self.coarse_head.conv.weight.copy_(weight[:, :, None, None])
+        assert self.coarse_head.conv.bias is not None
+        self.coarse_head.conv.bias.copy_(bias)
 
     def read(self, stages: list[Tensor], tags: Tensor | None = None) -> ActivationMaps:
         """Computes the maps of images from their features: equations (1), (7) and (8) of docs/method.md.
@@ -230,6 +274,11 @@ class RCANetwork(nn.Module):
             return tags  # all are known
         likely = predicted_classes(image_logits(coarse).sigmoid())
         return likely if tags is None else torch.where((tags < 0).any(dim=1, keepdim=True), likely, tags > 0)
+
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether there is a prototype."""
+        return self.aggregation is not None and bool(self.aggregation.valid.any())
 
     @property
     def has_prototype(self) -> Tensor | None:
@@ -303,6 +352,7 @@ def build_network(
     contrast: bool,
     aggregation: bool,
     beta: float,
+    frozen: bool,
     embedding_dim: int | None,
     embedding_stages: int | None,
     standardize: bool,
@@ -314,7 +364,7 @@ def build_network(
 ) -> RCANetwork:
     """Build the network with only those parts that training or reading it needs.
 
-    Each argument is the one of `RCAModule` of its name, which says what it does.
+    Each argument is the one of `RCAModule` of its name, which says what it does; `frozen` is `backbone_mode="frozen"`.
 
     Returns:
         The network: with embeddings of their own only if there is something to contrast or prototypes to read.
@@ -331,6 +381,8 @@ def build_network(
         frozen_batchnorm=frozen_batchnorm,
         frozen_stages=frozen_stages,
     )
+    if frozen:
+        extractor.freeze_whole()
     # The last stage knows the class, the one before the parts.
     stages = embedding_stages or min(2, len(extractor.stage_channels))
     # Made even if nothing reads it, since it refuses wrong arguments.
@@ -346,8 +398,9 @@ def build_network(
     return RCANetwork(
         extractor,
         num_classes,
-        embedding_dim=embedding_dim if needs_embeddings else None,
-        embedding_stages=stages if needs_embeddings else 1,
+        embedding_dim=embedding_dim if needs_embeddings or frozen else None,
+        embedding_stages=stages if needs_embeddings or frozen else 1,
+        projection="pca" if frozen else "learned",
         aggregation=reader if aggregation else None,
         second_head=beta > 0,
         attention_classes=attention_classes,
