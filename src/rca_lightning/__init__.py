@@ -54,6 +54,7 @@ _MODULES = {
 __all__ = [
     "AtomicCheckpointIO",
     "AttentionAccumulation",
+    "FeatureCacheCallback",
     "LabelIoU",
     "MaskWriter",
     "PanelCallback",

@@ -24,7 +24,6 @@ _SHARES = (
 _BY_MODE: dict[str, tuple[Any, Any]] = {
     "contrast": (True, False),
     "beta": (1.0, 0.0),
-    "embedding_dim": (None, 256),
     "warmup_epochs": (2, 1),
     "confidence": (0.5, 0.0),
     "attention_region_threshold": (0.5, 0.7),

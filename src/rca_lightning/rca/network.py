@@ -25,6 +25,8 @@ AttentionClasses = Literal["all", "tags"]
 Projection = Literal["learned", "pca"]
 RegionMap = Literal["coarse", "attention"]
 
+_PCA_CHANNELS = 256
+
 
 @dataclass
 class ActivationMaps:
@@ -385,9 +387,12 @@ def build_network(
         extractor.freeze_whole()
     # The last stage knows the class, the one before the parts.
     stages = embedding_stages or min(2, len(extractor.stage_channels))
+    width = sum(extractor.stage_channels[-stages:])
+    if frozen and embedding_dim is None:
+        embedding_dim = min(_PCA_CHANNELS, width)
     # Made even if nothing reads it, since it refuses wrong arguments.
     reader = SemanticAggregation(
-        embedding_dim or sum(extractor.stage_channels[-stages:]),
+        embedding_dim or width,
         num_classes,
         num_prototypes=num_prototypes,
         background_prototypes=background_prototypes,
