@@ -85,8 +85,8 @@ class FeatureCache:
         )
 
     def missing(self, record: Record) -> list[float]:
-        """Scales at which a photograph has no features."""
-        return [scale for scale in self.scales if not self.path(record, scale).is_file()]
+        """Scales at which a photograph has no features that can be read."""
+        return [scale for scale in self.scales if self._map(self.path(record, scale)) is None]
 
     def write(self, record: Record, scale: float, features: Tensor) -> None:
         """Write the features of a photograph `(V, D, h, w)`.

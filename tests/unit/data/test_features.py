@@ -1,0 +1,139 @@
+"""Cache of features: what is found again, what is not, and how much room it takes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rca_lightning.data import features as module
+from rca_lightning.data.dataset import CachedFeatures, TaggedImages
+from rca_lightning.data.features import FeatureCache
+from rca_lightning.data.records import Record
+from rca_lightning.data.sample import collate_features
+from rca_lightning.errors import ArgumentError, DatasetNotFoundError, OutputError
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for path in paths:
+        Image.new("RGB", (8, 6)).save(path)
+    return [Record(path.stem, path, tags=(0,)) for path in paths]
+
+
+def values(seed: int = 0, *, views: int = 2, channels: int = 4) -> torch.Tensor:
+    return torch.randn(views, channels, 3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def cache(tmp_path: Path, weights: str = "one", *, scales: tuple[float, ...] = (1.0,), **options) -> FeatureCache:
+    made = FeatureCache(tmp_path / "cache", **options)
+    made.use({"weights": weights}, scales=scales)
+    return made
+
+
+def test_what_was_written_is_read_by_the_next_run(tmp_path, records):
+    first = cache(tmp_path, scales=(0.5, 1.0))
+    assert first.missing(records[0]) == [0.5, 1.0]
+    first.write(records[0], 1.0, values(1))
+    assert first.missing(records[0]) == [0.5]
+    assert first.read(records[0]) is None, "all scales or none"
+    first.write(records[0], 0.5, values(2))
+    found = cache(tmp_path, scales=(1.0, 0.5)).read(records[0])
+    for seed, of_scale in zip((1, 2), found, strict=True):
+        assert of_scale.dtype == torch.float16
+        torch.testing.assert_close(of_scale, values(seed).half())
+
+
+def test_other_weights_and_changed_photographs_have_other_features(tmp_path, records):
+    cache(tmp_path).write(records[0], 1.0, values())
+    assert cache(tmp_path, "other").read(records[0]) is None
+    assert cache(tmp_path).read(records[1]) is None
+    os.utime(records[0].image, ns=(1, 1))
+    assert cache(tmp_path).read(records[0]) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"no array", b"\x93NUMPY\x01\x00\x10"])
+def test_a_damaged_file_counts_as_absent(tmp_path, records, damage):
+    kept = cache(tmp_path)
+    kept.write(records[0], 1.0, values())
+    kept.path(records[0], 1.0).write_bytes(damage)
+    assert kept.read(records[0]) is None
+    assert kept.missing(records[0]) == [1.0]
+
+
+def test_objects_are_not_unpickled(tmp_path, records):
+    kept = cache(tmp_path)
+    path = kept.path(records[0], 1.0)
+    path.parent.mkdir(parents=True)
+    np.save(path, np.array([[[[object()]]]]), allow_pickle=True)
+    assert kept.read(records[0]) is None
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, records, monkeypatch):
+    kept = cache(tmp_path)
+    monkeypatch.setattr(module.np, "save", lambda file, *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OutputError, match=r"features\.folder=.*disk full.*give a folder with room"):
+        kept.write(records[0], 1.0, values())
+    assert not list(kept.folder.rglob("*.npy"))
+
+
+def test_features_that_do_not_fit_are_refused_before_the_first(tmp_path, records):
+    kept = cache(tmp_path, max_gib=1e-6)
+    kept.begin(1000)
+    with pytest.raises(OutputError, match=r"features\.max_gib=1e-06: the features need .*; give that, or a smaller"):
+        kept.begin(2000)
+
+
+def test_a_full_disk_is_named_before_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(OutputError, match=r"features\.folder=.* the disk has 0\.0 GiB; give a folder with room"):
+        cache(tmp_path).begin(1000)
+
+
+def test_features_of_other_weights_make_room_the_longest_unused_first(tmp_path, records):
+    for age, weights in enumerate(("new", "old", "older"), start=1):
+        one = cache(tmp_path, weights)
+        one.begin(0)
+        one.write(records[0], 1.0, values())
+        os.utime(one.folder / "key.json", (1000 - age, 1000 - age))
+    size = cache(tmp_path, "old").path(records[0], 1.0).stat().st_size
+    room = 3 * size + 150  # three photographs and the key files
+    cache(tmp_path, "now", max_gib=room / module.GIB).begin(size)
+    assert cache(tmp_path, "older").read(records[0]) is None
+    assert cache(tmp_path, "new").read(records[0]) is not None
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, float("inf")])
+def test_no_room_is_refused(tmp_path, size):
+    with pytest.raises(ArgumentError, match="max_gib="):
+        FeatureCache(tmp_path, max_gib=size)
+
+
+def test_a_data_set_of_features(tmp_path, records):
+    kept = cache(tmp_path)
+    images = TaggedImages([*records, Record("d", records[0].image, tags=())], num_classes=2)
+    for seed, record in enumerate(records):
+        kept.write(record, 1.0, values(seed))
+    features = CachedFeatures(images, kept)
+    batch = collate_features([features[(3, 0)], features[2]])
+    assert batch["image_id"] == ["a", "c"]
+    assert batch["tags"].tolist() == [[1.0, 0.0], [1.0, 0.0]]
+    torch.testing.assert_close(batch["features"][1][0], values(2).half())
+    with pytest.raises(DatasetNotFoundError, match="features of d are gone"):
+        features[3]
+
+
+def test_features_stand_beside_a_photograph_that_has_them(tmp_path, records):
+    images = TaggedImages(records, num_classes=2)
+    images.features = cache(tmp_path)
+    images.features.write(records[1], 1.0, values())
+    assert "features" not in images[0]
+    assert images[1]["image"].shape == (3, 6, 8)
+    torch.testing.assert_close(images[1]["features"][0], values().half())
