@@ -102,7 +102,7 @@ class FeatureCache:
     def _map(path: Path) -> npt.NDArray[np.float16] | None:
         try:
             array: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return None
         return array if array.dtype == np.float16 and array.ndim == 4 else None
 

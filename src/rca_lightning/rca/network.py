@@ -142,7 +142,7 @@ class RCANetwork(nn.Module):
         # Of two stages the one with more channels would decide every cosine.
         weights = torch.cat([torch.full((width,), (channels / width) ** 0.5) for width in widths])
         self.register_buffer("channel_weights", weights, persistent=False)
-        weights = torch.ones(embedded) if learned else weights
+        weights = torch.ones(embedded) if embedding_dim else weights
         channels = embedded if self.pca is not None else channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
         centred = self.pca is not None
