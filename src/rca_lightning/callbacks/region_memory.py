@@ -20,11 +20,12 @@ from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.diagnostics import advise_on_empty, diagnose
 from rca_lightning.rca.memory_bank import REMOVED, Placement, RegionMemory, StoredType, encode_ids
 from rca_lightning.rca.prototypes import Prototypes, make_prototypes
-from rca_lightning.rca.regions import Regions
+from rca_lightning.rca.regions import BACKGROUND_TILES, Regions
 
 logger = logging.getLogger(__name__)
 
-_SLOTS, _FROZEN_SLOTS = 100, 1000
+_SLOTS = 100
+_ROUND_BYTES = 2**30  # of the memory of a round, in float32
 _log_once = rank_zero_only(logger.info)
 
 
@@ -37,9 +38,9 @@ class RegionMemoryCallback(L.Callback):
     is part of the checkpoint.
 
     Args:
-        slots: regions N a class. More than two epochs of them keep regions of a network that has moved on. none: 100,
-            and 1000 behind a frozen backbone, where the memory holds the regions of one epoch and begins anew with the
-            next.
+        slots: regions N a class. More than two epochs of them keep regions of a network that has moved on. none: 100.
+            Behind a frozen backbone the memory holds the regions of one epoch and begins anew with the next; none: as
+            many as that may be, up to 1 GiB in all.
         clustering: "kmeans", "spherical" (k-means by cosine) or "sinkhorn" (clusters of like size); see `cluster`.
         backend: of k-means: "faiss", "torch", or "auto" for FAISS where it can run on the device of the module.
         iterations: steps of the clustering.
@@ -88,9 +89,8 @@ class RegionMemoryCallback(L.Callback):
         dtype: StoredType = "float32",
         on_mismatch: OnMismatch = "refuse",
     ) -> None:
-        RegionMemory(
-            1, 1 if slots is None else slots, 1, placement=placement, dtype=dtype
-        )  # wrong arguments now, not after the data is read
+        # Wrong arguments now, not after the data is read.
+        RegionMemory(1, 1 if slots is None else slots, 1, placement=placement, dtype=dtype)
         check_method(clustering, backend)
         if iterations < 1:
             raise ArgumentError("iterations", iterations, "give at least 1")
@@ -124,7 +124,7 @@ class RegionMemoryCallback(L.Callback):
             require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
         if self.drop_below is not None and pl_module.network.projection is not None:
             raise ArgumentError("drop_below", self.drop_below, "leave it out: no head scores projected embeddings")
-        slots = self.slots or (_FROZEN_SLOTS if pl_module.is_frozen else _SLOTS)
+        slots = self.slots or (_slots_of_a_round(trainer, pl_module) if pl_module.is_frozen else _SLOTS)
         sizes = (pl_module.memory_classes, slots, pl_module.embedding_dim)
         self._log_size(sizes, trainer.strategy.root_device)  # first: a process killed for its memory says nothing
         self.memory = RegionMemory(*sizes, placement=self.placement, dtype=self.dtype)
@@ -237,9 +237,11 @@ class RegionMemoryCallback(L.Callback):
             "seed": seed,
             "device": module.device,
         }
+        # The background has several regions an image; the slots of classes are then mostly empty.
+        used = slice(int(memory.counts[:count].max().clamp_min(1))) if module.is_frozen else slice(None)
         classes = make_prototypes(
-            memory.embeddings[:count],
-            memory.valid[:count],
+            memory.embeddings[:count, used],
+            memory.valid[:count, used],
             int(module.hparams["num_prototypes"]),
             clustering=self.clustering,
             regions_per_prototype=self.regions_per_prototype,
@@ -261,7 +263,9 @@ class RegionMemoryCallback(L.Callback):
             self._logged_backend = True
         names = module.class_names
         rows = slice(0, len(names))
-        points, valid, ages = memory.embeddings[rows], memory.valid[rows], memory.ages(module.global_step)[rows]
+        used = slice(classes.clusters.assignment.shape[1])
+        ages = memory.ages(module.global_step)[rows, used]
+        points, valid = memory.embeddings[rows, used], memory.valid[rows, used]
         measured = diagnose(points, valid, classes.clusters, ages, num_requested=classes.num_requested)
         self.diagnostics = measured.as_dict(names)
         covered = classes.valid.any(dim=1)
@@ -291,3 +295,12 @@ def _total_bytes(device: torch.device) -> float:
     if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return float("inf")
+
+
+def _slots_of_a_round(trainer: L.Trainer, module: RCAModule) -> int:
+    """Most regions of a queue in one epoch behind a frozen backbone, as far as they fit."""
+    images = getattr(trainer.datamodule, "num_train_images", 0)  # type: ignore[attr-defined]
+    views = len(module.hparams["scales"]) * (1 + module.hparams["flip"])
+    most = images * views * (BACKGROUND_TILES if module.hparams["background_prototypes"] else 1)
+    room = _ROUND_BYTES // (4 * module.memory_classes * module.embedding_dim)
+    return max(1, min(int(most), room))

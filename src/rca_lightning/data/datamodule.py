@@ -291,6 +291,11 @@ class WSSSDataModule(L.LightningDataModule):
         """Return the photographs of `eval_split`, with masks or without, each in exactly one process."""
         return self._evaluation_loader(_set_up(self._eval, "validate"))
 
+    @property
+    def num_train_images(self) -> int:
+        """Images to train on; 0 before they are set up."""
+        return 0 if self._train is None else len(self._train)
+
     def keep_features(self, cache: FeatureCache) -> list[TaggedImages]:
         """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
 

@@ -15,6 +15,10 @@ from rca_lightning.rca.cam import max_normalise, minmax_normalise
 
 RegionRule = Literal["fixed", "mean", "quantile"]
 
+_GRID = 2
+BACKGROUND_TILES = _GRID**2
+"""Most regions of the background in an image."""
+
 
 @dataclass
 class Regions:
@@ -126,7 +130,7 @@ def _cut(scaled: Tensor, threshold: float, rule: RegionRule) -> Tensor | float:
     return ranked[:, :, rank, None, None]
 
 
-def background_regions(maps: Tensor, tags: Tensor, threshold: float = 0.05, grid: int = 2) -> Tensor:
+def background_regions(maps: Tensor, tags: Tensor, threshold: float = 0.05, grid: int = _GRID) -> Tensor:
     """Masks of confidently empty cells, one region for each tile of a grid over the image.
 
     A cell is empty when no tagged class activates it above `threshold` of that class's peak. Tiles
