@@ -78,7 +78,7 @@ class FeatureCacheCallback(L.Callback):
                 "datamodule", type(data).__name__, "backbone_mode='frozen' reads photographs of a WSSSDataModule"
             )
         pl_module.network.eval()
-        splits = data.keep_features(self.cache)
+        splits = data.keep_features(self.cache, flip=pl_module.hparams["flip"])
         begins = not bool(pl_module.network.pca_learned)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             if begins:
@@ -94,7 +94,7 @@ class FeatureCacheCallback(L.Callback):
         for name, value in sorted(state.items()):
             weights.update(name.encode())
             weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        names = ("backbone", "output_stride", "stride_in", "flip", "max_side")
+        names = ("backbone", "output_stride", "stride_in", "max_side")
         return {"format": _FORMAT, "weights": weights.hexdigest(), **{name: module.hparams[name] for name in names}}
 
     def _learn_projection(self, module: RCAModule, images: TaggedImages, workers: int) -> None:
@@ -124,7 +124,7 @@ class FeatureCacheCallback(L.Callback):
             (images, row)
             for images in splits
             for row, record in enumerate(images.records)
-            if self.cache.missing(record)
+            if self.cache.missing(record, mirrored=images.mirrored)
         ]
         if trainer.is_global_zero and missing:
             self.cache.begin(sum(self._bytes(module, images, row) for images, row in missing))
@@ -151,17 +151,15 @@ class FeatureCacheCallback(L.Callback):
 
     def _write(self, module: RCAModule, images: TaggedImages, row: int, image_id: str, image: Tensor) -> None:
         record = images.records[row]
-        for scale in self.cache.missing(record):
+        for scale, mirrored in self.cache.missing(record, mirrored=images.mirrored):
             views = multi_scale_flip(
-                image.to(module.device),
-                scales=(scale,),
-                flip=module.hparams["flip"],
-                max_side=module.hparams["max_side"],
+                image.to(module.device), scales=(scale,), flip=False, max_side=module.hparams["max_side"]
             )
-            features = torch.cat([module.network.stages(view)[0] for view, _ in views]).float()
+            ((view, _),) = views
+            features = module.network.stages(view.flip(3) if mirrored else view)[0][0].float()  # (D, h, w)
             if not bool(torch.isfinite(features).all()):
                 raise DataError(f"{image_id}: its features are not finite; look at the weights and the photograph")
-            self.cache.write(record, scale, features)
+            self.cache.write(record, scale, features, mirrored=mirrored)
 
     @staticmethod
     def _bytes(module: RCAModule, images: TaggedImages, row: int) -> int:
@@ -170,7 +168,7 @@ class FeatureCacheCallback(L.Callback):
         size = image_size(images.records[row].image)
         sizes = view_sizes(size, scales=hparams["scales"], max_side=hparams["max_side"])
         cells = sum(-(-height // stride) * -(-width // stride) for height, width in sizes)
-        return int(cells * (1 + hparams["flip"]) * module.embedding_dim * 2)
+        return int(cells * (1 + images.mirrored) * module.embedding_dim * 2)
 
     def _fit_head(self, module: RCAModule, images: CachedFeatures) -> None:
         """Fits the first head to the mean features, which every rank reads a share of."""

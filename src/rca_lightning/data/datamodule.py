@@ -296,8 +296,12 @@ class WSSSDataModule(L.LightningDataModule):
         """Images to train on; 0 before they are set up."""
         return 0 if self._train is None else len(self._train)
 
-    def keep_features(self, cache: FeatureCache) -> list[TaggedImages]:
+    def keep_features(self, cache: FeatureCache, *, flip: bool) -> list[TaggedImages]:
         """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
+
+        Args:
+            cache: it.
+            flip: whether validation reads the mirror images too; training does not.
 
         Returns:
             The photographs that need features, whole: those to train on, then those to validate on, if any.
@@ -306,7 +310,7 @@ class WSSSDataModule(L.LightningDataModule):
         whole = _set_up(self._train, "fit").whole()
         if self._eval is None or self.skips_validation:
             return [whole]
-        self._eval.features = cache
+        self._eval.features, self._eval.mirrored = cache, flip
         return [whole, self._eval]
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
