@@ -18,6 +18,7 @@ from rca_lightning.data.dataset import CachedFeatures, TaggedImages
 from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.images import image_size
 from rca_lightning.data.loaders import photograph_loader
+from rca_lightning.data.records import Record
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.io.download import cache_folder
@@ -32,6 +33,7 @@ _info = rank_zero_only(logger.info)
 _FORMAT = 1  # raise it whenever other features come out for the same key
 _SAMPLE = 64  # photographs that the projection is learned from
 _CELLS = 256  # of each of them, evenly spread
+_KEPT_NUMBERS = 2**28  # of their features in float16, which are projected and not computed again
 _EVERY = 30.0  # seconds between two lines of progress
 
 
@@ -81,9 +83,11 @@ class FeatureCacheCallback(L.Callback):
         splits = data.keep_features(self.cache, flip=pl_module.hparams["flip"])
         begins = not bool(pl_module.network.pca_learned)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            if begins:
-                self._learn_projection(pl_module, splits[0], data.num_workers)
+            computed = self._learn_projection(pl_module, splits[0], data.num_workers) if begins else {}
             self.cache.use(self._key(pl_module), scales=pl_module.hparams["scales"])
+            for row, features in computed.items():
+                record = splits[0].records[row]
+                self._store(record, self.cache.scales[0], pl_module.network.pca_of(features.float()))
             self._compute(trainer, pl_module, splits, data.num_workers)
         if begins:
             self._fit_head(pl_module, CachedFeatures(splits[0], self.cache))
@@ -97,26 +101,30 @@ class FeatureCacheCallback(L.Callback):
         names = ("backbone", "output_stride", "stride_in", "max_side")
         return {"format": _FORMAT, "weights": weights.hexdigest(), **{name: module.hparams[name] for name in names}}
 
-    def _learn_projection(self, module: RCAModule, images: TaggedImages, workers: int) -> None:
-        """Learns the components on the first rank, from photographs spread over the split."""
+    def _learn_projection(self, module: RCAModule, images: TaggedImages, workers: int) -> dict[int, Tensor]:
+        """Learns the components on the first rank, from photographs spread over the split.
+
+        Returns:
+            Features `(1, C, h, w)` of the first of these by row, as many as fit, to be projected.
+        """
+        kept: dict[int, Tensor] = {}
         moments: Moments | None = None
         if world_size_and_rank()[1] == 0:
-            _info("features: the projection is learned from %d photographs", min(_SAMPLE, len(images)))
-            step = max(1, len(images) // _SAMPLE)
-            rows = list(range(0, len(images), step))[:_SAMPLE]
-            for _, _, image in _photographs(images, rows, workers):
-                for view, _ in multi_scale_flip(
-                    image.to(module.device),
-                    scales=module.hparams["scales"][:1],
-                    flip=False,
-                    max_side=module.hparams["max_side"],
-                ):
-                    cells = module.network.features(view)[0].flatten(1).T  # (1, C, h, w) -> (hw, C)
-                    moments = Moments(cells.shape[1]) if moments is None else moments
-                    moments.add(cells[torch.linspace(0, len(cells) - 1, min(_CELLS, len(cells))).long()].float().cpu())
+            rows = list(range(0, len(images), max(1, len(images) // _SAMPLE)))[:_SAMPLE]
+            _info("features: the projection is learned from %d photographs", len(rows))
+            scales, max_side = module.hparams["scales"][:1], module.hparams["max_side"]
+            for row, image in _photographs(images, rows, workers):
+                ((view, _),) = multi_scale_flip(image.to(module.device), scales=scales, flip=False, max_side=max_side)
+                features = module.network.features(view)
+                cells = features[0].flatten(1).T  # (1, C, h, w) -> (hw, C)
+                moments = Moments(cells.shape[1]) if moments is None else moments
+                moments.add(cells[torch.linspace(0, len(cells) - 1, min(_CELLS, len(cells))).long()].float().cpu())
+                if sum(map(Tensor.numel, kept.values())) + features.numel() <= _KEPT_NUMBERS:
+                    kept[row] = features.half()
             if moments is None:
                 raise DataError("no photograph of the training split could be read")
         module.network.learn_projection(moments)
+        return kept
 
     def _compute(self, trainer: L.Trainer, module: RCAModule, splits: list[TaggedImages], workers: int) -> None:
         """Computes what the cache does not hold; each rank its share."""
@@ -138,8 +146,8 @@ class FeatureCacheCallback(L.Callback):
         done, share = 0, missing[rank::processes]
         for images in splits:
             rows = [row for of, row in share if of is images]
-            for row, image_id, image in _photographs(images, rows, workers):
-                self._write(module, images, row, image_id, image)
+            for row, image in _photographs(images, rows, workers):
+                self._write(module, images, row, image)
                 done += 1
                 now = time.monotonic()
                 if now - last > _EVERY:
@@ -149,7 +157,7 @@ class FeatureCacheCallback(L.Callback):
         trainer.strategy.barrier("features")
         _info("features: computed in %.0f seconds", time.monotonic() - started)
 
-    def _write(self, module: RCAModule, images: TaggedImages, row: int, image_id: str, image: Tensor) -> None:
+    def _write(self, module: RCAModule, images: TaggedImages, row: int, image: Tensor) -> None:
         record = images.records[row]
         for scale, mirrored in self.cache.missing(record, mirrored=images.mirrored):
             views = multi_scale_flip(
@@ -157,9 +165,13 @@ class FeatureCacheCallback(L.Callback):
             )
             ((view, _),) = views
             features = module.network.stages(view.flip(3) if mirrored else view)[0][0].float()  # (D, h, w)
-            if not bool(torch.isfinite(features).all()):
-                raise DataError(f"{image_id}: its features are not finite; look at the weights and the photograph")
-            self.cache.write(record, scale, features, mirrored=mirrored)
+            self._store(record, scale, features, mirrored=mirrored)
+
+    def _store(self, record: Record, scale: float, features: Tensor, *, mirrored: bool = False) -> None:
+        if not bool(torch.isfinite(features).all()):
+            remedy = "look at the weights and the photograph"
+            raise DataError(f"{record.image_id}: its features are not finite; {remedy}")
+        self.cache.write(record, scale, features, mirrored=mirrored)
 
     @staticmethod
     def _bytes(module: RCAModule, images: TaggedImages, row: int) -> int:
@@ -192,8 +204,8 @@ class FeatureCacheCallback(L.Callback):
         _info("features: the first head is fitted to %d photographs", len(order))
 
 
-def _photographs(images: TaggedImages, rows: list[int], workers: int) -> Iterator[tuple[int, str, Tensor]]:
-    """Row, id and pixels `(1, 3, H, W)` of photographs that can be read."""
+def _photographs(images: TaggedImages, rows: list[int], workers: int) -> Iterator[tuple[int, Tensor]]:
+    """Row and pixels `(1, 3, H, W)` of photographs that can be read."""
     for row, sample in zip(rows, photograph_loader(images, rows, num_workers=workers), strict=True):
         if isinstance(sample, dict):
-            yield row, sample["image_id"], sample["image"][None]
+            yield row, sample["image"][None]
