@@ -81,7 +81,7 @@ def _words(folder: Path, root: Path | None, *, quick: bool) -> list[str]:
 
 
 def _run(method: str, folder: Path, common: list[str], training: list[str]) -> Iterator[dict[str, Any]]:
-    config = ["--config", str(_EXPERIMENT / f"{method}.yaml")]
+    config = ["--config", str(_EXPERIMENT / f"trained_{method}.yaml")]
     started = time.perf_counter()
     rca(["fit", *config, *common, "--model.channels_last=true", *training])
     fit_minutes = (time.perf_counter() - started) / 60

@@ -2,7 +2,8 @@
 
 python experiments/ablation/table.py runs/ablation/synthetic --out experiments/ablation/results/synthetic
 
-Writes table.md. With --out it copies grid and results beside it, small enough to be committed.
+Writes table.md. With --out it copies grid and results beside it, small enough to be committed. With --chosen-on SPLIT
+every threshold is the one that is best on that split, with the best one of each other split beside it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ def transferred(run: Mapping[str, Any], split: str, source: str) -> float | None
     return None if miou is None else 100 * float(miou)
 
 
+def with_seeds(values: Sequence[float | None]) -> str:
+    """Mean, and of several the number of each seed."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    each = f" ({', '.join(f'{value:.1f}' for value in numbers)})" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.1f}{each}"
+
+
 def in_words(values: Iterable[float | None], sign: str = "") -> str:
     """Mean and, of several, standard deviation."""
     numbers = [value for value in values if value is not None]
@@ -77,39 +87,91 @@ def read_results(folder: Path) -> tuple[dict[str, Any], Results, list[str]]:
 
 def markdown(grid: Mapping[str, Any], results: Results, failed: Sequence[str]) -> str:
     """A table for each group of rows, and what the numbers mean."""
-    rows = {name: row or {} for name, row in grid["rows"].items()}
-    baseline = grid.get("baseline", next(iter(rows)))
-    reference = rows[baseline].get("title", baseline)
+    baseline = grid.get("baseline", next(iter(grid["rows"])))
+    reference = (grid["rows"][baseline] or {}).get("title", baseline)
     runs = [run for by_seed in results.values() for run in by_seed.values()]
     splits = [split for split in SPLITS if any(split in run["splits"] for run in runs)]
     source = next(split for split in ("train_a", "train", *splits) if split in splits)
     titles = ["row", "seeds"]
     for split in splits:
         titles += [split, f"over {reference}"] + [f"{split} at threshold of {source}"] * _is_other(split, source)
+    numbers = {
+        name: _numbers(by_seed, results[baseline], splits, source) for name, by_seed in results.items() if by_seed
+    }
+    notes = [
+        "- mIoU in percent, mean over seeds ± standard deviation, at the best background threshold, which is found on "
+        "the masks of the split (an oracle). A column that names a threshold is not tuned on its own split.",
+        f"- Over {reference}: mean of the differences seed by seed, over the seeds that both have.",
+    ]
+    return _document(grid, results, titles, numbers, [*notes, *_provenance(grid, results), *failed])
+
+
+def chosen_markdown(grid: Mapping[str, Any], results: Results, failed: Sequence[str], source: str) -> str:
+    """A table for each group of rows, in which all thresholds are chosen on one split.
+
+    Raises:
+        DataError: no run has scored that split.
+    """
+    runs = [run for by_seed in results.values() for run in by_seed.values()]
+    if not any(source in run["splits"] for run in runs):
+        raise DataError(f"--chosen-on {source}: no run has scored that split; put it among the splits of the grid")
+    others = [split for split in SPLITS if _is_other(split, source) and any(split in run["splits"] for run in runs)]
+    titles = ["row", "threshold", source]
+    for split in others:
+        titles += [split, f"{split}, oracle"]
+    numbers = {}
+    for name, by_seed in results.items():
+        scored = [by_seed[seed] for seed in sorted(by_seed) if source in by_seed[seed]["splits"]]
+        if not scored:
+            continue
+        thresholds = dict.fromkeys(f"{float(best_threshold(run['splits'][source])):.2f}" for run in scored)
+        cells = [", ".join(thresholds), in_words([oracle(run, source) for run in scored])]
+        for split in others:
+            both = [run for run in scored if split in run["splits"]]
+            cells.append(with_seeds([transferred(run, split, source) for run in both]))
+            cells.append(in_words([oracle(run, split) for run in both]))
+        numbers[name] = cells
+    notes = [
+        "- mIoU in percent, mean over seeds and in brackets each seed. Every run is scored at the background threshold "
+        f"that is best on {source} for this row and seed; so the column of {source} itself is an oracle.",
+        "- Oracle: at the best threshold of the split itself, mean over seeds ± standard deviation.",
+    ]
+    return _document(grid, results, titles, numbers, [*notes, *_provenance(grid, results), *failed])
+
+
+def _document(
+    grid: Mapping[str, Any],
+    results: Results,
+    titles: list[str],
+    numbers: Mapping[str, list[str]],
+    notes: Sequence[str],
+) -> str:
+    """A table for each group of rows, each row its title and its numbers."""
     head = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     groups: dict[str, list[list[str]]] = {}
-    for name, row in rows.items():
-        if results[name]:
-            line = [row.get("title", name), *_numbers(results[name], results[baseline], splits, source)]
-            groups.setdefault(row.get("group", ""), []).append(line)
+    for name, row in grid["rows"].items():
+        if name in numbers:
+            line = [(row or {}).get("title", name), *numbers[name]]
+            groups.setdefault((row or {}).get("group", ""), []).append(line)
     parts = [f"# {grid.get('title', 'Ablation')}"]
     for group, lines in groups.items():
         parts += [f"## {group}"] * bool(group)
         parts.append(
             "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in head + lines)
         )
-    missing = [row.get("title", name) for name, row in rows.items() if not results[name]]
+    return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
+
+
+def _provenance(grid: Mapping[str, Any], results: Results) -> list[str]:
+    """Where the numbers come from, and the rows that have none."""
+    runs = [run for by_seed in results.values() for run in by_seed.values()]
+    missing = [(row or {}).get("title", name) for name, row in grid["rows"].items() if not results[name]]
     days = sorted(str(run["date"])[:10] for run in runs)
     commits = ", ".join(sorted({str(run["commit"])[:7] for run in runs}))
-    notes = [
-        "- mIoU in percent, mean over seeds ± standard deviation, at the best background threshold, which is found on "
-        "the masks of the split (an oracle). A column that names a threshold is not tuned on its own split.",
-        f"- Over {reference}: mean of the differences seed by seed, over the seeds that both have.",
+    return [
         f"- {len(runs)} runs, {days[0]} to {days[-1]}, commits {commits}.",
         *[f"- Not run: {', '.join(missing)}."] * bool(missing),
-        *failed,
     ]
-    return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
 
 
 def _is_other(split: str, source: str) -> bool:
@@ -142,8 +204,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output folder of run.py")
     parser.add_argument("--out", type=Path, help="folder for table.md, grid and results; default the same")
+    parser.add_argument("--chosen-on", metavar="SPLIT", help="split that thresholds are chosen on, such as train_a")
     options = parser.parse_args(words)
-    text = markdown(*read_results(options.folder))
+    read = read_results(options.folder)
+    text = chosen_markdown(*read, options.chosen_on) if options.chosen_on else markdown(*read)
     out = options.out or options.folder
     if out.resolve() != options.folder.resolve():
         (out / "results").mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from rca_lightning.cli.main import RCACLI, main
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {
-    "voc2012_mini": ("experiments/voc2012_mini/rca.yaml", "JPEGImages", "val"),
+    "voc2012_mini": ("experiments/voc2012_mini/trained_rca.yaml", "JPEGImages", "val"),
     "coco2017_mini": ("experiments/coco2017_mini/rca.yaml", "train2017", "train"),
 }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import lightning as L
 import torch
@@ -43,13 +44,16 @@ class FeatureCacheCallback(L.Callback):
     At the start of `fit` it learns the principal components of the features from a few photographs, computes the
     projected features of those that the cache does not hold, a share on each rank, and fits the first CAM head to their
     means by logistic regression. Training and validation then read the cache alone. A run that is killed goes on where
-    it was; the next one, with another number of prototypes or rounds, computes nothing.
+    it was; the next one, with another number of prototypes or rounds, computes nothing. `validate`, `test` and
+    `predict` read the features that are there and compute the others, without writing them.
 
     Args:
         folder: of the cache; several runs may share it. None: `features` in $RCA_CACHE or ~/.cache/rca_lightning.
         max_gib: most that the cache may take; see `FeatureCache`. A cell of 256 channels takes 512 bytes, a photograph
             of 500 x 375 pixels and its mirror image at output stride 16 and scale 1 take 0.8 MB.
         penalty: of the logistic regression; see `fit_head`.
+        splits: further splits whose features `fit` computes, such as one that is validated on later; they do not change
+            the fit. The training split always is, and `eval_split` where the fit validates.
 
     Example:
         >>> callback = FeatureCacheCallback("features", max_gib=10)
@@ -58,11 +62,27 @@ class FeatureCacheCallback(L.Callback):
     task = RCAModule.task
 
     @check_arguments
-    def __init__(self, folder: str | None = None, max_gib: float = 50.0, penalty: float = 0.1) -> None:
+    def __init__(
+        self, folder: str | None = None, max_gib: float = 50.0, penalty: float = 0.1, splits: Sequence[str] = ()
+    ) -> None:
         if penalty <= 0:
             raise ArgumentError("penalty", penalty, "give a number above 0")
         self.cache = FeatureCache(cache_folder() / "features" if folder is None else folder, max_gib=max_gib)
         self.penalty = penalty
+        self.splits = tuple(splits)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Lets `validate`, `test` and `predict` read the features that are there."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" or not isinstance(pl_module, RCAModule) or not isinstance(data, WSSSDataModule):
+            return
+        if pl_module.is_frozen:
+            data.open_features = functools.partial(self._open, pl_module)
+
+    def _open(self, module: RCAModule) -> tuple[FeatureCache, bool]:
+        """The cache of the features of a module, whose weights are loaded by now, and whether it mirrors images."""
+        self.cache.use(self._key(module), scales=module.hparams["scales"])
+        return self.cache, bool(module.hparams["flip"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Computes what is missing and starts the network.
@@ -80,7 +100,7 @@ class FeatureCacheCallback(L.Callback):
                 "datamodule", type(data).__name__, "backbone_mode='frozen' reads photographs of a WSSSDataModule"
             )
         pl_module.network.eval()
-        splits = data.keep_features(self.cache, flip=pl_module.hparams["flip"])
+        splits = data.keep_features(self.cache, flip=pl_module.hparams["flip"], splits=self.splits)
         begins = not bool(pl_module.network.pca_learned)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
             computed = self._learn_projection(pl_module, splits[0], data.num_workers) if begins else {}

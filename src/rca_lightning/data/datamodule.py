@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from rca_lightning.io.listing import first_few, locate
 from rca_lightning.io.output_folder import stored_classes
 
 _log = logging.getLogger(__name__)
+_info = rank_zero_only(_log.info)
 _warn = rank_zero_only(_log.warning)
 
 
@@ -185,6 +186,8 @@ class WSSSDataModule(L.LightningDataModule):
         self.cache_decoded = cache_decoded
         self.pin_memory = pin_memory
         self.features: FeatureCache | None = None
+        # The cache for loaders of whole photographs and whether with mirror images; asked when one is made.
+        self.open_features: Callable[[], tuple[FeatureCache, bool]] | None = None
         self._train: TaggedImages | None = None
         self._eval: TaggedImages | None = None
         self._predict: TaggedImages | None = None
@@ -230,6 +233,7 @@ class WSSSDataModule(L.LightningDataModule):
             DataError: a list names absent images, tags are unknown, masks are missing or of other classes, a split is
                 empty.
         """
+        self.open_features = None  # of another module
         source = self.options.open()
         if (now := self.options.class_names()) != self._class_names:
             remedy = f"its classes are now {first_few(now)}, and were others before; make the data module anew"
@@ -296,22 +300,41 @@ class WSSSDataModule(L.LightningDataModule):
         """Images to train on; 0 before they are set up."""
         return 0 if self._train is None else len(self._train)
 
-    def keep_features(self, cache: FeatureCache, *, flip: bool) -> list[TaggedImages]:
+    def keep_features(self, cache: FeatureCache, *, flip: bool, splits: Sequence[str] = ()) -> list[TaggedImages]:
         """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
 
         Args:
-            cache: it.
+            cache: the features.
             flip: whether validation reads the mirror images too; training does not.
+            splits: further splits that need features.
 
         Returns:
-            The photographs that need features, whole: those to train on, then those to validate on, if any.
+            The photographs that need features, whole: those to train on, then those that `fit` validates on, if any,
+            then those of `splits`.
+
+        Raises:
+            ArgumentError: a split that does not exist.
         """
         self.features = cache
-        whole = _set_up(self._train, "fit").whole()
-        if self._eval is None or self.skips_validation:
-            return [whole]
-        self._eval.features, self._eval.mirrored = cache, flip
-        return [whole, self._eval]
+        needed = [_set_up(self._train, "fit").whole()]
+        if self._eval is not None and self._validates_in_fit():
+            self._eval.features, self._eval.mirrored = cache, flip
+            needed.append(self._eval)
+        source = self.options.open()
+        for split in splits:
+            check_split(source, "splits", split)
+            images = self._images(source.records(split, with_masks=False), split)
+            images.mirrored = flip
+            needed.append(images)
+        return needed
+
+    def _validates_in_fit(self) -> bool:
+        """Whether an epoch of `fit` ends in a validation."""
+        trainer = self.trainer
+        if self.skips_validation or trainer is None or trainer.limit_val_batches == 0:
+            return False
+        every, last = trainer.check_val_every_n_epoch, trainer.max_epochs
+        return every is None or last is None or last < 0 or every <= last
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation.
@@ -426,6 +449,13 @@ class WSSSDataModule(L.LightningDataModule):
         return TaggedImages(records, num_classes=self.num_classes, skip_of=skip_of, **options)
 
     def _evaluation_loader(self, images: TaggedImages) -> DataLoader[Sample]:
+        if self.open_features is not None:
+            images.features, images.mirrored = self.open_features()
+            missing = (images.features.missing(record, mirrored=images.mirrored) for record in images.records)
+            stored = sum(not views for views in missing)
+            if stored:
+                folder = images.features.folder
+                _info("features: those of %d of %d photographs are read from %s", stored, len(images), folder)
         workers: Any = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
         return evaluation_loader(images, batch_size=self.eval_batch_size, **workers)
 

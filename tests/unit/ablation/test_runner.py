@@ -242,6 +242,20 @@ def test_table_has_means_gains_and_thresholds_that_were_not_tuned(rca: StandIn, 
     assert (tmp_path / "kept" / "table.md").read_text() == text
 
 
+def test_thresholds_are_chosen_on_one_split_and_reported_on_the_others(
+    rca: StandIn, grid: Any, tmp_path: Path, capsys: Any
+):
+    rows = {"K40": {"set": {"model.num_prototypes": 40}}, "again": {"fit": "K40"}}
+    script.main(grid(rows, seeds=[0, 10], splits=["train_a", "val"]))
+    table.main([str(tmp_path / "out"), "--chosen-on", "train_a"])
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert "| row | threshold | train_a | val | val, oracle |" in lines
+    # At 0.3, which is best on train_a; the best of val is two points higher at 0.4.
+    assert "| K40 | 0.30 | 40.5 ± 0.7 | 40.5 (40.0, 41.0) | 42.5 ± 0.7 |" in lines
+    with pytest.raises(DataError, match="--chosen-on train_b: no run has scored that split"):
+        table.main([str(tmp_path / "out"), "--chosen-on", "train_b"])
+
+
 def test_table_of_the_kept_runs_is_that_of_the_code_that_made_them():
     text = table.markdown(*table.read_results(ROOT / "experiments" / "ablation" / "results" / "confirm"))
     assert "| RCA | 0, 1, 2 | 46.5 ± 0.6 | +5.3 ± 0.6 | 45.9 ± 0.8 | +8.9 ± 0.9 | 45.6 ± 0.7 |" in text

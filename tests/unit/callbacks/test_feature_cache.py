@@ -126,6 +126,58 @@ def test_cached_features_give_the_maps_of_the_photographs(root, tmp_path, scales
         torch.testing.assert_close(cached.probabilities, computed.probabilities, atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_validation_and_prediction_read_what_the_cache_holds_and_write_nothing(root, tmp_path, caplog, workers):
+    module = frozen()
+    fit(root, tmp_path, module)
+    counted, photographs = Counted(), data(root, num_workers=workers)
+    counted.on_fit_start(None, module)
+    trainer = quiet_trainer(tmp_path, callbacks=[FeatureCacheCallback(str(tmp_path / "features"))])
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*")}
+    with caplog.at_level(logging.INFO):
+        trainer.validate(module, datamodule=photographs, verbose=False)
+        trainer.predict(module, datamodule=photographs)
+    assert counted.images == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "features").rglob("*")} == files
+    assert caplog.text.count(f"features: those of {VAL} of {VAL} photographs are read from") == 2
+    photographs.predict_split = "train"
+    stored = FeatureCacheCallback(str(tmp_path / "features"))
+    stored.cache.use(stored._key(module), scales=(1.0,))
+    whole = data(root)
+    whole.setup("fit")
+    missing = stored.cache.path(whole._train.records[3], 1.0)
+    missing.unlink()
+    trainer.predict(module, datamodule=photographs)
+    assert counted.images == 2  # of the missing one: as it is and mirrored
+    assert not missing.exists()
+    caplog.clear()
+    with torch.no_grad():
+        next(module.network.backbone.parameters()).add_(0.1)
+    with caplog.at_level(logging.INFO):
+        trainer.validate(module, datamodule=photographs, verbose=False)
+    assert counted.images == 2 + 2 * VAL  # features of other weights are never read
+    assert "are read from" not in caplog.text
+    quiet_trainer(tmp_path).validate(module, datamodule=photographs, verbose=False)
+    assert photographs._eval.features is None  # without the callback of before
+
+
+def test_fit_computes_further_splits_and_none_that_it_does_not_validate_on(root, tmp_path):
+    module, folder = frozen(), tmp_path / "features"
+    fit(root, tmp_path, module, epochs=1, check_val_every_n_epoch=2)
+    assert len(list(folder.rglob("*.npy"))) == TRAIN
+    trainer = quiet_trainer(
+        tmp_path, max_epochs=1, limit_val_batches=0,
+        callbacks=[FeatureCacheCallback(str(folder), splits=["val"]), RegionMemoryCallback(backend="torch")],
+    )  # fmt: skip
+    again = frozen()
+    trainer.fit(again, datamodule=data(root))
+    assert len(list(folder.rglob("*.npy"))) == TRAIN + VAL
+    torch.testing.assert_close(again.state_dict(), module.state_dict())
+    wrong = quiet_trainer(tmp_path, max_epochs=1, callbacks=[FeatureCacheCallback(str(folder), splits=["night"])])
+    with pytest.raises(ArgumentError, match="splits='night': no such split; give one of"):
+        wrong.fit(frozen(aggregation=False), datamodule=data(root))
+
+
 def test_each_round_holds_the_regions_of_that_round(root, tmp_path):
     memories = []
 
