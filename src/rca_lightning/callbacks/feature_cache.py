@@ -19,6 +19,7 @@ from rca_lightning.data.dataset import CachedFeatures, TaggedImages
 from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.images import image_size
 from rca_lightning.data.loaders import photograph_loader
+from rca_lightning.data.records import Record
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.io.download import cache_folder
@@ -33,6 +34,7 @@ _info = rank_zero_only(logger.info)
 _FORMAT = 1  # raise it whenever other features come out for the same key
 _SAMPLE = 64  # photographs that the projection is learned from
 _CELLS = 256  # of each of them, evenly spread
+_KEPT_NUMBERS = 2**28  # of their features in float16, which are projected and not computed again
 _EVERY = 30.0  # seconds between two lines of progress
 
 
@@ -50,8 +52,9 @@ class FeatureCacheCallback(L.Callback):
         max_gib: most that the cache may take; see `FeatureCache`. A cell of 256 channels takes 512 bytes, a photograph
             of 500 x 375 pixels and its mirror image at output stride 16 and scale 1 take 0.8 MB.
         penalty: of the logistic regression; see `fit_head`.
-        splits: further splits whose features `fit` computes, such as one that is validated on later; they do not change
-            the fit. The training split always is, and `eval_split` where the fit validates.
+        splits: splits whose features `fit` computes beyond what it reads, to be validated on or predicted later, with
+            their mirror images if the module has `flip`; they do not change the fit. It reads the photographs of
+            `train_split` as they are, and `eval_split` where it validates.
 
     Example:
         >>> callback = FeatureCacheCallback("features", max_gib=10)
@@ -77,10 +80,10 @@ class FeatureCacheCallback(L.Callback):
         if pl_module.is_frozen:
             data.open_features = functools.partial(self._open, pl_module)
 
-    def _open(self, module: RCAModule) -> FeatureCache:
-        """The cache of the features of a module, whose weights are loaded by now."""
+    def _open(self, module: RCAModule) -> tuple[FeatureCache, bool]:
+        """The cache of a module, whose weights are loaded by now, and whether it reads mirror images too."""
         self.cache.use(self._key(module), scales=module.hparams["scales"])
-        return self.cache
+        return self.cache, module.hparams["flip"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Computes what is missing and starts the network.
@@ -98,12 +101,14 @@ class FeatureCacheCallback(L.Callback):
                 "datamodule", type(data).__name__, "backbone_mode='frozen' reads photographs of a WSSSDataModule"
             )
         pl_module.network.eval()
-        splits = data.keep_features(self.cache, splits=self.splits)
+        splits = data.keep_features(self.cache, flip=pl_module.hparams["flip"], splits=self.splits)
         begins = not bool(pl_module.network.pca_learned)
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            if begins:
-                self._learn_projection(pl_module, splits[0], data.num_workers)
+            computed = self._learn_projection(pl_module, splits[0], data.num_workers) if begins else {}
             self.cache.use(self._key(pl_module), scales=pl_module.hparams["scales"])
+            for row, features in computed.items():
+                record = splits[0].records[row]
+                self._store(record, self.cache.scales[0], pl_module.network.pca_of(features.float()))
             self._compute(trainer, pl_module, splits, data.num_workers)
         if begins:
             self._fit_head(pl_module, CachedFeatures(splits[0], self.cache))
@@ -114,29 +119,33 @@ class FeatureCacheCallback(L.Callback):
         for name, value in sorted(state.items()):
             weights.update(name.encode())
             weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        names = ("backbone", "output_stride", "stride_in", "flip", "max_side")
+        names = ("backbone", "output_stride", "stride_in", "max_side")
         return {"format": _FORMAT, "weights": weights.hexdigest(), **{name: module.hparams[name] for name in names}}
 
-    def _learn_projection(self, module: RCAModule, images: TaggedImages, workers: int) -> None:
-        """Learns the components on the first rank, from photographs spread over the split."""
+    def _learn_projection(self, module: RCAModule, images: TaggedImages, workers: int) -> dict[int, Tensor]:
+        """Learns the components on the first rank, from photographs spread over the split.
+
+        Returns:
+            Features `(1, C, h, w)` of the first of these by row, as many as fit, to be projected.
+        """
+        kept: dict[int, Tensor] = {}
         moments: Moments | None = None
         if world_size_and_rank()[1] == 0:
-            _info("features: the projection is learned from %d photographs", min(_SAMPLE, len(images)))
-            step = max(1, len(images) // _SAMPLE)
-            rows = list(range(0, len(images), step))[:_SAMPLE]
-            for _, _, image in _photographs(images, rows, workers):
-                for view, _ in multi_scale_flip(
-                    image.to(module.device),
-                    scales=module.hparams["scales"][:1],
-                    flip=False,
-                    max_side=module.hparams["max_side"],
-                ):
-                    cells = module.network.features(view)[0].flatten(1).T  # (1, C, h, w) -> (hw, C)
-                    moments = Moments(cells.shape[1]) if moments is None else moments
-                    moments.add(cells[torch.linspace(0, len(cells) - 1, min(_CELLS, len(cells))).long()].float().cpu())
+            rows = list(range(0, len(images), max(1, len(images) // _SAMPLE)))[:_SAMPLE]
+            _info("features: the projection is learned from %d photographs", len(rows))
+            scales, max_side = module.hparams["scales"][:1], module.hparams["max_side"]
+            for row, image in _photographs(images, rows, workers):
+                ((view, _),) = multi_scale_flip(image.to(module.device), scales=scales, flip=False, max_side=max_side)
+                features = module.network.features(view)
+                cells = features[0].flatten(1).T  # (1, C, h, w) -> (hw, C)
+                moments = Moments(cells.shape[1]) if moments is None else moments
+                moments.add(cells[torch.linspace(0, len(cells) - 1, min(_CELLS, len(cells))).long()].float().cpu())
+                if sum(map(Tensor.numel, kept.values())) + features.numel() <= _KEPT_NUMBERS:
+                    kept[row] = features.half()
             if moments is None:
                 raise DataError("no photograph of the training split could be read")
         module.network.learn_projection(moments)
+        return kept
 
     def _compute(self, trainer: L.Trainer, module: RCAModule, splits: list[TaggedImages], workers: int) -> None:
         """Computes what the cache does not hold; each rank its share."""
@@ -144,7 +153,7 @@ class FeatureCacheCallback(L.Callback):
             (images, row)
             for images in splits
             for row, record in enumerate(images.records)
-            if self.cache.missing(record)
+            if self.cache.missing(record, mirrored=images.mirrored)
         ]
         if trainer.is_global_zero and missing:
             self.cache.begin(sum(self._bytes(module, images, row) for images, row in missing))
@@ -158,8 +167,8 @@ class FeatureCacheCallback(L.Callback):
         done, share = 0, missing[rank::processes]
         for images in splits:
             rows = [row for of, row in share if of is images]
-            for row, image_id, image in _photographs(images, rows, workers):
-                self._write(module, images, row, image_id, image)
+            for row, image in _photographs(images, rows, workers):
+                self._write(module, images, row, image)
                 done += 1
                 now = time.monotonic()
                 if now - last > _EVERY:
@@ -169,19 +178,21 @@ class FeatureCacheCallback(L.Callback):
         trainer.strategy.barrier("features")
         _info("features: computed in %.0f seconds", time.monotonic() - started)
 
-    def _write(self, module: RCAModule, images: TaggedImages, row: int, image_id: str, image: Tensor) -> None:
+    def _write(self, module: RCAModule, images: TaggedImages, row: int, image: Tensor) -> None:
         record = images.records[row]
-        for scale in self.cache.missing(record):
+        for scale, mirrored in self.cache.missing(record, mirrored=images.mirrored):
             views = multi_scale_flip(
-                image.to(module.device),
-                scales=(scale,),
-                flip=module.hparams["flip"],
-                max_side=module.hparams["max_side"],
+                image.to(module.device), scales=(scale,), flip=False, max_side=module.hparams["max_side"]
             )
-            features = torch.cat([module.network.stages(view)[0] for view, _ in views]).float()
-            if not bool(torch.isfinite(features).all()):
-                raise DataError(f"{image_id}: its features are not finite; look at the weights and the photograph")
-            self.cache.write(record, scale, features)
+            ((view, _),) = views
+            features = module.network.stages(view.flip(3) if mirrored else view)[0][0].float()  # (D, h, w)
+            self._store(record, scale, features, mirrored=mirrored)
+
+    def _store(self, record: Record, scale: float, features: Tensor, *, mirrored: bool = False) -> None:
+        if not bool(torch.isfinite(features).all()):
+            remedy = "look at the weights and the photograph"
+            raise DataError(f"{record.image_id}: its features are not finite; {remedy}")
+        self.cache.write(record, scale, features, mirrored=mirrored)
 
     @staticmethod
     def _bytes(module: RCAModule, images: TaggedImages, row: int) -> int:
@@ -190,7 +201,7 @@ class FeatureCacheCallback(L.Callback):
         size = image_size(images.records[row].image)
         sizes = view_sizes(size, scales=hparams["scales"], max_side=hparams["max_side"])
         cells = sum(-(-height // stride) * -(-width // stride) for height, width in sizes)
-        return int(cells * (1 + hparams["flip"]) * module.embedding_dim * 2)
+        return int(cells * (1 + images.mirrored) * module.embedding_dim * 2)
 
     def _fit_head(self, module: RCAModule, images: CachedFeatures) -> None:
         """Fits the first head to the mean features, which every rank reads a share of."""
@@ -214,8 +225,8 @@ class FeatureCacheCallback(L.Callback):
         _info("features: the first head is fitted to %d photographs", len(order))
 
 
-def _photographs(images: TaggedImages, rows: list[int], workers: int) -> Iterator[tuple[int, str, Tensor]]:
-    """Row, id and pixels `(1, 3, H, W)` of photographs that can be read."""
+def _photographs(images: TaggedImages, rows: list[int], workers: int) -> Iterator[tuple[int, Tensor]]:
+    """Row and pixels `(1, 3, H, W)` of photographs that can be read."""
     for row, sample in zip(rows, photograph_loader(images, rows, num_workers=workers), strict=True):
         if isinstance(sample, dict):
-            yield row, sample["image_id"], sample["image"][None]
+            yield row, sample["image"][None]

@@ -300,7 +300,6 @@ def _total_bytes(device: torch.device) -> float:
 def _slots_of_a_round(trainer: L.Trainer, module: RCAModule) -> int:
     """Most regions of a queue in one epoch behind a frozen backbone, as far as they fit."""
     images = getattr(trainer.datamodule, "num_train_images", 0)  # type: ignore[attr-defined]
-    views = len(module.hparams["scales"]) * (1 + module.hparams["flip"])
-    most = images * views * (BACKGROUND_TILES if module.hparams["background_prototypes"] else 1)
+    most = images * len(module.hparams["scales"]) * (BACKGROUND_TILES if module.hparams["background_prototypes"] else 1)
     room = _ROUND_BYTES // (4 * module.memory_classes * module.embedding_dim)
     return max(1, min(int(most), room))

@@ -24,7 +24,7 @@ _KEY_FILE = "key.json"
 
 
 class FeatureCache:
-    """Features of photographs, `(V, D, h, w)` float16 each: as it is, and mirrored where V is 2.
+    """Features of photographs, `(D, h, w)` float16 each, and of their mirror images.
 
     Files lie in a folder named by the digest of a key, so features of other weights or settings are never read, and the
     next run with the same ones reads those of this run. The name of a file contains the size and the time of change of
@@ -42,7 +42,7 @@ class FeatureCache:
         >>> photograph = Record("a", Path(__file__))
         >>> cache.read(photograph) is None
         True
-        >>> cache.write(photograph, 1.0, torch.zeros(1, 4, 2, 3))
+        >>> cache.write(photograph, 1.0, torch.zeros(4, 2, 3))
         >>> [features.shape for features in cache.read(photograph)]
         [torch.Size([1, 4, 2, 3])]
     """
@@ -67,36 +67,47 @@ class FeatureCache:
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         self.folder = self.root / digest[:24]
 
-    def path(self, record: Record, scale: float) -> Path:
-        """Where the features of a photograph at a scale are, or would be."""
+    def path(self, record: Record, scale: float, *, mirrored: bool = False) -> Path:
+        """Where the features of a photograph, or of its mirror image, are at a scale, or would be."""
         status = record.image.stat()
-        known = [record.image_id, status.st_size, status.st_mtime_ns, float(scale)]
+        known = [record.image_id, status.st_size, status.st_mtime_ns, float(scale), mirrored]
         name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
 
-    def read(self, record: Record) -> list[Tensor] | None:
-        """Read the features of a photograph, `(V, D, h, w)` float16 of each scale; None where one cannot be read."""
-        found = [self._map(self.path(record, scale)) for scale in self.scales]
-        # A copy: a mapped file may be taken away by a run that makes room.
-        return (
-            [torch.from_numpy(np.array(array)) for array in found if array is not None]
-            if all(array is not None for array in found)
-            else None
-        )
+    def read(self, record: Record, *, mirrored: bool = False) -> list[Tensor] | None:
+        """Read the features of a photograph.
 
-    def missing(self, record: Record) -> list[float]:
-        """Scales at which a photograph has no features that can be read."""
-        return [scale for scale in self.scales if self._map(self.path(record, scale)) is None]
+        Args:
+            record: the photograph.
+            mirrored: whether with those of its mirror image.
 
-    def write(self, record: Record, scale: float, features: Tensor) -> None:
-        """Write the features of a photograph `(V, D, h, w)`.
+        Returns:
+            Of each scale `(V, D, h, w)` float16, where V is 1, or 2 with the mirror image; None where a file is missing
+            or cannot be read.
+        """
+        features = []
+        for scale in self.scales:
+            views = [self._map(self.path(record, scale, mirrored=side)) for side in (False, True)[: 1 + mirrored]]
+            whole = [view for view in views if view is not None]
+            if len(whole) < len(views):
+                return None
+            features.append(torch.from_numpy(np.stack(whole)))  # a copy: a run that makes room may take a file away
+        return features
+
+    def missing(self, record: Record, *, mirrored: bool = False) -> list[tuple[float, bool]]:
+        """Scales at which a photograph has no features that can be read, and whether of its mirror image."""
+        views = [(scale, side) for scale in self.scales for side in (False, True)[: 1 + mirrored]]
+        return [view for view in views if self._map(self.path(record, view[0], mirrored=view[1])) is None]
+
+    def write(self, record: Record, scale: float, features: Tensor, *, mirrored: bool = False) -> None:
+        """Write the features `(D, h, w)` of a photograph or of its mirror image.
 
         Raises:
             OutputError: the folder cannot be written to.
         """
-        array = features.to("cpu", torch.float16).numpy()
+        array, path = features.to("cpu", torch.float16).numpy(), self.path(record, scale, mirrored=mirrored)
         with output_errors("features.folder", self.root, "give a folder with room"):
-            write_atomically(self.path(record, scale), lambda file: np.save(file, array, allow_pickle=False))
+            write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
 
     @staticmethod
     def _map(path: Path) -> npt.NDArray[np.float16] | None:
@@ -104,7 +115,7 @@ class FeatureCache:
             array: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        return array if array.dtype == np.float16 and array.ndim == 4 else None
+        return array if array.dtype == np.float16 and array.ndim == 3 else None
 
     def begin(self, needed: int) -> None:
         """Claim room for so many further bytes before any is written; called by one process.

@@ -190,6 +190,12 @@ class RCANetwork(nn.Module):
         """Whether there is a PCA and it has its components."""
         return self.pca is not None and bool(self.pca.learned)
 
+    def pca_of(self, features: Tensor) -> Tensor:
+        """Projection `(D, h, w)` of `features` `(1, C, h, w)` of one image."""
+        assert self.pca is not None
+        projected: Tensor = self.pca(features)[0]
+        return projected
+
     def pca_state(self) -> dict[str, Tensor]:
         """State of the PCA; empty without one."""
         return {} if self.pca is None else self.pca.state_dict(prefix="pca.")

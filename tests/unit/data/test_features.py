@@ -28,8 +28,8 @@ def records(tmp_path: Path) -> list[Record]:
     return [Record(path.stem, path, tags=(0,)) for path in paths]
 
 
-def values(seed: int = 0, *, views: int = 2, channels: int = 4) -> torch.Tensor:
-    return torch.randn(views, channels, 3, 4, generator=torch.Generator().manual_seed(seed))
+def values(seed: int = 0, *, channels: int = 4) -> torch.Tensor:
+    return torch.randn(channels, 3, 4, generator=torch.Generator().manual_seed(seed))
 
 
 def cache(tmp_path: Path, weights: str = "one", *, scales: tuple[float, ...] = (1.0,), **options) -> FeatureCache:
@@ -40,15 +40,27 @@ def cache(tmp_path: Path, weights: str = "one", *, scales: tuple[float, ...] = (
 
 def test_what_was_written_is_read_by_the_next_run(tmp_path, records):
     first = cache(tmp_path, scales=(0.5, 1.0))
-    assert first.missing(records[0]) == [0.5, 1.0]
+    assert first.missing(records[0]) == [(0.5, False), (1.0, False)]
     first.write(records[0], 1.0, values(1))
-    assert first.missing(records[0]) == [0.5]
+    assert first.missing(records[0]) == [(0.5, False)]
     assert first.read(records[0]) is None, "all scales or none"
     first.write(records[0], 0.5, values(2))
     found = cache(tmp_path, scales=(1.0, 0.5)).read(records[0])
     for seed, of_scale in zip((1, 2), found, strict=True):
         assert of_scale.dtype == torch.float16
-        torch.testing.assert_close(of_scale, values(seed).half())
+        torch.testing.assert_close(of_scale, values(seed).half()[None])
+
+
+def test_mirror_images_are_files_of_their_own(tmp_path, records):
+    kept = cache(tmp_path)
+    kept.write(records[0], 1.0, values(1))
+    assert kept.read(records[0], mirrored=True) is None
+    assert kept.missing(records[0], mirrored=True) == [(1.0, True)]
+    kept.write(records[0], 1.0, values(2), mirrored=True)
+    (both,) = kept.read(records[0], mirrored=True)
+    torch.testing.assert_close(both, torch.stack([values(1), values(2)]).half())
+    (plain,) = kept.read(records[0])
+    torch.testing.assert_close(plain, values(1).half()[None])
 
 
 def test_other_weights_and_changed_photographs_have_other_features(tmp_path, records):
@@ -65,14 +77,14 @@ def test_a_damaged_file_counts_as_absent(tmp_path, records, damage):
     kept.write(records[0], 1.0, values())
     kept.path(records[0], 1.0).write_bytes(damage)
     assert kept.read(records[0]) is None
-    assert kept.missing(records[0]) == [1.0]
+    assert kept.missing(records[0]) == [(1.0, False)]
 
 
 def test_objects_are_not_unpickled(tmp_path, records):
     kept = cache(tmp_path)
     path = kept.path(records[0], 1.0)
     path.parent.mkdir(parents=True)
-    np.save(path, np.array([[[[object()]]]]), allow_pickle=True)
+    np.save(path, np.array([[[object()]]]), allow_pickle=True)
     assert kept.read(records[0]) is None
 
 
@@ -125,7 +137,7 @@ def test_a_data_set_of_features(tmp_path, records):
     batch = collate_features([features[(3, 0)], features[2]])
     assert batch["image_id"] == ["a", "c"]
     assert batch["tags"].tolist() == [[1.0, 0.0], [1.0, 0.0]]
-    torch.testing.assert_close(batch["features"][1][0], values(2).half())
+    torch.testing.assert_close(batch["features"][1][0], values(2).half()[None])
     with pytest.raises(DatasetNotFoundError, match="features of d are gone"):
         features[3]
 
@@ -136,4 +148,4 @@ def test_features_stand_beside_a_photograph_that_has_them(tmp_path, records):
     images.features.write(records[1], 1.0, values())
     assert "features" not in images[0]
     assert images[1]["image"].shape == (3, 6, 8)
-    torch.testing.assert_close(images[1]["features"][0], values().half())
+    torch.testing.assert_close(images[1]["features"][0], values().half()[None])
