@@ -179,12 +179,12 @@ def perform(run: Run, splits: Sequence[str], halves: bool) -> None:
             raise OutputError(f"{run.result}: was begun with other settings; delete it and {folder}, or give --out")
         if "splits" in record:
             return
-        minutes = record.get("minutes") if kept else None
-        record = {"row": run.row, "seed": run.seed, **settings, "minutes": minutes}
+        took = {name: record.get(name) if kept else None for name in ("minutes", "processor_minutes")}
+        record = {"row": run.row, "seed": run.seed, **settings, **took}
         _write(run.result, record)
         try:
             if run.fit is None and (record["minutes"] is None or not run.checkpoint.is_file()):
-                record["minutes"] = _train(run, folder)
+                record.update(_train(run, folder))
                 _write(run.result, record)
             # The checkpoint of a training that was cut short is there too.
             if run.fit and "splits" not in _read(run.result.with_name(f"{run.fit}-seed{run.seed}.json")):
@@ -201,11 +201,12 @@ def perform(run: Run, splits: Sequence[str], halves: bool) -> None:
         _write(run.result, {**record, **surroundings(), "splits": scores})
 
 
-def _train(run: Run, folder: Path) -> float | None:
-    """Minutes by the clock; `None` if the training had been interrupted."""
-    begin, resumed = time.monotonic(), run.checkpoint.is_file()
+def _train(run: Run, folder: Path) -> dict[str, float | None]:
+    """Minutes by the clock and of this process on all its threads; `None` if the training had been interrupted."""
+    begin, processor, resumed = time.monotonic(), time.process_time(), run.checkpoint.is_file()
     run.main(run.command("fit", folder, "--trainer.limit_val_batches=0", "--ckpt_path=last"))
-    return None if resumed else round((time.monotonic() - begin) / 60, 2)
+    took = {"minutes": time.monotonic() - begin, "processor_minutes": time.process_time() - processor}
+    return {name: None if resumed else round(seconds / 60, 2) for name, seconds in took.items()}
 
 
 def _score(run: Run, folder: Path, splits: Sequence[str], halves: bool) -> Iterator[tuple[str, Any]]:

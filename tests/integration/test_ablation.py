@@ -61,7 +61,7 @@ def test_rows_behind_a_frozen_backbone_share_features(
         lists[name] = str(tmp_path / f"{name}.txt")
         Path(lists[name]).write_text("\n".join(half))
     content["model"] = {"backbone": "resnet14", "weights": "none", "backbone_mode": "frozen", "embedding_dim": 8}
-    content["features"] = {"folder": str(tmp_path / "features"), "splits": ["val"]}
+    content["features"] = {"folder": str(tmp_path / "features"), "splits": ["train", "val"]}
     config.write_text(yaml.safe_dump(content))
     rows = {
         "cam": {"set": {"model.aggregation": False, "model.propagation_steps": 0}},

@@ -52,8 +52,9 @@ class FeatureCacheCallback(L.Callback):
         max_gib: most that the cache may take; see `FeatureCache`. A cell of 256 channels takes 512 bytes, a photograph
             of 500 x 375 pixels and its mirror image at output stride 16 and scale 1 take 0.8 MB.
         penalty: of the logistic regression; see `fit_head`.
-        splits: further splits whose features `fit` computes, such as one that is validated on later; they do not change
-            the fit. The training split always is, and `eval_split` where the fit validates.
+        splits: splits whose features `fit` computes beyond what it reads, to be validated on or predicted later, with
+            their mirror images if the module has `flip`; they do not change the fit. It reads the photographs of
+            `train_split` as they are, and `eval_split` where it validates.
 
     Example:
         >>> callback = FeatureCacheCallback("features", max_gib=10)
@@ -80,9 +81,9 @@ class FeatureCacheCallback(L.Callback):
             data.open_features = functools.partial(self._open, pl_module)
 
     def _open(self, module: RCAModule) -> tuple[FeatureCache, bool]:
-        """The cache of the features of a module, whose weights are loaded by now, and whether it mirrors images."""
+        """The cache of a module, whose weights are loaded by now, and whether it reads mirror images too."""
         self.cache.use(self._key(module), scales=module.hparams["scales"])
-        return self.cache, bool(module.hparams["flip"])
+        return self.cache, module.hparams["flip"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Computes what is missing and starts the network.

@@ -186,7 +186,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.cache_decoded = cache_decoded
         self.pin_memory = pin_memory
         self.features: FeatureCache | None = None
-        # The cache for loaders of whole photographs and whether with mirror images; asked when one is made.
+        # Asked when a loader of photographs is made: the cache, and whether it is read with the mirror images.
         self.open_features: Callable[[], tuple[FeatureCache, bool]] | None = None
         self._train: TaggedImages | None = None
         self._eval: TaggedImages | None = None
@@ -304,8 +304,8 @@ class WSSSDataModule(L.LightningDataModule):
         """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
 
         Args:
-            cache: the features.
-            flip: whether validation reads the mirror images too; training does not.
+            cache: it.
+            flip: whether validation and `splits` need the mirror images too; training does not.
             splits: further splits that need features.
 
         Returns:
@@ -316,17 +316,19 @@ class WSSSDataModule(L.LightningDataModule):
             ArgumentError: a split that does not exist.
         """
         self.features = cache
-        needed = [_set_up(self._train, "fit").whole()]
+        needed = {self.train_split: _set_up(self._train, "fit").whole()}
+        needed[self.train_split].mirrored = flip and self.train_split in splits
+        validated = []
         if self._eval is not None and self._validates_in_fit():
             self._eval.features, self._eval.mirrored = cache, flip
-            needed.append(self._eval)
+            validated = [self._eval]
         source = self.options.open()
         for split in splits:
             check_split(source, "splits", split)
-            images = self._images(source.records(split, with_masks=False), split)
-            images.mirrored = flip
-            needed.append(images)
-        return needed
+            if split not in needed and not (validated and split == self.eval_split):
+                needed[split] = self._images(source.records(split, with_masks=False), split)
+                needed[split].mirrored = flip
+        return [needed.pop(self.train_split), *validated, *needed.values()]
 
     def _validates_in_fit(self) -> bool:
         """Whether an epoch of `fit` ends in a validation."""
@@ -450,12 +452,11 @@ class WSSSDataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, images: TaggedImages) -> DataLoader[Sample]:
         if self.open_features is not None:
-            images.features, images.mirrored = self.open_features()
-            missing = (images.features.missing(record, mirrored=images.mirrored) for record in images.records)
-            stored = sum(not views for views in missing)
+            cache, mirrored = self.open_features()
+            images.features, images.mirrored = cache, mirrored
+            stored = sum(not cache.missing(record, mirrored=mirrored) for record in images.records)
             if stored:
-                folder = images.features.folder
-                _info("features: those of %d of %d photographs are read from %s", stored, len(images), folder)
+                _info("features: those of %d of %d photographs are read from %s", stored, len(images), cache.folder)
         workers: Any = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
         return evaluation_loader(images, batch_size=self.eval_batch_size, **workers)
 

@@ -87,6 +87,7 @@ def test_each_row_and_seed_is_trained_scored_and_recorded(rca: StandIn, grid: An
     assert (record["row"], record["seed"], set(record["splits"])) == ("K5", 1, {"train", "val"})
     assert record["words"][-3:] == ["--data.root=VOC2012", "--data.num_workers", "2"]
     assert record["minutes"] is not None
+    assert record["processor_minutes"] is not None
     assert {"date", "commit", "machine", "software", "config"} <= set(record)
 
 

@@ -47,7 +47,7 @@ def test_each_method_is_trained_and_scored_on_both_splits(told: list[list[str]])
     ]
     assert torch.get_float32_matmul_precision() == "medium"
     for words, method in zip(told, ["cam"] * 3 + ["rca"] * 3, strict=True):
-        assert Path(words[words.index("--config") + 1]).relative_to(gpu_training._EXPERIMENT) == Path(f"{method}.yaml")
+        assert Path(words[words.index("--config") + 1]) == gpu_training._EXPERIMENT / f"trained_{method}.yaml"
         options = {word.partition("=")[0]: word.partition("=")[2] for word in words if "=" in word}
         assert options["--data.root"] == str(VOC)
         assert options["--data.num_workers"] == "5"

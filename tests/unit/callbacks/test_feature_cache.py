@@ -56,9 +56,11 @@ class Counted(L.Callback):
         self.images += len(inputs[0])
 
 
-def fit(root: Path, folder: Path, module: RCAModule, *, epochs: int = 2, ckpt_path=None, callbacks=(), **trainer):
-    counted = Counted()
-    parts = [counted, FeatureCacheCallback(str(folder / "features")), RegionMemoryCallback(backend="torch"), *callbacks]
+def fit(
+    root: Path, folder: Path, module: RCAModule, *, epochs: int = 2, ckpt_path=None, callbacks=(), splits=(), **trainer
+):
+    counted, cache = Counted(), FeatureCacheCallback(str(folder / "features"), splits=splits)
+    parts = [counted, cache, RegionMemoryCallback(backend="torch"), *callbacks]
     made = quiet_trainer(folder, max_epochs=epochs, callbacks=parts, **trainer)
     made.fit(module, datamodule=data(root), ckpt_path=ckpt_path)
     return counted.images, made
@@ -129,7 +131,7 @@ def test_cached_features_give_the_maps_of_the_photographs(root, tmp_path, scales
 @pytest.mark.parametrize("workers", [0, 1])
 def test_validation_and_prediction_read_what_the_cache_holds_and_write_nothing(root, tmp_path, caplog, workers):
     module = frozen()
-    fit(root, tmp_path, module)
+    fit(root, tmp_path, module, splits=["train", "val"])
     counted, photographs = Counted(), data(root, num_workers=workers)
     counted.on_fit_start(None, module)
     trainer = quiet_trainer(tmp_path, callbacks=[FeatureCacheCallback(str(tmp_path / "features"))])
@@ -165,14 +167,11 @@ def test_fit_computes_further_splits_and_none_that_it_does_not_validate_on(root,
     module, folder = frozen(), tmp_path / "features"
     fit(root, tmp_path, module, epochs=1, check_val_every_n_epoch=2)
     assert len(list(folder.rglob("*.npy"))) == TRAIN
-    trainer = quiet_trainer(
-        tmp_path, max_epochs=1, limit_val_batches=0,
-        callbacks=[FeatureCacheCallback(str(folder), splits=["val"]), RegionMemoryCallback(backend="torch")],
-    )  # fmt: skip
-    again = frozen()
-    trainer.fit(again, datamodule=data(root))
-    assert len(list(folder.rglob("*.npy"))) == TRAIN + VAL
-    torch.testing.assert_close(again.state_dict(), module.state_dict())
+    for splits, more in ((["val"], 2 * VAL), (["train", "val"], TRAIN + 2 * VAL)):  # with the mirror images
+        again = frozen()
+        fit(root, tmp_path, again, epochs=1, splits=splits, limit_val_batches=0)
+        assert len(list(folder.rglob("*.npy"))) == TRAIN + more
+        torch.testing.assert_close(again.state_dict(), module.state_dict())
     wrong = quiet_trainer(tmp_path, max_epochs=1, callbacks=[FeatureCacheCallback(str(folder), splits=["night"])])
     with pytest.raises(ArgumentError, match="splits='night': no such split; give one of"):
         wrong.fit(frozen(aggregation=False), datamodule=data(root))
