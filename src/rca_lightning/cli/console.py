@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 _TIPS = "💡 Tip: For seamless cloud "  # to install litlogger, litmodels
 _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # in code of Lightning, which no user can change
+    r"`LightningModule.configure_optimizers` returned `None`",  # behind a frozen backbone
     r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen layers are asked for by arguments
 )
 

@@ -29,7 +29,7 @@ from rca_lightning.data.sources import (
     training_records,
 )
 from rca_lightning.data.transforms import TrainAugmentation
-from rca_lightning.errors import ArgumentError, refuse_other_classes
+from rca_lightning.errors import ArgumentError, DataError, refuse_other_classes
 from rca_lightning.io.listing import first_few, locate
 from rca_lightning.io.output_folder import stored_classes
 
@@ -189,6 +189,7 @@ class WSSSDataModule(L.LightningDataModule):
         self._eval: TaggedImages | None = None
         self._predict: TaggedImages | None = None
         self._predicted: frozenset[str] = frozenset()
+        self._without_features: frozenset[str] = frozenset()
         self.skips_validation = False  # in fit: no image of eval_split has a mask
 
     @property
@@ -279,7 +280,7 @@ class WSSSDataModule(L.LightningDataModule):
         silence_loader_warning()
         images = _set_up(self._train, "fit")
         return training_loader(
-            images if self.features is None else CachedFeatures(images, self.features),
+            images if self.features is None else self.cached_features(),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             shuffle=self.shuffle,
@@ -303,11 +304,30 @@ class WSSSDataModule(L.LightningDataModule):
             The photographs that need features, whole: those to train on, then those to validate on, if any.
         """
         self.features = cache
+        self._without_features = frozenset()
         whole = _set_up(self._train, "fit").whole()
         if self._eval is None or self.skips_validation:
             return [whole]
         self._eval.features = cache
         return [whole, self._eval]
+
+    def leave_out_of_training(self, unread: Sequence[SkippedImage]) -> None:
+        """Note photographs that have no features, since they could not be read, and train without them.
+
+        Raises:
+            DataError: they are more than `max_bad_images`, or all.
+        """
+        self.bad_images.note(unread)
+        self._without_features = frozenset(image.image_id for image in unread if image.split == self.train_split)
+        if len(self.cached_features()) == 0:
+            raise DataError(f"split {self.train_split!r}: none of its {self.num_train_images} images can be read")
+
+    def cached_features(self) -> CachedFeatures:
+        """The features of the photographs to train on; after `keep_features`."""
+        images = _set_up(self._train, "fit")
+        if self.features is None:
+            raise ArgumentError("features", None, "call keep_features before")
+        return CachedFeatures(images.without(self._without_features, at_least=0), self.features)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation.
