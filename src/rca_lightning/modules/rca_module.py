@@ -371,20 +371,20 @@ class RCAModule(
     @torch.no_grad()
     def _round_step(self, batch: Batch) -> dict[str, Any]:
         """Selects the regions of photographs from their cached features: (2), (3) and (7) without a loss."""
-        device, regions = self.device, []
-        image_ids: list[str] = []
-        for features, tags, image_id in zip(batch["features"], batch["tags"], batch["image_id"], strict=True):
+        weight = self.network.coarse_head.conv.weight
+        empty = torch.zeros(0, dtype=torch.int64, device=weight.device)
+        regions = [Regions(weight.new_zeros(0, self.embedding_dim), empty, empty)]
+        for image, (features, tags) in enumerate(zip(batch["features"], batch["tags"], strict=True)):
             for of_scale in features:  # (V, D, h, w)
                 rows = tags.expand(len(of_scale), -1)
-                maps = self.network.read([of_scale.to(device).float()], rows)
+                maps = self.network.read([of_scale.to(weight)], rows)
                 cam = self._region_cam(maps)
                 probabilities = image_logits(maps.coarse).sigmoid()
                 own = self._select_for_memory(self._extract_regions(maps, cam, rows), maps, cam, rows, probabilities)
-                own.images = own.images + len(image_ids)
+                own.images = torch.full_like(own.images, image)  # of all views
                 regions.append(own)
-                image_ids.extend([image_id] * len(of_scale))
-        loss = torch.zeros((), device=device, requires_grad=True)  # Lightning calls backward
-        return {"loss": loss, "regions": functools.reduce(Regions.cat, regions), "image_id": image_ids}
+        loss = torch.zeros((), device=weight.device, requires_grad=True)  # Lightning calls backward
+        return {"loss": loss, "regions": functools.reduce(Regions.cat, regions), "image_id": batch["image_id"]}
 
     def _reads_regions_from_attention(self) -> bool:
         return self.hparams["region_map"] == "attention" and self.network.has_prototypes
@@ -458,7 +458,7 @@ class RCAModule(
         for index, features in enumerate(batch["features"]):
             seeds += read_class_maps(
                 self.network,
-                _views(features, self.device),
+                _views(features, self.network.coarse_head.conv.weight),
                 None if tags is None else tags[index : index + 1],
                 size=(batch["image"].shape[2], batch["image"].shape[3]),
                 final_map=self.hparams["final_map"],
@@ -504,9 +504,9 @@ def _wrap_if_trained(strategy: DDPStrategy, wrap: Callable[[], None]) -> None:
         wrap()
 
 
-def _views(features: Iterable[Tensor], device: torch.device) -> Iterator[tuple[list[Tensor], bool]]:
-    """Cached features `(V, D, h, w)` of each scale as views, the largest first, each size once."""
+def _views(features: Iterable[Tensor], weight: Tensor) -> Iterator[tuple[list[Tensor], bool]]:
+    """Cached features `(V, D, h, w)` of each scale as views for this weight, the largest first, each size once."""
     by_size = {tuple(of_scale.shape[2:]): of_scale for of_scale in features}
     for _, of_scale in sorted(by_size.items(), reverse=True):
-        for mirrored, view in enumerate(of_scale.to(device).float()):
+        for mirrored, view in enumerate(of_scale.to(weight)):
             yield [view[None]], bool(mirrored)
