@@ -17,6 +17,7 @@ class Brightness(nn.Module):
         self.num_classes = num_classes
         self.attention = attention
         self.aggregation = self.has_prototype = None
+        self.has_prototypes = attention
         self.seen: list[tuple[int, ...]] = []
 
     def forward(self, images, tags=None):

@@ -44,6 +44,7 @@ def test_fit_validate_predict(name: str, shared_root: Path, folder: Path, monkey
     fitted = rca(
         "fit", f"--model.weights={weights}", "--trainer.max_epochs=2", "--trainer.limit_train_batches=2",
         "--data.batch_size=4", "--data.crop_size=96", "--model.confidence=0", "--model.warmup_epochs=1",
+        "--model.backbone_mode=trained",
     )  # fmt: skip
     assert fitted.trainer.global_step == 4
     assert all(torch.isfinite(value) for key, value in fitted.trainer.callback_metrics.items() if "loss" in key)

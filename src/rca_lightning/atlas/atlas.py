@@ -46,7 +46,7 @@ def make_atlas(
     without prototypes (`aggregation=False`, or trained for less than its warm-up) gets k-means of its memory.
 
     The memory keeps no outlines: they are computed again, by the network as it is now on the whole photograph, at the
-    mean scale of the augmentation of `images`.
+    mean scale of the augmentation of `images`, or behind a frozen backbone at the first of the module's scales.
 
     Args:
         module: trained; its mode and device stay as they are.
@@ -72,7 +72,10 @@ def make_atlas(
         raise ArgumentError("diagnostics", strangers, f"give numbers of these classes: {first_few(names)}")
     target = Path(folder)
     check_writable("folder", target)  # before the long work
-    photographs = Photographs(images)
+    frozen = module.is_frozen
+    photographs = Photographs(
+        images.whole() if frozen else images, scale=module.hparams["scales"][0] if frozen else 1.0
+    )
     photographs.check(memory)
     prototypes, valid, labels = _prototypes(module, memory)
     rows = nearest_regions(memory, prototypes, valid, labels, regions=regions, known=photographs)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
 from rich.progress import track
+from torch import Tensor
 
 from rca_lightning.atlas.nearest import PrototypeRow
 from rca_lightning.atlas.outlines import ImageRegions, Mask
@@ -33,9 +34,10 @@ class Photographs:
 
     Args:
         images: the images; with an augmentation, `long_side` is the mean long side that it scales them to.
+        scale: of the photographs that regions were cut from, without an augmentation.
     """
 
-    def __init__(self, images: TaggedImages) -> None:
+    def __init__(self, images: TaggedImages, *, scale: float = 1.0) -> None:
         # Masks and saliency are not needed, so a damaged one is no error.
         records = [replace(record, mask=None, saliency=None) for record in images.records]
         self._images = TaggedImages(records, num_classes=images.num_classes)
@@ -43,9 +45,14 @@ class Photographs:
         encoded = encode_ids([record.image_id for record in records])
         self._places = {decode_id(row): place for place, row in enumerate(encoded)}
         self.long_side: int | None = None
+        self.scale = scale
         if images.augmentation is not None:
             low, high = images.augmentation.scale
             self.long_side = round(images.augmentation.crop_size * (low + high) / 2)
+
+    def side_of(self, image: Tensor) -> int:
+        """Long side in pixels at which the network sees a photograph `(3, H, W)`."""
+        return self.long_side or max(1, round(max(image.shape[1:]) * self.scale))
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._places
@@ -209,11 +216,13 @@ def _draw(
         module.network,
         sample["image"],
         sample["tags"],
-        long_side=photographs.long_side,
-        region_threshold=module.hparams["region_threshold"],
+        long_side=photographs.side_of(sample["image"]),
+        region_threshold=module.threshold_of_regions("region_threshold"),
         region_rule=module.hparams["region_rule"],
         region_map=module.hparams["region_map"],
-        background_threshold=module.hparams["background_threshold"],
+        background_threshold=module.threshold_of_regions("background_threshold"),
+        propagation_steps=module.propagation_of_regions,
+        propagation_power=module.hparams["propagation_power"],
     )
     picture = denormalise(sample["image"])
     crops: Crops = {}

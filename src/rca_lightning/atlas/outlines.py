@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.rca.network import RCANetwork, RegionMap
+from rca_lightning.rca.propagation import propagate
 from rca_lightning.rca.regions import RegionRule, background_regions, pool_regions, pseudo_regions
 
 Mask = npt.NDArray[np.bool_]  # (H, W)
@@ -30,6 +31,8 @@ class ImageRegions:
         region_rule: see `pseudo_regions`.
         region_map: see `ActivationMaps.region_cam`.
         background_threshold: see `background_regions`.
+        propagation_steps: see `propagate`.
+        propagation_power: see `propagate`.
     """
 
     @check_arguments
@@ -45,6 +48,8 @@ class ImageRegions:
         region_rule: RegionRule = "fixed",
         region_map: RegionMap = "coarse",
         background_threshold: float = 0.05,
+        propagation_steps: int = 0,
+        propagation_power: float = 2.0,
     ) -> None:
         weight = next(network.parameters())
         self._size = (image.shape[1], image.shape[2])
@@ -53,8 +58,9 @@ class ImageRegions:
         self._region_rule: RegionRule = region_rule
         self._background_threshold = background_threshold
         maps = network(_scaled(image[None].to(weight), long_side), self._tags)
-        self._maps: Tensor = maps.region_cam(region_map).float()  # (1, L, h, w)
         self._embeddings: Tensor = maps.embeddings.float()  # (1, D, h, w)
+        cam = maps.region_cam(region_map).float()  # (1, L, h, w)
+        self._maps: Tensor = propagate(cam, self._embeddings, power=propagation_power, steps=propagation_steps)
 
     def of_class(self, label: int) -> Mask | None:
         """Mask `(H, W)` of the pseudo region of a class, tagged or not; `None` where its map is constant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,11 @@ from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_ot
 from rca_lightning.io.download import check_sha256, fetch
 from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name
 
+logger = logging.getLogger(__name__)
+
 BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
 CAM_HEAD_PREFIX = "network.coarse_head."
+PCA_PREFIX = "network.pca."
 CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
 LISTED = 20
 
@@ -77,13 +81,17 @@ def load_cam_head(
             loaded.
 
     Returns:
-        Whether it was loaded.
+        Whether it was loaded. The head of a checkpoint with a frozen backbone reads principal components of several
+        stages and is not; that is logged.
     """
     if source == "none":
         return False
     path = _locate(source, sha256)
     content = _content(path)
     state = _part(_tensors(path, content), CAM_HEAD_PREFIX)
+    if state and any(key.startswith(PCA_PREFIX) for key in _tensors(path, content)):
+        logger.info("tag_weight: the tag head begins anew; the CAM head of %s reads principal components", path)
+        return False
     taken = bool(state) and not any(_problems(head.state_dict(), state))
     arguments = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     stored = arguments.get("class_names") if isinstance(arguments, Mapping) else None

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from rca_lightning.arguments import check_arguments
 from rca_lightning.atlas.atlas import BACKGROUND, make_atlas
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
-from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.dataset import CachedFeatures, TaggedImages
 from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.memory_bank import RegionMemory
@@ -77,6 +77,7 @@ def _parts(trainer: L.Trainer, module: L.LightningModule) -> tuple[RCAModule, Re
         raise ArgumentError("callbacks", "PrototypeAtlasCallback", remedy)
     loader = trainer.train_dataloader
     images = loader.dataset if isinstance(loader, DataLoader) else None
+    images = images.images if isinstance(images, CachedFeatures) else images
     if not isinstance(images, TaggedImages):
         remedy = "it finds photographs by their id in WSSSDataModule; train with that"
         raise ArgumentError("callbacks", "PrototypeAtlasCallback", remedy)

@@ -94,6 +94,9 @@ class AttentionAccumulation(L.Callback):
             return
         if not isinstance(pl_module, RCAModule):
             raise ArgumentError("model", type(pl_module).__name__, f"{type(self).__name__} takes the maps of RCAModule")
+        if pl_module.is_frozen:
+            remedy = "behind a frozen backbone maps do not change by training; leave it out"
+            raise ArgumentError("trainer.callbacks", type(self).__name__, remedy)
         self.store = self._empty(int(pl_module.hparams["num_classes"]))
         self._merged = True
 

@@ -112,11 +112,12 @@ class RegionMemoryCallback(L.Callback):
         self.diagnostics: dict[str, dict[str, int | float | None]] = {}
         self._restored: dict[str, Any] | None = None
         self._logged_backend = False
+        self._advised = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Build the memory for this module."""
         if stage == "fit":  # a checkpoint that was validated or predicted with is not one to go on from
-            self._restored, self.diagnostics = None, {}
+            self._restored, self.diagnostics, self._advised = None, {}, False
         if stage != "fit" or not isinstance(pl_module, RCAModule) or not pl_module.needs_memory:
             return
         pl_module.on_mismatch = self.on_mismatch
@@ -269,8 +270,13 @@ class RegionMemoryCallback(L.Callback):
         measured = diagnose(points, valid, classes.clusters, ages, num_requested=classes.num_requested)
         self.diagnostics = measured.as_dict(names)
         covered = classes.valid.any(dim=1)
-        for line in (*advise_on_empty(memory.counts[rows], covered, names), *measured.warnings(names)):
-            logger.warning("%s", line)
+        confidence, contrast = module.hparams["confidence"], bool(module.hparams["contrast"])
+        empty = advise_on_empty(memory.counts[rows], covered, names, confidence=confidence, contrast=contrast)
+        # Behind a frozen backbone no round changes what there is to cluster, so the first says it all.
+        if not (module.is_frozen and self._advised):
+            for line in (*empty, *measured.warnings(names, confidence=confidence)):
+                logger.warning("%s", line)
+        self._advised = True
         values = {
             "memory/empty_classes": float((~covered).sum()),
             "memory/refused": float(memory.refused),

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 _TIPS = "💡 Tip: For seamless cloud "  # to install litlogger, litmodels
 _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # in code of Lightning, which no user can change
+    r"`LightningModule.configure_optimizers` returned `None`",  # behind a frozen backbone
     r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen layers are asked for by arguments
 )
 
@@ -79,7 +80,9 @@ class NetworkSummary(ModelSummary):
         **summarize_kwargs: Any,
     ) -> None:
         """Log the line."""
-        all_of_them, trained = (get_human_readable_count(int(n)) for n in (total_parameters, trainable_parameters))
+        all_of_them, trained = (
+            get_human_readable_count(int(n)).strip() for n in (total_parameters, trainable_parameters)
+        )
         kind = dict(summary_data)["Type"][0]
         logger.info("network: %s, %s weights, %s trained, %.1f MB", kind, all_of_them, trained, model_size)
 

@@ -29,7 +29,7 @@ from rca_lightning.data.sources import (
     training_records,
 )
 from rca_lightning.data.transforms import TrainAugmentation
-from rca_lightning.errors import ArgumentError, refuse_other_classes
+from rca_lightning.errors import ArgumentError, DataError, refuse_other_classes
 from rca_lightning.io.listing import first_few, locate
 from rca_lightning.io.output_folder import stored_classes
 
@@ -192,6 +192,7 @@ class WSSSDataModule(L.LightningDataModule):
         self._eval: TaggedImages | None = None
         self._predict: TaggedImages | None = None
         self._predicted: frozenset[str] = frozenset()
+        self._without_features: frozenset[str] = frozenset()
         self.skips_validation = False  # in fit: no image of eval_split has a mask
 
     @property
@@ -283,7 +284,7 @@ class WSSSDataModule(L.LightningDataModule):
         silence_loader_warning()
         images = _set_up(self._train, "fit")
         return training_loader(
-            images if self.features is None else CachedFeatures(images, self.features),
+            images if self.features is None else self.cached_features(),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             shuffle=self.shuffle,
@@ -316,6 +317,7 @@ class WSSSDataModule(L.LightningDataModule):
             ArgumentError: a split that does not exist.
         """
         self.features = cache
+        self._without_features = frozenset()
         needed = {self.train_split: _set_up(self._train, "fit").whole()}
         needed[self.train_split].mirrored = flip and self.train_split in splits
         validated = []
@@ -337,6 +339,25 @@ class WSSSDataModule(L.LightningDataModule):
             return False
         every, last = trainer.check_val_every_n_epoch, trainer.max_epochs
         return every is None or last is None or last < 0 or every <= last
+
+    def leave_out_of_training(self, unread: Sequence[SkippedImage]) -> None:
+        """Note photographs that have no features, since they could not be read, and train without them.
+
+        Raises:
+            DataError: they are more than `max_bad_images`, or all.
+        """
+        opened = {images.skip_of for images in (self._train, self._eval) if images is not None}
+        self.bad_images.note([image for image in unread if image.split in opened])
+        self._without_features = frozenset(image.image_id for image in unread if image.split == self.train_split)
+        if len(self.cached_features()) == 0:
+            raise DataError(f"split {self.train_split!r}: none of its {self.num_train_images} images can be read")
+
+    def cached_features(self) -> CachedFeatures:
+        """The features of the photographs to train on; after `keep_features`."""
+        images = _set_up(self._train, "fit")
+        if self.features is None:
+            raise ArgumentError("features", None, "call keep_features before")
+        return CachedFeatures(images.without(self._without_features, at_least=0), self.features)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation.

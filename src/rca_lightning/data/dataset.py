@@ -237,12 +237,16 @@ class CachedFeatures(Dataset["Sample"]):
         """Read the features of one photograph.
 
         Args:
-            key: the index, or a pair (epoch, index).
+            key: the index, or a pair (epoch, index). -1: a sample without features, which `EpochSampler` gives a
+                process that has no further photograph.
 
         Raises:
             DatasetNotFoundError: they are gone from the cache.
         """
-        record = self.images.records[key[1] if isinstance(key, tuple) else key]
+        row = key[1] if isinstance(key, tuple) else key
+        if row < 0:
+            return Sample(tags=torch.zeros(self.images.num_classes), image_id="", features=[])
+        record = self.images.records[row]
         features = self.cache.read(record)
         if features is None:
             raise DatasetNotFoundError(

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.data.records import Record
 from rca_lightning.errors import ArgumentError, OutputError
-from rca_lightning.io.atomic import output_errors, write_atomically
+from rca_lightning.io.atomic import lock, output_errors, write_atomically
+from rca_lightning.io.tensor_file import load_tensors
 
 GIB = 2**30
 _KEY_FILE = "key.json"
@@ -28,12 +30,12 @@ class FeatureCache:
 
     Files lie in a folder named by the digest of a key, so features of other weights or settings are never read, and the
     next run with the same ones reads those of this run. The name of a file contains the size and the time of change of
-    the photograph. A file is whole or absent; several processes may write at the same time.
+    the photograph. A file is whole or absent; several processes and runs may write at the same time.
 
     Args:
         folder: the cache; it may hold features of several keys.
         max_gib: most that all files of the folder may take together. Features of other keys make room, those unused for
-            the longest first.
+            the longest first, but not those that another run reads now.
 
     Example:
         >>> import tempfile
@@ -53,6 +55,7 @@ class FeatureCache:
             raise ArgumentError("max_gib", max_gib, "give a number of GiB above 0")
         self.root = Path(folder)
         self.max_gib = max_gib
+        self._held: int | None = None
         self.use({}, scales=[])
 
     def use(self, key: dict[str, object], *, scales: Sequence[float]) -> None:
@@ -62,6 +65,7 @@ class FeatureCache:
             key: all that features depend on but the photograph and the scale: JSON values.
             scales: that `read` reads.
         """
+        self.release()
         self.scales = tuple(scales)
         self.key = json.loads(json.dumps(key))
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
@@ -69,7 +73,7 @@ class FeatureCache:
 
     def path(self, record: Record, scale: float, *, mirrored: bool = False) -> Path:
         """Where the features of a photograph, or of its mirror image, are at a scale, or would be."""
-        status = record.image.stat()
+        status = record.image.stat()  # not `stamp`: without a photograph there are no features
         known = [record.image_id, status.st_size, status.st_mtime_ns, float(scale), mirrored]
         name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
@@ -87,7 +91,7 @@ class FeatureCache:
         """
         features = []
         for scale in self.scales:
-            views = [self._map(self.path(record, scale, mirrored=side)) for side in (False, True)[: 1 + mirrored]]
+            views = [self._map(record, scale, mirrored=side) for side in (False, True)[: 1 + mirrored]]
             whole = [view for view in views if view is not None]
             if len(whole) < len(views):
                 return None
@@ -97,7 +101,35 @@ class FeatureCache:
     def missing(self, record: Record, *, mirrored: bool = False) -> list[tuple[float, bool]]:
         """Scales at which a photograph has no features that can be read, and whether of its mirror image."""
         views = [(scale, side) for scale in self.scales for side in (False, True)[: 1 + mirrored]]
-        return [view for view in views if self._map(self.path(record, view[0], mirrored=view[1])) is None]
+        return [view for view in views if self._map(record, view[0], mirrored=view[1]) is None]
+
+    @staticmethod
+    def stamp(record: Record) -> list[str | int]:
+        """What tells whether a photograph is still the same; its id alone where it is gone."""
+        try:
+            status = record.image.stat()
+        except OSError:
+            return [record.image_id]
+        return [record.image_id, status.st_size, status.st_mtime_ns]
+
+    def read_tensors(self, name: str) -> dict[str, Tensor] | None:
+        """Read tensors that `write_tensors` has kept under this key; None where there are none that can be read."""
+        try:
+            tensors = load_tensors(self.folder / name, map_location="cpu")
+        except Exception:  # pickle, zip and torch each have errors of their own for a damaged file
+            return None
+        return tensors if isinstance(tensors, dict) else None
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors beside the features of this key, from which other runs read them.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        self.hold()
+        content = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        with output_errors("features.folder", self.root, "give a folder with room"):
+            write_atomically(self.folder / name, lambda file: torch.save(content, file))
 
     def write(self, record: Record, scale: float, features: Tensor, *, mirrored: bool = False) -> None:
         """Write the features `(D, h, w)` of a photograph or of its mirror image.
@@ -109,9 +141,9 @@ class FeatureCache:
         with output_errors("features.folder", self.root, "give a folder with room"):
             write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
 
-    @staticmethod
-    def _map(path: Path) -> npt.NDArray[np.float16] | None:
-        try:
+    def _map(self, record: Record, scale: float, *, mirrored: bool) -> npt.NDArray[np.float16] | None:
+        try:  # the photograph may be gone too
+            path = self.path(record, scale, mirrored=mirrored)
             array: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
@@ -123,10 +155,7 @@ class FeatureCache:
         Raises:
             OutputError: they do not fit into `max_gib` or on the disk, or the folder cannot be written to.
         """
-        with output_errors("features.folder", self.root):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            key_file = self.folder / _KEY_FILE
-            write_atomically(key_file, lambda file: file.write(json.dumps(self.key, indent=1).encode()))
+        self.hold()
         own = _size(self.folder)
         limit = int(self.max_gib * GIB)
         if own + needed > limit:
@@ -135,9 +164,16 @@ class FeatureCache:
                 "a smaller scale or model.embedding_dim"
             )
         others = sorted(self._others(), key=lambda folder: _last_used(folder))
-        sizes = {folder: _size(folder) for folder in others}
-        while others and own + needed + sum(sizes[folder] for folder in others) > limit:
-            shutil.rmtree(others.pop(0), ignore_errors=True)
+        taken = own + needed + sum(_size(folder) for folder in others)
+        for folder in others:
+            if taken > limit:
+                size = _size(folder)
+                taken -= size if _remove_unused(folder) else 0
+        if taken > limit:
+            raise OutputError(
+                f"features.max_gib={self.max_gib:g}: other runs use {(taken - own - needed) / GIB:.1f} GiB of it, and "
+                f"this one needs {(own + needed) / GIB:.1f}; wait for them, or give {taken / GIB:.1f} or another folder"
+            )
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise OutputError(
@@ -145,16 +181,69 @@ class FeatureCache:
                 f"{free / GIB:.1f} GiB; give a folder with room, or a smaller scale or model.embedding_dim"
             )
 
+    def hold(self) -> None:
+        """Mark the features of this key as used now and, until `release`, as not to be taken away by other runs.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        key_file = self.folder / _KEY_FILE
+        with output_errors("features.folder", self.root):
+            while self._held is None or os.fstat(self._held).st_nlink == 0:  # taken away before it was locked
+                self.release()
+                if not key_file.is_file():
+                    write_atomically(key_file, lambda file: file.write(json.dumps(self.key, indent=1).encode()))
+                self._held = os.open(key_file, os.O_RDONLY)
+                lock(self._held, shared=True)
+            os.utime(key_file)
+
+    def release(self) -> None:
+        """Let other runs take the features of this key away where they need room."""
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
+
+    def __del__(self) -> None:
+        """Release the lock."""
+        if getattr(self, "_held", None) is not None:
+            self.release()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the lock, which is this process's own."""
+        return {**self.__dict__, "_held": None}
+
     def _others(self) -> list[Path]:
         """Folders of other keys."""
         return [path.parent for path in self.root.glob(f"*/{_KEY_FILE}") if path.parent != self.folder]
 
 
 def _last_used(folder: Path) -> float:
-    return (folder / _KEY_FILE).stat().st_mtime
+    try:
+        return (folder / _KEY_FILE).stat().st_mtime
+    except OSError:  # another run has just taken it away
+        return 0.0
+
+
+def _remove_unused(folder: Path) -> bool:
+    """Removes the features of a key unless a run holds them; returns whether it did."""
+    try:
+        held = os.open(folder / _KEY_FILE, os.O_RDONLY)
+    except OSError:
+        return not folder.exists()
+    try:
+        if not lock(held, wait=False):
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+    finally:
+        os.close(held)
 
 
 def _size(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    files = [Path(path) / name for path, _, names in os.walk(folder) for name in names]
-    return sum(path.stat().st_size for path in files if path.is_file())
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # renamed or taken away meanwhile
+                total += (Path(path) / name).stat().st_size
+    return total

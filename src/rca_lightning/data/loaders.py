@@ -20,7 +20,8 @@ from rca_lightning.errors import ArgumentError
 class EpochSampler(DistributedSampler[Any]):
     """Shuffles for training by seed and epoch alone; yields pairs (epoch, index).
 
-    Every process gets equally many images; up to world size - 1 images come twice in an epoch.
+    Every process gets equally many images; up to world size - 1 images come twice in an epoch. Without `repeats` the
+    index -1 comes in their place.
 
     Args:
         dataset: the data set, only asked for its length.
@@ -28,6 +29,7 @@ class EpochSampler(DistributedSampler[Any]):
         shuffle: False keeps the order of the data set.
         seen: returns, at the start of an epoch, how many of its images this process has had before a resume; they are
             left out.
+        repeats: see above.
 
     Example:
         >>> sampler = EpochSampler([0, 0, 0], seed=1, shuffle=False)
@@ -37,15 +39,28 @@ class EpochSampler(DistributedSampler[Any]):
     """
 
     def __init__(
-        self, dataset: Sized, *, seed: int, shuffle: bool = True, seen: Callable[[], int] | None = None
+        self,
+        dataset: Sized,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        seen: Callable[[], int] | None = None,
+        repeats: bool = True,
     ) -> None:
         world_size, rank = world_size_and_rank()
         super().__init__(cast("Dataset[Any]", dataset), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self._seen = seen
+        self._repeats = repeats
+        self._length = len(dataset)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, first = self.epoch, self._seen() if self._seen else 0
-        return iter([(epoch, index) for index in super().__iter__()][first:])
+        places = range(self.rank, self.total_size, self.num_replicas)  # in the order of all processes together
+        own = [
+            (epoch, index if self._repeats or place < self._length else -1)
+            for place, index in zip(places, super().__iter__(), strict=True)
+        ]
+        return iter(own[first:])
 
 
 class ShardSampler(UnrepeatedDistributedSampler):
@@ -143,8 +158,10 @@ def training_loader(
         pin_memory: page-locked memory; None means whether a CUDA device is there.
         seen_batches: tells at the start of an epoch how many batches of it were trained on in a run before.
     """
-    sampler = EpochSampler(dataset, seed=run_seed(), shuffle=shuffle, seen=lambda: seen_batches() * batch_size)
     is_crops = isinstance(dataset, TaggedImages)
+    sampler = EpochSampler(
+        dataset, seed=run_seed(), shuffle=shuffle, seen=lambda: seen_batches() * batch_size, repeats=is_crops
+    )
     return LazyDataLoader(
         dataset=dataset,
         batch_size=batch_size,

@@ -6,7 +6,7 @@ import glob
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -96,13 +96,28 @@ def _beginning(path: Path) -> str:
     return f".{path.stem[:40]}."
 
 
-def lock(file: int) -> None:
-    """Lock a file or folder against other processes until the descriptor is closed."""
+def lock(file: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Lock a file or folder against other processes until the descriptor is closed.
+
+    Args:
+        file: its descriptor.
+        shared: whether others may hold it with `shared` too.
+        wait: for those that hold it.
+
+    Returns:
+        False where another process holds it and `wait` is off; True also on a file system without locks.
+    """
     if os.name == "posix":
         import fcntl
 
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
 
 
 @contextmanager

@@ -50,11 +50,12 @@ class MonitorGuard(L.LightningModule):
             prefixes += ("lr-",)
         for callback in callbacks:
             monitor = getattr(callback, "monitor", None)
-            known = [*names, *_OF_CHECKPOINTS] if isinstance(callback, ModelCheckpoint) else names
-            if not isinstance(callback, (EarlyStopping, ModelCheckpoint)) or monitor is None or monitor in known:
+            logged = [*names, *_OF_CHECKPOINTS] if isinstance(callback, ModelCheckpoint) else names
+            if not isinstance(callback, (EarlyStopping, ModelCheckpoint)) or monitor is None or monitor in logged:
                 continue
             never_validated = monitor.startswith("val/") and not self.validates()
             if never_validated or (all_known and not monitor.startswith(prefixes)):
                 none = "" if self.validates() else " (nothing is validated: limit_val_batches=0, or no masks)"
-                remedy = f"nothing in this run logs it{none}; give one of {', '.join(names)}"
+                known = f"give one of {', '.join(names)}" if names else "leave the callback out"
+                remedy = f"nothing in this run logs it{none}; {known}"
                 raise ArgumentError(f"{type(callback).__name__}.monitor", monitor, remedy)

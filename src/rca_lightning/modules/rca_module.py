@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -43,6 +46,7 @@ from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, sele
 logger = logging.getLogger(__name__)
 
 BackboneMode = Literal["frozen", "trained"]
+_NEED_GRADIENTS = (LearningRateFinder, BatchSizeFinder, StochasticWeightAveraging)
 
 
 class RCAModule(
@@ -254,9 +258,30 @@ class RCAModule(
 
     def logged_names(self) -> list[str]:
         """Names of the metrics that `fit` logs."""
+        scores = [*Scores.logged_names(self.hparams["eval_tags"], "val")] * self.validates()
+        if self.is_frozen:
+            return scores
         parts = ["coarse"] + ["refined"] * (self.network.refined_head is not None) + ["contrast"] * self.needs_memory
         names = ["train/loss", *(f"train/loss_{part}" for part in parts), *super().logged_names()]
-        return names + [*Scores.logged_names(self.hparams["eval_tags"], "val")] * self.validates()
+        return names + scores
+
+    def setup(self, stage: str) -> None:
+        """Refuses callbacks that need gradients where there are none."""
+        super().setup(stage)
+        if stage != TrainerFn.FITTING or not self.is_frozen:
+            return
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, _NEED_GRADIENTS):
+                raise ArgumentError(
+                    "trainer.callbacks",
+                    type(callback).__name__,
+                    "behind a frozen backbone nothing is trained by gradients; leave it out, or give "
+                    "backbone_mode='trained'",
+                )
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            self.trainer.strategy.configure_ddp = functools.partial(  # type: ignore[method-assign]
+                _wrap_if_trained, self.trainer.strategy, self.trainer.strategy.configure_ddp
+            )
 
     def on_fit_start(self) -> None:
         """Refuse to train without the memory that the losses need, or with a projection that nothing trains."""
@@ -346,44 +371,52 @@ class RCAModule(
     @torch.no_grad()
     def _round_step(self, batch: Batch) -> dict[str, Any]:
         """Selects the regions of photographs from their cached features: (2), (3) and (7) without a loss."""
-        device, regions = self.device, []
-        image_ids: list[str] = []
-        for features, tags, image_id in zip(batch["features"], batch["tags"], batch["image_id"], strict=True):
+        weight = self.network.coarse_head.conv.weight
+        empty = torch.zeros(0, dtype=torch.int64, device=weight.device)
+        regions = [Regions(weight.new_zeros(0, self.embedding_dim), empty, empty)]
+        for image, (features, tags) in enumerate(zip(batch["features"], batch["tags"], strict=True)):
             for of_scale in features:  # (V, D, h, w)
                 rows = tags.expand(len(of_scale), -1)
-                maps = self.network.read([of_scale.to(device).float()], rows)
+                maps = self.network.read([of_scale.to(weight)], rows)
                 cam = self._region_cam(maps)
                 probabilities = image_logits(maps.coarse).sigmoid()
                 own = self._select_for_memory(self._extract_regions(maps, cam, rows), maps, cam, rows, probabilities)
-                own.images = own.images + len(image_ids)
+                own.images = torch.full_like(own.images, image)  # of all views
                 regions.append(own)
-                image_ids.extend([image_id] * len(of_scale))
-        loss = torch.zeros((), device=device, requires_grad=True)  # Lightning calls backward
-        return {"loss": loss, "regions": functools.reduce(Regions.cat, regions), "image_id": image_ids}
+        loss = torch.zeros((), device=weight.device, requires_grad=True)  # Lightning calls backward
+        return {"loss": loss, "regions": functools.reduce(Regions.cat, regions), "image_id": batch["image_id"]}
 
     def _reads_regions_from_attention(self) -> bool:
         return self.hparams["region_map"] == "attention" and self.network.has_prototypes
 
+    @property
+    def propagation_of_regions(self) -> int:
+        """How often the maps that regions are cut from are propagated."""
+        propagates = self.is_frozen and self._reads_regions_from_attention()
+        return int(self.hparams["propagation_steps"]) if propagates else 0
+
     def _region_cam(self, maps: ActivationMaps) -> Tensor:
         """Maps that regions are cut from."""
-        cam = maps.region_cam(self.hparams["region_map"])
-        if not self.is_frozen or not self._reads_regions_from_attention():
+        cam, steps = maps.region_cam(self.hparams["region_map"]), self.propagation_of_regions
+        if steps == 0:
             return cam
-        power, steps = self.hparams["propagation_power"], self.hparams["propagation_steps"]
-        return propagate(cam, maps.embeddings.detach(), power=power, steps=steps)
+        return propagate(cam, maps.embeddings.detach(), power=self.hparams["propagation_power"], steps=steps)
 
-    def _threshold(self, name: str) -> float:
+    def threshold_of_regions(self, name: Literal["region_threshold", "background_threshold"]) -> float:
+        """The named threshold, of the maps that regions are cut from now."""
         kind = "attention_" if self._reads_regions_from_attention() else ""
         return float(self.hparams[f"{kind}{name}"])
 
     def _extract_regions(self, maps: ActivationMaps, cam: Tensor, tags: Tensor) -> Regions:
-        threshold, rule = self._threshold("region_threshold"), self.hparams["region_rule"]
+        threshold, rule = self.threshold_of_regions("region_threshold"), self.hparams["region_rule"]
         return extract_regions(maps.embeddings, cam, tags, threshold=threshold, rule=rule)
 
     def _select_for_memory(
         self, regions: Regions, maps: ActivationMaps, cam: Tensor, tags: Tensor, probabilities: Tensor
     ) -> Regions:
-        background = self._threshold("background_threshold") if self.hparams["background_prototypes"] else None
+        background = (
+            self.threshold_of_regions("background_threshold") if self.hparams["background_prototypes"] else None
+        )
         return select_for_memory(
             regions,
             maps.embeddings,
@@ -425,7 +458,7 @@ class RCAModule(
         for index, features in enumerate(batch["features"]):
             seeds += read_class_maps(
                 self.network,
-                _views(features, self.device),
+                _views(features, self.network.coarse_head.conv.weight),
                 None if tags is None else tags[index : index + 1],
                 size=(batch["image"].shape[2], batch["image"].shape[3]),
                 final_map=self.hparams["final_map"],
@@ -465,9 +498,15 @@ class RCAModule(
         ]
 
 
-def _views(features: Iterable[Tensor], device: torch.device) -> Iterator[tuple[list[Tensor], bool]]:
-    """Cached features `(V, D, h, w)` of each scale as views, the largest first, each size once."""
+def _wrap_if_trained(strategy: DDPStrategy, wrap: Callable[[], None]) -> None:
+    """DistributedDataParallel refuses a module without a gradient to exchange."""
+    if strategy.model is not None and any(weight.requires_grad for weight in strategy.model.parameters()):
+        wrap()
+
+
+def _views(features: Iterable[Tensor], weight: Tensor) -> Iterator[tuple[list[Tensor], bool]]:
+    """Cached features `(V, D, h, w)` of each scale as views for this weight, the largest first, each size once."""
     by_size = {tuple(of_scale.shape[2:]): of_scale for of_scale in features}
     for _, of_scale in sorted(by_size.items(), reverse=True):
-        for mirrored, view in enumerate(of_scale.to(device).float()):
+        for mirrored, view in enumerate(of_scale.to(weight)):
             yield [view[None]], bool(mirrored)

@@ -181,11 +181,15 @@ class Diagnostics:
             for row, label in enumerate(class_names)
         }
 
-    def warnings(self, class_names: Sequence[str]) -> list[str]:
+    def warnings(self, class_names: Sequence[str], *, confidence: float | None = None) -> list[str]:
         """Advice on each fault that some class has: at most one sentence a fault, with its classes and remedy.
 
         No measure warns alone: random vectors look most diverse by their cosine, and prototypes behind a ReLU are all
         alike in direction and may still tell the kinds of regions apart.
+
+        Args:
+            class_names: names of the `C` classes.
+            confidence: that regions had to reach; at 0 no advice is to lower it.
 
         Raises:
             ArgumentError: if there are not `C` different names.
@@ -193,20 +197,22 @@ class Diagnostics:
         self._check(class_names)
         return [
             f"{_listed(class_names, where)}: {fault} ({self._means(measures, where)}). Remedy: {remedy}"
-            for where, fault, measures, remedy in self._faults()
+            for where, fault, measures, remedy in self._faults(confidence)
             if bool(where.any())
         ]
 
-    def _faults(self) -> list[tuple[Tensor, str, tuple[str, ...], str]]:
+    def _faults(self, confidence: float | None) -> list[tuple[Tensor, str, tuple[str, ...], str]]:
         """Where each fault is, what it is, the measures that show it, the remedy."""
         enough = self.regions >= REGIONS_PER_PROTOTYPE * self.num_requested
+        fewer = "lower --model.num_prototypes"
+        more = "" if confidence == 0 else "lower --model.confidence, so that more regions enter the memory, or "
         few_directions = self.effective_rank < FEW_DIRECTIONS * (self.prototypes - 1)
         return [
             (
                 (self.mean_cosine > ALIKE) & (few_directions | (self.gain < NO_GAIN)),
                 "prototypes are near copies of each other",
                 ("mean_cosine", "effective_rank", "gain"),
-                "lower --model.num_prototypes, or set --memory.regions_per_prototype",
+                f"{fewer}, or set --memory.regions_per_prototype",
             ),
             (
                 (self.mean_cosine < UNLIKE) & (self.coverage < FAR),
@@ -218,13 +224,13 @@ class Diagnostics:
                 (self.assignment_entropy < UNEVEN) & (self.dead > 0) & enough,
                 "few prototypes have nearly all regions and some have none",
                 ("assignment_entropy", "dead"),
-                "set --memory.clustering sinkhorn, which fills prototypes evenly, or lower --model.num_prototypes",
+                f"set --memory.clustering sinkhorn, which fills prototypes evenly, or {fewer}",
             ),
             (
                 (self.fill < HALF_FULL) & (self.regions > 0) & ~enough,
                 "too few regions for this many prototypes in a memory with room",
                 ("regions", "num_requested", "fill"),
-                "lower --model.confidence, so that more regions enter the memory, or lower --model.num_prototypes",
+                more + fewer,
             ),
         ]
 
@@ -323,24 +329,34 @@ def _coverage(points: Tensor, valid: Tensor, clusters: Clusters) -> tuple[Tensor
     return coverage, 1 - (1 - coverage) / distance.masked_fill(distance < 1e-6, torch.nan)
 
 
-def advise_on_empty(regions: Tensor, with_prototype: Tensor, class_names: Sequence[str]) -> list[str]:
+def advise_on_empty(
+    regions: Tensor,
+    with_prototype: Tensor,
+    class_names: Sequence[str],
+    *,
+    confidence: float | None = None,
+    contrast: bool = True,
+) -> list[str]:
     """Advice on classes without regions or prototypes, and on a contrast without negatives.
 
     Args:
         regions: `(L,)`, in memory, of each class.
         with_prototype: `(L,)` boolean; it may be on another device.
         class_names: their names.
+        confidence: that regions had to reach; at 0 no advice is to lower it.
+        contrast: whether there is one.
 
     Returns:
         One sentence on each of: classes without a region, classes that have regions but no prototype, and a memory
         with regions of one class alone.
     """
     present, with_prototype = (regions > 0).cpu(), with_prototype.cpu()
+    more = "lower --model.region_threshold" if confidence == 0 else "lower --model.confidence"
     faults = [
-        (~present, "no region in memory, so no prototype", "lower --model.confidence, or give images with these tags"),
+        (~present, "no region in memory, so no prototype", f"{more}, or give images with these tags"),
         (present & ~with_prototype, "regions in memory, but no prototype", "lower --memory.drop_below"),
     ]
-    if len(class_names) > 1 and int(present.sum()) == 1:
+    if contrast and len(class_names) > 1 and int(present.sum()) == 1:
         remedy = "give images of other classes, or set --model.contrast false"
         faults.append((present, "the only class in memory, so the contrast has no negatives and is 0", remedy))
     return [

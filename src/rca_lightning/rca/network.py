@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -199,6 +200,21 @@ class RCANetwork(nn.Module):
     def pca_state(self) -> dict[str, Tensor]:
         """State of the PCA; empty without one."""
         return {} if self.pca is None else self.pca.state_dict(prefix="pca.")
+
+    def load_pca(self, state: Mapping[str, Tensor] | None) -> bool:
+        """Takes a `pca_state` that was kept; returns whether it is one of this PCA."""
+        own = self.pca_state()
+        if (
+            self.pca is None
+            or state is None
+            or {name: value.shape for name, value in state.items()}
+            != {name: value.shape for name, value in own.items()}
+        ):
+            return False
+        if not all(bool(torch.isfinite(value).all()) for value in state.values()) or not bool(state["pca.learned"]):
+            return False
+        self.pca.load_state_dict({name.removeprefix("pca."): value for name, value in state.items()})
+        return True
 
     @torch.no_grad()
     def learn_projection(self, moments: Moments | None) -> None:

@@ -80,7 +80,9 @@ class PCAProjection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Embeddings `(B, D, H, W)` of features `(B, C, H, W)`."""
-        return F.conv2d(features, self.weight[:, :, None, None], self.bias)
+        # A mean is taken from each channel, of which half precision would leave few digits.
+        with torch.autocast(features.device.type, enabled=False):
+            return F.conv2d(features.to(self.weight.dtype), self.weight[:, :, None, None], self.bias)
 
     @torch.no_grad()
     def learn(self, moments: Moments, channel_weights: Tensor | None = None, *, eps: float = 1e-5) -> None:

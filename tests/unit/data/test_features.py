@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,12 +116,84 @@ def test_features_of_other_weights_make_room_the_longest_unused_first(tmp_path, 
         one = cache(tmp_path, weights)
         one.begin(0)
         one.write(records[0], 1.0, values())
+        one.release()
         os.utime(one.folder / "key.json", (1000 - age, 1000 - age))
     size = cache(tmp_path, "old").path(records[0], 1.0).stat().st_size
     room = 3 * size + 150  # three photographs and the key files
     cache(tmp_path, "now", max_gib=room / module.GIB).begin(size)
     assert cache(tmp_path, "older").read(records[0]) is None
     assert cache(tmp_path, "new").read(records[0]) is not None
+
+
+def test_features_that_another_run_reads_are_not_taken_away(tmp_path, records):
+    other = cache(tmp_path, "other")
+    other.hold()
+    other.write(records[0], 1.0, values())
+    size = other.path(records[0], 1.0).stat().st_size
+    mine = cache(tmp_path, max_gib=(1.5 * size + 100) / module.GIB)
+    with pytest.raises(OutputError, match=r"features\.max_gib=.*: other runs use .* GiB of it, and this one needs"):
+        mine.begin(size)
+    assert other.read(records[0]) is not None
+    other.release()
+    mine.begin(size)
+    assert other.read(records[0]) is None
+    other.hold()  # made anew
+    assert (other.folder / "key.json").is_file()
+
+
+def test_a_cache_is_used_by_loading_processes(tmp_path, records):
+    kept = cache(tmp_path)
+    kept.hold()
+    kept.write(records[0], 1.0, values())
+    copied = pickle.loads(pickle.dumps(kept))
+    assert copied.read(records[0]) is not None
+    copied.release()
+    assert not module._remove_unused(kept.folder)
+
+
+def test_two_processes_write_the_same_features(tmp_path, records):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_often, args=(tmp_path, records[0], seed)) for seed in (1, 2)]
+    for writer in writers:
+        writer.start()
+    kept, seen = cache(tmp_path), set()
+    while any(writer.is_alive() for writer in writers):
+        found = kept.read(records[0])
+        if found is not None:
+            seen.add(float(found[0].flatten()[0]))
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert seen <= {float(values(seed).half().flatten()[0]) for seed in (1, 2)}
+    assert [path.suffix for path in kept.folder.rglob("*") if path.is_file()] == [".npy"]
+
+
+def _write_often(folder: Path, record: Record, seed: int) -> None:
+    kept = cache(folder)
+    for _ in range(50):
+        kept.write(record, 1.0, values(seed))
+
+
+def test_tensors_beside_the_features(tmp_path, records):
+    kept = cache(tmp_path)
+    assert kept.read_tensors("some.pt") is None
+    kept.write_tensors("some.pt", {"a": torch.ones(2)})
+    found = cache(tmp_path).read_tensors("some.pt")
+    assert found is not None
+    assert found["a"].tolist() == [1.0, 1.0]
+    assert cache(tmp_path, "other").read_tensors("some.pt") is None
+    (kept.folder / "some.pt").write_bytes(b"damaged")
+    assert kept.read_tensors("some.pt") is None
+
+
+def test_a_photograph_that_is_gone_has_no_features(tmp_path, records):
+    kept = cache(tmp_path)
+    kept.write(records[0], 1.0, values())
+    assert kept.stamp(records[0])[1:] != []
+    records[0].image.unlink()
+    assert kept.read(records[0]) is None
+    assert kept.missing(records[0]) == [1.0]
+    assert kept.stamp(records[0]) == ["a"]
 
 
 @pytest.mark.parametrize("size", [0.0, -1.0, float("inf")])

@@ -61,7 +61,9 @@ def test_weights_of_any_origin_are_not_warned_of(kind: Any, tmp_path: Path, capl
     trained = kind(2, backbone="resnet14", weights="none")
     fit(trained, tmp_path).save_checkpoint(tmp_path / "a.ckpt")
     torch.save(trained.network.backbone.state_dict(), tmp_path / "backbone.pth")
-    fit(kind(2, backbone="resnet14", weights=tmp_path / "backbone.pth"), tmp_path)  # a path, not only text
+    given = {"weights": tmp_path / "backbone.pth"}  # a path, not only text
+    given |= {"backbone_mode": "trained"} if kind is RCAModule else {}
+    fit(kind(2, backbone="resnet14", **given), tmp_path)
     fit(kind.load_from_checkpoint(tmp_path / "a.ckpt"), tmp_path)
     by_hand = kind(2, backbone="resnet14")
     by_hand.network.backbone.load_state_dict(trained.network.backbone.state_dict())

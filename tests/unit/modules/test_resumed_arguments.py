@@ -161,6 +161,7 @@ OTHERS: dict[str, Any] = {
     "backbone": "resnet18",
     "output_stride": 8,
     "stride_in": "1x1",
+    "backbone_mode": "frozen",
     "frozen_batchnorm": True,
     "frozen_stages": 1,
     "channels_last": True,
@@ -179,11 +180,15 @@ OTHERS: dict[str, Any] = {
     "num_prototypes": 3,
     "background_prototypes": 3,
     "region_threshold": 0.4,
+    "attention_region_threshold": 0.4,
     "region_rule": "mean",
     "region_map": "coarse",
     "background_threshold": 0.1,
+    "attention_background_threshold": 0.1,
     "confidence": 0.1,
     "warmup_epochs": 3,
+    "propagation_steps": 2,
+    "propagation_power": 3.0,
     "final_map": "coarse",
     "scales": (0.5,),
     "flip": False,
@@ -220,6 +225,8 @@ def test_every_other_argument_is_refused_or_not_part_of_the_state(make: Callable
     named = {"num_classes": 2, "class_names": ["cat", "dog"], argument: value}
     if argument == "num_classes":
         named["class_names"] = ["cat", "dog", "cow"]
+    if argument == "backbone_mode":
+        named |= {"contrast": False, "beta": 0.0}
     options = {name: value for name, value in before.hparams.items() if name not in named}
     torch.manual_seed(0)
     module = type(before)(**named, **options)
