@@ -36,7 +36,7 @@ _FORMAT = 1  # raise it whenever other features come out for the same key
 _PROJECTION = "projection.pt"
 _SAMPLE = 64  # photographs that the projection is learned from
 _CELLS = 256  # of each of them, evenly spread
-_KEPT_NUMBERS = 2**28  # of their features in float16, which are projected and not computed again
+_KEPT_NUMBERS = 2**27  # of their features, which are projected and not computed again
 _EVERY = 30.0  # seconds between two lines of progress
 
 
@@ -181,7 +181,7 @@ class FeatureCacheCallback(L.Callback):
             moments = Moments(cells.shape[1]) if moments is None else moments
             moments.add(cells[torch.linspace(0, len(cells) - 1, min(_CELLS, len(cells))).long()].float().cpu())
             if sum(map(Tensor.numel, kept.values())) + features.numel() <= _KEPT_NUMBERS:
-                kept[row] = features.half()
+                kept[row] = features
         if moments is None:
             raise DataError(f"none of {len(rows)} photographs of the training split could be read")
         return moments, kept
@@ -190,6 +190,7 @@ class FeatureCacheCallback(L.Callback):
         self, trainer: L.Trainer, module: RCAModule, splits: list[TaggedImages], workers: int
     ) -> list[SkippedImage]:
         """Computes what the cache does not hold, each rank its share; returns what no rank could read."""
+        trainer.strategy.barrier("features of the projection")  # so that every rank finds the same missing
         missing = [
             (images, row)
             for images in splits

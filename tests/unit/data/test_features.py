@@ -192,7 +192,7 @@ def test_a_photograph_that_is_gone_has_no_features(tmp_path, records):
     assert kept.stamp(records[0])[1:] != []
     records[0].image.unlink()
     assert kept.read(records[0]) is None
-    assert kept.missing(records[0]) == [1.0]
+    assert kept.missing(records[0]) == [(1.0, False)]
     assert kept.stamp(records[0]) == ["a"]
 
 
