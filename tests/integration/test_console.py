@@ -66,6 +66,22 @@ def test_80_columns_without_advertisements_and_noise(task: str, config: Path, se
     assert [line.split(":")[0] for line in scores] == ["epoch 1", "epoch 2"]
 
 
+def test_a_frozen_fit_says_what_it_does_and_no_noise(config: Path, tmp_path: Path):
+    changes = {"weights": "none", "backbone_mode": "frozen", "embedding_dim": 16, "frozen_batchnorm": True}
+    given = written(config, num_prototypes=1, **changes)
+    content = yaml.safe_load(given.read_text())
+    content["features"] = {"folder": str(tmp_path / "features")}
+    given.write_text(yaml.safe_dump(content))
+    lines = lines_of(given, tmp_path / "run" / "last.ckpt")
+    text = "\n".join(lines)
+    for noise in ("configure_optimizers", "eval mode", "lr_scheduler", "Traceback", "--model.confidence"):
+        assert noise not in text, [line for line in lines if noise in line]
+    (summary,) = [line for line in lines if line.startswith("network: ")]
+    assert re.fullmatch(r"network: RCANetwork, \d+ K weights, 0 trained, \d\.\d MB", summary)
+    assert any(line.startswith("features: computing those of 30 photographs") for line in lines)
+    assert any(line.startswith("epoch 2: mIoU") for line in lines)
+
+
 def test_importing_the_library_changes_no_filter_and_no_logger():
     program = """
 import logging, warnings

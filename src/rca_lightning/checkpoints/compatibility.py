@@ -49,10 +49,15 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
     checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
     if number < 2:
         _migrate_to_2(checkpoint)
-    if number < 3:
-        for name, value in (("propagation_steps", 0), ("backbone_mode", "trained")):
+    if number < 3 and _CAM_HEAD in checkpoint["state_dict"]:
+        for name, value in ADDED.items():
             checkpoint.get("hyper_parameters", {}).setdefault(name, value)
     checkpoint[KEY] = FORMAT
+
+
+ADDED: Mapping[str, Any] = {"propagation_steps": 0, "backbone_mode": "trained"}
+"""Arguments of `RCAModule` since format 3, with what modules of before are."""
+_CAM_HEAD = "network.coarse_head.conv.weight"
 
 
 def _migrate_to_2(checkpoint: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from rca_lightning.checkpoints.compatibility import (
+    ADDED,
     FORMAT,
     KEY,
     SAVED_AT,
@@ -89,6 +90,9 @@ class CheckedLoading(L.LightningModule):
             # No tensor is read.
             content = read_checkpoint(checkpoint_path, map_location="meta", argument="checkpoint_path")
             if hparams_file is None:
+                # Lightning reads the arguments before the checkpoint is migrated.
+                migrated = content.get("hyper_parameters", {})
+                kwargs = {name: migrated[name] for name in ADDED if name in migrated} | kwargs
                 cls._check_network(content, kwargs)
         try:
             return super().load_from_checkpoint(

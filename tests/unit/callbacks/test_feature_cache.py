@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -482,3 +483,25 @@ def test_backbone_of_a_frozen_fit_starts_a_segmenter(root, tmp_path, caplog):
     tuned = RCAModule(num_classes=6, backbone="resnet14", weights=path, backbone_mode="trained")
     assert not tuned.is_frozen
     torch.testing.assert_close(tuned.network.backbone.state_dict(), module.network.backbone.state_dict())
+
+
+def test_two_runs_at_once_share_a_cache(root, tmp_path):
+    context = multiprocessing.get_context("fork")
+    runs = [context.Process(target=_fit_and_save, args=(root, tmp_path, name)) for name in ("one", "two")]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+        assert process.exitcode == 0
+    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    torch.testing.assert_close(one, two)
+    assert len(list((tmp_path / "features").rglob("*.npy"))) == TRAIN + VAL
+    assert not list((tmp_path / "features").rglob("*.part"))
+
+
+def _fit_and_save(root: Path, folder: Path, name: str) -> None:
+    torch.set_num_threads(1)
+    module = frozen()
+    parts = [FeatureCacheCallback(str(folder / "features")), RegionMemoryCallback(backend="torch")]
+    quiet_trainer(folder / name, max_epochs=2, callbacks=parts).fit(module, datamodule=data(root))
+    torch.save(module.state_dict(), folder / f"{name}.pt")

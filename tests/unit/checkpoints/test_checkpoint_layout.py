@@ -38,7 +38,7 @@ def of_format(number: int, content: dict, **changes: object) -> dict:
 
 
 def test_every_checkpoint_has_a_number(tmp_path: Path):
-    assert written(tmp_path / "a.ckpt")[KEY] == FORMAT == 2
+    assert written(tmp_path / "a.ckpt")[KEY] == FORMAT == 3
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -61,6 +61,17 @@ def test_earlier_format_is_migrated_wherever_it_is_read(tmp_path: Path, number: 
     assert not other.network.aggregation.prototypes.any()
 
 
+def test_modules_from_before_propagation_and_frozen_backbones_stay_what_they_are(tmp_path: Path):
+    content = written(tmp_path / "new.ckpt")
+    for name in ("propagation_steps", "propagation_power", "backbone_mode", "attention_region_threshold"):
+        del content["hyper_parameters"][name]
+    torch.save(content | {KEY: 2}, tmp_path / "old.ckpt")
+    module = RCAModule.load_from_checkpoint(tmp_path / "old.ckpt")
+    assert module.hparams["propagation_steps"] == 0
+    assert not module.is_frozen
+    assert module.hparams["attention_region_threshold"] == 0.5
+
+
 def test_what_version_0_1_alone_can_run_is_refused(tmp_path: Path):
     path, new = tmp_path / "old.ckpt", written(tmp_path / "new.ckpt")
     old = of_format(1, new)
@@ -76,7 +87,7 @@ def test_what_version_0_1_alone_can_run_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (3, r"has format 3, rca_lightning \S+ reads formats up to 2; update"),
+        (4, r"has format 4, rca_lightning \S+ reads formats up to 3; update"),
         (-1, "is no format"),
         ("1", "is no format"),
     ],
