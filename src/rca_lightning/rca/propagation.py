@@ -32,7 +32,7 @@ def propagate(
 
     `A_ij` is proportional to `max(cos(e_i, e_j), 0)^power`, and the rows of `A` sum to 1, so a map stays between its
     least and its greatest value. Prototypes bring the context of the dataset to a cell; this brings that of its image,
-    over any distance. Equation (10) of docs/method.md.
+    over any distance. This is equation (10) of docs/method.md.
 
     A cell whose embedding is 0 is like no other and keeps its value. A block of cells is computed at a time
     (`BLOCK_BYTES`), in float32.
