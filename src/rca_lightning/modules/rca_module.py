@@ -402,6 +402,7 @@ class RCAModule(
             return cam
         return propagate(cam, maps.embeddings.detach(), power=self.hparams["propagation_power"], steps=steps)
 
+    @check_arguments
     def threshold_of_regions(self, name: Literal["region_threshold", "background_threshold"]) -> float:
         """The named threshold, of the maps that regions are cut from now."""
         kind = "attention_" if self._reads_regions_from_attention() else ""
