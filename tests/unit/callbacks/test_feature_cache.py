@@ -495,7 +495,7 @@ def test_two_runs_at_once_share_a_cache(root, tmp_path):
         assert process.exitcode == 0
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
     torch.testing.assert_close(one, two)
-    assert len(list((tmp_path / "features").rglob("*.npy"))) == TRAIN + VAL
+    assert len(list((tmp_path / "features").rglob("*.npy"))) == TRAIN + 2 * VAL
     assert not list((tmp_path / "features").rglob("*.part"))
 
 

@@ -21,7 +21,8 @@ C = 128  # channels of resnet14
 def build(**options) -> RCANetwork:
     taken = inspect.signature(build_network).parameters
     defaults = {name: p.default for name, p in inspect.signature(RCAModule).parameters.items() if name in taken}
-    return build_network(**{**defaults, "num_classes": L, "backbone": "resnet14", **options})
+    by_mode = {"contrast": True, "beta": 1.0, "frozen": False}  # which the module chooses where they are left out
+    return build_network(**{**defaults, **by_mode, "num_classes": L, "backbone": "resnet14", **options})
 
 
 def parts(network: RCANetwork) -> set[str]:
@@ -41,6 +42,8 @@ BOTH_HEADS = PLAIN | {"refined_head"}
         ({"embedding_dim": 8}, BOTH_HEADS | {"aggregation", "standardization", "projection"}),
         ({"aggregation": False}, PLAIN | {"standardization"}),
         ({"aggregation": False, "contrast": False, "embedding_dim": 8}, PLAIN),
+        ({"frozen": True, "contrast": False, "beta": 0.0}, PLAIN | {"aggregation", "pca"}),
+        ({"frozen": True, "contrast": False, "beta": 0.0, "aggregation": False}, PLAIN | {"pca"}),
     ],
 )
 def test_network_has_the_parts_it_needs(options, expected):
@@ -102,5 +105,5 @@ def test_arguments_of_parts_left_out_are_checked_too(wrong):
 
 def test_every_argument_is_one_of_the_module_and_has_no_default_of_its_own():
     own = inspect.signature(build_network).parameters
-    assert set(own) <= set(inspect.signature(RCAModule).parameters)
+    assert set(own) - {"frozen"} <= set(inspect.signature(RCAModule).parameters)  # which is its backbone_mode
     assert all(parameter.default is inspect.Parameter.empty for parameter in own.values())
