@@ -72,7 +72,7 @@ class RCAModule(
         backbone_mode: "frozen": the backbone stays as it is. `FeatureCacheCallback` computes the features of each
             photograph once; the first head is a logistic regression on them, and each epoch is a round of regions,
             clustering and attention, without gradients. "trained": it is trained with the losses of RCA. none: frozen
-            where weights are given, which gave better maps in a fraction of the time (experiments/voc2012_mini).
+            where weights are given, which takes about a quarter of the time (experiments/voc2012_mini).
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
@@ -405,8 +405,9 @@ class RCAModule(
     @check_arguments
     def threshold_of_regions(self, name: Literal["region_threshold", "background_threshold"]) -> float:
         """The named threshold, of the maps that regions are cut from now."""
-        kind = "attention_" if self._reads_regions_from_attention() else ""
-        return float(self.hparams[f"{kind}{name}"])
+        of_cam, of_attention = float(self.hparams[name]), float(self.hparams[f"attention_{name}"])
+        # Equal by default where the backbone is trained: nothing has to be asked of the device then.
+        return of_attention if of_cam != of_attention and self._reads_regions_from_attention() else of_cam
 
     def _extract_regions(self, maps: ActivationMaps, cam: Tensor, tags: Tensor) -> Regions:
         threshold, rule = self.threshold_of_regions("region_threshold"), self.hparams["region_rule"]
@@ -441,15 +442,17 @@ class RCAModule(
             self.network,
             images,
             tags,
-            final_map=final_map or self.hparams["final_map"],
             scales=self.hparams["scales"],
             flip=self.hparams["flip"],
-            tag_threshold=self.hparams["tag_threshold"],
             max_side=self.hparams["max_side"],
-            keep_features=self.keeps_features,
-            propagation_steps=self.hparams["propagation_steps"],
-            propagation_power=self.hparams["propagation_power"],
+            **self._reading(final_map),
         )
+
+    def _reading(self, final_map: FinalMap | None = None) -> dict[str, Any]:
+        """How maps are read, whether from photographs or from cached features."""
+        names = ("tag_threshold", "propagation_steps", "propagation_power")
+        chosen = {"final_map": final_map or self.hparams["final_map"], "keep_features": self.keeps_features}
+        return {**chosen, **{name: self.hparams[name] for name in names}}
 
     def _batch_seeds(self, batch: Batch, tags: Tensor | None) -> list[ClassMaps]:
         """Class maps of a batch, from its cached features where it has them."""
@@ -462,11 +465,7 @@ class RCAModule(
                 _views(features, self.network.coarse_head.conv.weight),
                 None if tags is None else tags[index : index + 1],
                 size=(batch["image"].shape[2], batch["image"].shape[3]),
-                final_map=self.hparams["final_map"],
-                tag_threshold=self.hparams["tag_threshold"],
-                keep_features=self.keeps_features,
-                propagation_steps=self.hparams["propagation_steps"],
-                propagation_power=self.hparams["propagation_power"],
+                **self._reading(),
             )
         return seeds
 

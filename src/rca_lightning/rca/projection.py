@@ -38,8 +38,8 @@ class PCAProjection(nn.Module):
     """A fixed 1x1 convolution: standardises each channel, weighs it, and takes the first principal components.
 
     Embeddings have mean 0; cosines between them are about those between the standardised features, as the components
-    left out hold little. 256 of the 3,072 channels of a ResNet-50's last two stages cost a twelfth of the memory and of
-    the time of whatever reads them, and lose nothing that was measured (experiments/voc2012_mini/README.md).
+    left out hold little. 256 of the 3,072 channels of a ResNet-50's last two stages take a twelfth of the memory of
+    whatever reads them.
 
     Args:
         in_channels: `C`.
