@@ -9,7 +9,9 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.compatibility import OnMismatch
@@ -17,8 +19,10 @@ from rca_lightning.clustering.cluster import REMOVED_METHODS, ClusteringBackend,
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, WeightsError, refuse_removed, require_extra
 from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.diagnostics import advise_on_empty, diagnose
 from rca_lightning.rca.memory_bank import REMOVED, Placement, RegionMemory, StoredType, encode_ids
+from rca_lightning.rca.prototype_contrast import CELLS, contrast_prototypes
 from rca_lightning.rca.prototypes import Prototypes, make_prototypes
 from rca_lightning.rca.regions import BACKGROUND_TILES, Regions
 
@@ -110,6 +114,7 @@ class RegionMemoryCallback(L.Callback):
         self.on_mismatch: OnMismatch = on_mismatch
         self.memory: RegionMemory | None = None
         self.diagnostics: dict[str, dict[str, int | float | None]] = {}
+        self._cells: list[tuple[Tensor, Tensor]] = []  # of the round, on the first rank: float16 (M, D) and labels (M,)
         self._restored: dict[str, Any] | None = None
         self._logged_backend = False
         self._advised = False
@@ -118,6 +123,7 @@ class RegionMemoryCallback(L.Callback):
         """Build the memory for this module."""
         if stage == "fit":  # a checkpoint that was validated or predicted with is not one to go on from
             self._restored, self.diagnostics, self._advised = None, {}, False
+            self._cells.clear()
         if stage != "fit" or not isinstance(pl_module, RCAModule) or not pl_module.needs_memory:
             return
         pl_module.on_mismatch = self.on_mismatch
@@ -130,6 +136,7 @@ class RegionMemoryCallback(L.Callback):
         self._log_size(sizes, trainer.strategy.root_device)  # first: a process killed for its memory says nothing
         self.memory = RegionMemory(*sizes, placement=self.placement, dtype=self.dtype)
         pl_module.memory = self.memory
+        pl_module.cells_per_class = _cells_of_a_view(trainer, pl_module)
 
     @rank_zero_only
     def _log_size(self, sizes: tuple[int, int, int], device: torch.device) -> None:
@@ -194,6 +201,7 @@ class RegionMemoryCallback(L.Callback):
         """Begin a round behind a frozen backbone with an empty memory: its regions are cut from other maps."""
         if batch_idx == 0 and self.memory is not None and isinstance(pl_module, RCAModule) and pl_module.is_frozen:
             self.memory.clear()
+            self._cells.clear()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -203,19 +211,20 @@ class RegionMemoryCallback(L.Callback):
             return
         regions: Regions = outputs["regions"]
         ids = encode_ids(outputs["image_id"]).to(regions.labels.device)[regions.images]
-        processes, rank = world_size_and_rank()
-        order = regions.images * processes + rank
-        embeddings, labels, ids, order = gather_uneven(regions.embeddings.float(), regions.labels, ids, order)
-        # Image i of a process is image i * processes + rank of the batch that a single process would have.
-        order = torch.argsort(order, stable=True)
-        self.memory.enqueue(embeddings[order], labels[order], ids[order], trainer.global_step)
+        embeddings, labels, ids = _gather_in_order(regions, regions.embeddings.float(), regions.labels, ids)
+        self.memory.enqueue(embeddings, labels, ids, trainer.global_step)
+        if "cells" in outputs:
+            cells: Regions = outputs["cells"]
+            embeddings, labels = _gather_in_order(cells, F.normalize(cells.embeddings, dim=1), cells.labels)
+            if world_size_and_rank()[1] == 0:
+                self._cells.append((embeddings.half().cpu(), labels.cpu()))
         # Here and not at the end of the epoch, where validation has already run.
         done = trainer.current_epoch + 1
         if trainer.is_last_batch and done >= pl_module.hparams["warmup_epochs"]:
             self._renew_prototypes(self.memory, pl_module, done)
 
     def _renew_prototypes(self, memory: RegionMemory, module: RCAModule, epoch: int) -> None:
-        """Cluster on rank 0, write the prototypes into the module on every rank."""
+        """Cluster and contrast on rank 0, write the prototypes into the module on every rank."""
         reader = module.network.aggregation
         if reader is None:
             return
@@ -226,8 +235,27 @@ class RegionMemoryCallback(L.Callback):
             prototypes.copy_(torch.cat([part.vectors.flatten(0, 1) for part in parts]))  # (C, K, D) -> (Q, D)
             valid.copy_(torch.cat([part.valid.flatten() for part in parts]))
             self._report(memory, module, parts[0])
+            if self._cells:
+                self._contrast(module, reader, prototypes, valid, self.seed + epoch)
+        self._cells.clear()
         broadcast_from_first(prototypes, valid)
         reader.write(prototypes, valid.bool())
+
+    def _contrast(
+        self, module: RCAModule, reader: SemanticAggregation, prototypes: Tensor, valid: Tensor, seed: int
+    ) -> None:
+        """Train prototypes with the cells of the round, in place: where a class had some, those go on."""
+        had = torch.zeros(len(reader.prototypes_per_class), dtype=torch.bool, device=valid.device)
+        goes_on = had.index_fill(0, reader.labels[reader.valid], True)[reader.labels]  # (Q,)
+        prototypes.copy_(torch.where(goes_on[:, None], reader.prototypes, prototypes))
+        valid.copy_(torch.where(goes_on, reader.valid, valid.bool()))
+        used = valid.bool()
+        embeddings, labels = (torch.cat(parts) for parts in zip(*self._cells, strict=True))
+        moved, loss = contrast_prototypes(
+            prototypes[used], reader.labels[used], embeddings, labels, temperature=reader.temperature, seed=seed
+        )
+        prototypes[used] = moved.to(prototypes.dtype)
+        module.log("prototypes/contrast_loss", loss, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
 
     def _cluster(self, memory: RegionMemory, module: RCAModule, seed: int) -> list[Prototypes]:
         """Prototypes of the classes and, where it has some, of the background."""
@@ -285,13 +313,16 @@ class RegionMemoryCallback(L.Callback):
         module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory and the last diagnostics, as tensors and numbers."""
-        return {} if self.memory is None else {"memory": self.memory.state_dict(), "diagnostics": self.diagnostics}
+        """The memory, the cells of a round that is not over and the last diagnostics, as tensors and numbers."""
+        if self.memory is None:
+            return {}
+        return {"memory": self.memory.state_dict(), "diagnostics": self.diagnostics, "cells": list(self._cells)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the memory of a checkpoint until fitting starts; validation and prediction have no use for it."""
         self._restored = state_dict.get("memory")
         self.diagnostics = state_dict.get("diagnostics", {})
+        self._cells = [tuple(part) for part in state_dict.get("cells", [])]
 
 
 def _total_bytes(device: torch.device) -> float:
@@ -301,6 +332,22 @@ def _total_bytes(device: torch.device) -> float:
     if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return float("inf")
+
+
+def _gather_in_order(regions: Regions, *values: Tensor) -> list[Tensor]:
+    """Rows of all ranks in the order of the images in the batch that a single process would have."""
+    processes, rank = world_size_and_rank()
+    # Image i of a process is image i * processes + rank of that batch.
+    *gathered, order = gather_uneven(*values, regions.images * processes + rank)
+    order = torch.argsort(order, stable=True)
+    return [value[order] for value in gathered]
+
+
+def _cells_of_a_view(trainer: L.Trainer, module: RCAModule) -> int:
+    """Most cells of a class that a view gives in a round, so that all fit: an image has about three tags."""
+    images = getattr(trainer.datamodule, "num_train_images", 0)  # type: ignore[attr-defined]
+    views = images * len(module.hparams["scales"]) * 4  # with the background
+    return max(1, min(CELLS, _ROUND_BYTES // (2 * module.embedding_dim * max(1, views))))
 
 
 def _slots_of_a_round(trainer: L.Trainer, module: RCAModule) -> int:

@@ -22,8 +22,8 @@ _SHARES = (
 )
 # Defaults behind a trained and a frozen backbone.
 _BY_MODE: dict[str, tuple[Any, Any]] = {
-    "contrast": (True, False),
     "beta": (1.0, 0.0),
+    "channels_last": (False, True),
     "warmup_epochs": (2, 1),
     "confidence": (0.5, 0.0),
     "attention_region_threshold": (0.5, 0.7),
@@ -68,14 +68,13 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, (if_trained, if_frozen) in _BY_MODE.items():
         if kept[name] is None:
             kept[name] = if_frozen if frozen else if_trained
-    if frozen:
-        for name in ("contrast", "beta"):
-            if kept[name]:
-                raise ArgumentError(
-                    name,
-                    kept[name],
-                    "behind a frozen backbone it has nothing to train; leave it out, or give backbone_mode='trained'",
-                )
+    if kept["contrast"] is None:
+        kept["contrast"] = kept["aggregation"] or not frozen
+    if frozen and kept["contrast"] and not kept["aggregation"]:
+        raise ArgumentError("contrast", True, "behind a frozen backbone it trains the prototypes of aggregation=True")
+    if frozen and kept["beta"]:
+        remedy = "behind a frozen backbone it has nothing to train; leave it out, or give backbone_mode='trained'"
+        raise ArgumentError("beta", kept["beta"], remedy)
     check_propagation(kept["propagation_power"], kept["propagation_steps"])
     for name in _SHARES:
         if not 0 <= kept[name] <= 1:

@@ -41,6 +41,7 @@ from rca_lightning.rca.loss import Losses, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap, RegionMap, build_network
 from rca_lightning.rca.propagation import propagate
+from rca_lightning.rca.prototype_contrast import CELLS, select_cells
 from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, select_for_memory
 
 logger = logging.getLogger(__name__)
@@ -76,8 +77,10 @@ class RCAModule(
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
-        channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
-        contrast: whether to contrast regions with the memory; none: where the backbone is trained.
+        channels_last: memory layout of the convolutions; turn it on with bf16 or fp16. none: behind a frozen backbone,
+            whose features then take a tenth less time on a processor.
+        contrast: whether to contrast regions with the memory; behind a frozen backbone the prototypes with cells, see
+            `contrast_prototypes`. none: yes, where there is something to train.
         aggregation: whether pixels read the prototypes of the dataset and a second CAM head completes the map.
         embedding_dim: channels of a learned 1x1 projection for memory and prototypes, or behind a frozen backbone of a
             projection onto principal components; none: 256 there, else the features themselves, which need no warm-up
@@ -156,7 +159,7 @@ class RCAModule(
         backbone_mode: BackboneMode | None = None,
         frozen_batchnorm: bool = True,
         frozen_stages: int = 0,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
         contrast: bool | None = None,
         aggregation: bool = True,
         embedding_dim: int | None = None,
@@ -209,7 +212,7 @@ class RCAModule(
             stride_in=stride_in,
             frozen_batchnorm=frozen_batchnorm,
             frozen_stages=frozen_stages,
-            channels_last=channels_last,
+            channels_last=self.hparams["channels_last"],
             contrast=self.hparams["contrast"],
             aggregation=aggregation,
             beta=self.hparams["beta"],
@@ -228,6 +231,7 @@ class RCAModule(
         )
         self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)
         self.memory: RegionMemory | None = None
+        self.cells_per_class = CELLS  # of a view, in a round; `RegionMemoryCallback` takes fewer of many photographs
         self.keeps_features = False  # a writer that walks over them asks for them
         if self.is_frozen:
             self.network.requires_grad_(False)
@@ -374,6 +378,7 @@ class RCAModule(
         weight = self.network.coarse_head.conv.weight
         empty = torch.zeros(0, dtype=torch.int64, device=weight.device)
         regions = [Regions(weight.new_zeros(0, self.embedding_dim), empty, empty)]
+        cells = [regions[0].none()] if self._contrasts_prototypes() else None
         for image, (features, tags) in enumerate(zip(batch["features"], batch["tags"], strict=True)):
             for of_scale in features:  # (V, D, h, w)
                 rows = tags.expand(len(of_scale), -1)
@@ -383,8 +388,31 @@ class RCAModule(
                 own = self._select_for_memory(self._extract_regions(maps, cam, rows), maps, cam, rows, probabilities)
                 own.images = torch.full_like(own.images, image)  # of all views
                 regions.append(own)
+                if cells is not None:
+                    chosen = self._select_cells(maps, cam, rows, probabilities)
+                    chosen.images = torch.full_like(chosen.images, image)
+                    cells.append(chosen)
         loss = torch.zeros((), device=weight.device, requires_grad=True)  # Lightning calls backward
-        return {"loss": loss, "regions": functools.reduce(Regions.cat, regions), "image_id": batch["image_id"]}
+        found = {"regions": functools.reduce(Regions.cat, regions)}
+        if cells is not None:
+            found["cells"] = functools.reduce(Regions.cat, cells)
+        return {"loss": loss, **found, "image_id": batch["image_id"]}
+
+    def _contrasts_prototypes(self) -> bool:
+        """Whether a round trains the prototypes: the first one has none, and later ones those that it began with."""
+        return bool(self.hparams["contrast"]) and self._reads_regions_from_attention()
+
+    def _select_cells(self, maps: ActivationMaps, cam: Tensor, tags: Tensor, probabilities: Tensor) -> Regions:
+        seen = probabilities >= self.hparams["confidence"]
+        return select_cells(
+            maps.embeddings,
+            cam,
+            tags * seen,
+            threshold=self.threshold_of_regions("region_threshold"),
+            rule=self.hparams["region_rule"],
+            background_threshold=self.threshold_of_regions("background_threshold"),
+            count=self.cells_per_class,
+        )
 
     def _reads_regions_from_attention(self) -> bool:
         return self.hparams["region_map"] == "attention" and self.network.has_prototypes
