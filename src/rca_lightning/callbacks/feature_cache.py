@@ -83,11 +83,14 @@ class FeatureCacheCallback(L.Callback):
         if pl_module.is_frozen:
             data.open_features = functools.partial(self._open, pl_module)
 
-    def _open(self, module: RCAModule) -> tuple[FeatureCache, bool]:
-        """The cache of a module, whose weights are loaded by now, and whether it reads mirror images too."""
-        dtype = compute_dtype(module.device, module.network.coarse_head.conv.weight.dtype)
-        self.cache.use(self._key(module, dtype), scales=module.hparams["scales"])
-        return self.cache, bool(module.hparams["flip"])
+    def _open(self, module: RCAModule) -> FeatureCache:
+        """The cache of a module, whose weights are loaded by now."""
+        self._use(module, compute_dtype(module.device, module.network.coarse_head.conv.weight.dtype))
+        return self.cache
+
+    def _use(self, module: RCAModule, dtype: torch.dtype) -> None:
+        hparams = module.hparams
+        self.cache.use(self._key(module, dtype), scales=hparams["scales"], flip=bool(hparams["flip"]))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Computes what is missing and starts the network.
@@ -108,12 +111,12 @@ class FeatureCacheCallback(L.Callback):
         # As DistributedDataParallel would do: every rank has the network of the first.
         broadcast_from_first(*network.backbone.state_dict().values())
         dtype = compute_dtype(pl_module.device, network.coarse_head.conv.weight.dtype)
-        splits = data.keep_features(self.cache, flip=pl_module.hparams["flip"], splits=self.splits)
+        splits = data.keep_features(self.cache, splits=self.splits)
         begins = not bool(network.pca_learned)
         casts = dtype == torch.bfloat16
         with torch.inference_mode(), torch.autocast(pl_module.device.type, torch.bfloat16, enabled=casts):
             computed = self._find_projection(pl_module, splits, dtype, data.num_workers) if begins else {}
-            self.cache.use(self._key(pl_module, dtype), scales=pl_module.hparams["scales"])
+            self._use(pl_module, dtype)
             for row, features in computed.items():
                 projected = network.pca_of(features.to(network.coarse_head.conv.weight.dtype))
                 self._store(splits[0].records[row], self.cache.scales[0], projected)
@@ -195,7 +198,7 @@ class FeatureCacheCallback(L.Callback):
             (images, row)
             for images in splits
             for row, record in enumerate(images.records)
-            if self.cache.missing(record, mirrored=images.mirrored)
+            if self.cache.missing(record, scored=images.scored)
         ]
         if trainer.is_global_zero and missing:
             self.cache.begin(sum(self._bytes(module, images, row) for images, row in missing))
@@ -228,7 +231,7 @@ class FeatureCacheCallback(L.Callback):
 
     def _write(self, module: RCAModule, images: TaggedImages, row: int, image: Tensor) -> None:
         record = images.records[row]
-        for scale, mirrored in self.cache.missing(record, mirrored=images.mirrored):
+        for scale, mirrored in self.cache.missing(record, scored=images.scored):
             ((view, _),) = multi_scale_flip(
                 _to(image, module), scales=(scale,), flip=False, max_side=module.hparams["max_side"]
             )
@@ -252,9 +255,10 @@ class FeatureCacheCallback(L.Callback):
             if images.skip_of is None:
                 raise
             return 0
-        sizes = view_sizes(size, scales=hparams["scales"], max_side=hparams["max_side"])
+        scales = hparams["scales"] if images.scored else hparams["scales"][:1]
+        sizes = view_sizes(size, scales=scales, max_side=hparams["max_side"])
         cells = sum(-(-height // stride) * -(-width // stride) for height, width in sizes)
-        return int(cells * (1 + images.mirrored) * module.embedding_dim * 2)
+        return int(cells * (1 + (images.scored and hparams["flip"])) * module.embedding_dim * 2)
 
     def _fit_head(self, module: RCAModule, images: CachedFeatures) -> None:
         """Fits the first head to the mean features, which every rank reads a share of."""

@@ -346,13 +346,13 @@ def _gather_in_order(regions: Regions, *values: Tensor) -> list[Tensor]:
 def _cells_of_a_view(trainer: L.Trainer, module: RCAModule) -> int:
     """Most cells of a class that a view gives in a round, so that all fit: an image has about three tags."""
     images = getattr(trainer.datamodule, "num_train_images", 0)  # type: ignore[attr-defined]
-    views = images * len(module.hparams["scales"]) * 4  # with the background
-    return max(1, min(CELLS, _ROUND_BYTES // (2 * module.embedding_dim * max(1, views))))
+    per_cell = 2 * module.embedding_dim
+    return max(1, min(CELLS, _ROUND_BYTES // (per_cell * max(1, 4 * images))))  # 4: with the background
 
 
 def _slots_of_a_round(trainer: L.Trainer, module: RCAModule) -> int:
     """Most regions of a queue in one epoch behind a frozen backbone, as far as they fit."""
     images = getattr(trainer.datamodule, "num_train_images", 0)  # type: ignore[attr-defined]
-    most = images * len(module.hparams["scales"]) * (BACKGROUND_TILES if module.hparams["background_prototypes"] else 1)
+    most = images * (BACKGROUND_TILES if module.hparams["background_prototypes"] else 1)
     room = _ROUND_BYTES // (4 * module.memory_classes * module.embedding_dim)
     return max(1, min(int(most), room))

@@ -187,7 +187,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.pin_memory = pin_memory
         self.features: FeatureCache | None = None
         # Asked when a loader of photographs is made: the cache, and whether it is read with the mirror images.
-        self.open_features: Callable[[], tuple[FeatureCache, bool]] | None = None
+        self.open_features: Callable[[], FeatureCache] | None = None
         self._train: TaggedImages | None = None
         self._eval: TaggedImages | None = None
         self._predict: TaggedImages | None = None
@@ -301,13 +301,12 @@ class WSSSDataModule(L.LightningDataModule):
         """Images to train on; 0 before they are set up."""
         return 0 if self._train is None else len(self._train)
 
-    def keep_features(self, cache: FeatureCache, *, flip: bool, splits: Sequence[str] = ()) -> list[TaggedImages]:
+    def keep_features(self, cache: FeatureCache, *, splits: Sequence[str] = ()) -> list[TaggedImages]:
         """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
 
         Args:
             cache: it.
-            flip: whether validation and `splits` need the mirror images too; training does not.
-            splits: further splits that need features.
+            splits: further splits that need features, to be scored later.
 
         Returns:
             The photographs that need features, whole: those to train on, then those that `fit` validates on, if any,
@@ -319,17 +318,17 @@ class WSSSDataModule(L.LightningDataModule):
         self.features = cache
         self._without_features = frozenset()
         needed = {self.train_split: _set_up(self._train, "fit").whole()}
-        needed[self.train_split].mirrored = flip and self.train_split in splits
+        needed[self.train_split].scored = self.train_split in splits
         validated = []
         if self._eval is not None and self._validates_in_fit():
-            self._eval.features, self._eval.mirrored = cache, flip
+            self._eval.features, self._eval.scored = cache, True
             validated = [self._eval]
         source = self.options.open()
         for split in splits:
             check_split(source, "splits", split)
             if split not in needed and not (validated and split == self.eval_split):
                 needed[split] = self._images(source.records(split, with_masks=False), split)
-                needed[split].mirrored = flip
+                needed[split].scored = True
         return [needed.pop(self.train_split), *validated, *needed.values()]
 
     def _validates_in_fit(self) -> bool:
@@ -473,9 +472,9 @@ class WSSSDataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, images: TaggedImages) -> DataLoader[Sample]:
         if self.open_features is not None:
-            cache, mirrored = self.open_features()
-            images.features, images.mirrored = cache, mirrored
-            stored = sum(not cache.missing(record, mirrored=mirrored) for record in images.records)
+            cache = self.open_features()
+            images.features, images.scored = cache, True
+            stored = sum(not cache.missing(record, scored=True) for record in images.records)
             if stored:
                 _info("features: those of %d of %d photographs are read from %s", stored, len(images), cache.folder)
         workers: Any = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}

@@ -122,7 +122,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         self.seed = seed
         self.skip_of = skip_of
         self.features: FeatureCache | None = None  # whose features are added to samples
-        self.mirrored = False  # and those of the mirror images
+        self.scored = False  # by features of all views, or trained on
         self._reader = Reader(num_classes, reduced_decoding=reduced_decoding, cache_mib=cache_mib)
 
     def __len__(self) -> int:
@@ -207,7 +207,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
             image_id=record.image_id,
             original_size=torch.tensor(size),
         )
-        if self.features is not None and (features := self.features.read(record, mirrored=self.mirrored)) is not None:
+        if self.features is not None and (features := self.features.read(record, scored=self.scored)) is not None:
             sample["features"] = features
         if pixels.mask is not None:
             sample["mask"] = torch.from_numpy(pixels.mask.astype(np.int64))

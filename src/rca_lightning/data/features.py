@@ -58,15 +58,17 @@ class FeatureCache:
         self._held: int | None = None
         self.use({}, scales=[])
 
-    def use(self, key: dict[str, object], *, scales: Sequence[float]) -> None:
+    def use(self, key: dict[str, object], *, scales: Sequence[float], flip: bool = False) -> None:
         """Read and write features of this key from now on.
 
         Args:
-            key: all that features depend on but the photograph and the scale: JSON values.
-            scales: that `read` reads.
+            key: all that features depend on but the view: JSON values.
+            scales: of the views that photographs are scored by. Training reads the first.
+            flip: whether photographs are scored by their mirror images too.
         """
         self.release()
         self.scales = tuple(scales)
+        self.flip = flip
         self.key = json.loads(json.dumps(key))
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         self.folder = self.root / digest[:24]
@@ -78,29 +80,34 @@ class FeatureCache:
         name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
 
-    def read(self, record: Record, *, mirrored: bool = False) -> list[Tensor] | None:
+    def views(self, *, scored: bool) -> list[tuple[float, bool]]:
+        """Scales, and whether mirrored, that a photograph needs: to be scored all, to be trained on the first."""
+        every = [(scale, mirrored) for scale in self.scales for mirrored in (False, True)[: 1 + self.flip]]
+        return every if scored else every[:1]
+
+    def read(self, record: Record, *, scored: bool = False) -> list[Tensor] | None:
         """Read the features of a photograph.
 
         Args:
             record: the photograph.
-            mirrored: whether with those of its mirror image.
+            scored: whether all views, or the one that is trained on; see `views`.
 
         Returns:
             Of each scale `(V, D, h, w)` float16, where V is 1, or 2 with the mirror image; None where a file is missing
             or cannot be read.
         """
-        features = []
-        for scale in self.scales:
-            views = [self._map(record, scale, mirrored=side) for side in (False, True)[: 1 + mirrored]]
-            whole = [view for view in views if view is not None]
-            if len(whole) < len(views):
+        of_scale: dict[float, list[npt.NDArray[np.float16]]] = {}
+        for scale, mirrored in self.views(scored=scored):
+            view = self._map(record, scale, mirrored=mirrored)
+            if view is None:
                 return None
-            features.append(torch.from_numpy(np.stack(whole)))  # a copy: a run that makes room may take a file away
-        return features
+            of_scale.setdefault(scale, []).append(view)
+        # A copy: a run that makes room may take a file away.
+        return [torch.from_numpy(np.stack(views)) for views in of_scale.values()]
 
-    def missing(self, record: Record, *, mirrored: bool = False) -> list[tuple[float, bool]]:
-        """Scales at which a photograph has no features that can be read, and whether of its mirror image."""
-        views = [(scale, side) for scale in self.scales for side in (False, True)[: 1 + mirrored]]
+    def missing(self, record: Record, *, scored: bool = False) -> list[tuple[float, bool]]:
+        """The views of a photograph that have no features that can be read; see `views`."""
+        views = self.views(scored=scored)
         return [view for view in views if self._map(record, view[0], mirrored=view[1]) is None]
 
     @staticmethod

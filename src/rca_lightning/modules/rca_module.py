@@ -118,7 +118,7 @@ class RCAModule(
         propagation_power: how alike cells must be; see `propagate`.
         final_map: what seeds are read from: "attention" summed by class, "coarse" (P), "refined" (P^, as in the
             paper) or the "mean" of the last two.
-        scales: image scales at evaluation and prediction.
+        scales: image scales at evaluation and prediction. Behind a frozen backbone training reads the first one.
         flip: whether evaluation and prediction add the mirrored image.
         max_side: longest side of a view in pixels at evaluation and prediction, which bounds memory; larger photographs
             are computed smaller, and that is logged.

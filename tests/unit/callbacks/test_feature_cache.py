@@ -155,9 +155,9 @@ def test_cached_features_give_the_maps_of_the_photographs(root, tmp_path, scales
     photographs.setup("validate")
     images = photographs._eval
     images.features = FeatureCacheCallback(str(tmp_path / "features")).cache
-    images.mirrored = True
+    images.scored = True
     key = FeatureCacheCallback._key(FeatureCacheCallback(), module, compute_dtype(module.device))
-    images.features.use(key, scales=scales)
+    images.features.use(key, scales=scales, flip=True)
     batch = next(iter(photographs.val_dataloader()))
     assert len(batch["features"][0]) == len(scales)
     for tags in (batch["tags"], None):

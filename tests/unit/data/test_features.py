@@ -42,12 +42,12 @@ def cache(tmp_path: Path, weights: str = "one", *, scales: tuple[float, ...] = (
 
 def test_what_was_written_is_read_by_the_next_run(tmp_path, records):
     first = cache(tmp_path, scales=(0.5, 1.0))
-    assert first.missing(records[0]) == [(0.5, False), (1.0, False)]
+    assert first.missing(records[0], scored=True) == [(0.5, False), (1.0, False)]
     first.write(records[0], 1.0, values(1))
-    assert first.missing(records[0]) == [(0.5, False)]
-    assert first.read(records[0]) is None, "all scales or none"
+    assert first.missing(records[0], scored=True) == first.missing(records[0]) == [(0.5, False)]
+    assert first.read(records[0], scored=True) is None, "all scales or none"
     first.write(records[0], 0.5, values(2))
-    found = cache(tmp_path, scales=(1.0, 0.5)).read(records[0])
+    found = cache(tmp_path, scales=(1.0, 0.5)).read(records[0], scored=True)
     for seed, of_scale in zip((1, 2), found, strict=True):
         assert of_scale.dtype == torch.float16
         torch.testing.assert_close(of_scale, values(seed).half()[None])
@@ -55,14 +55,25 @@ def test_what_was_written_is_read_by_the_next_run(tmp_path, records):
 
 def test_mirror_images_are_files_of_their_own(tmp_path, records):
     kept = cache(tmp_path)
+    kept.use({"weights": "a"}, scales=(1.0,), flip=True)
     kept.write(records[0], 1.0, values(1))
-    assert kept.read(records[0], mirrored=True) is None
-    assert kept.missing(records[0], mirrored=True) == [(1.0, True)]
+    assert kept.read(records[0], scored=True) is None
+    assert kept.missing(records[0], scored=True) == [(1.0, True)]
     kept.write(records[0], 1.0, values(2), mirrored=True)
-    (both,) = kept.read(records[0], mirrored=True)
+    (both,) = kept.read(records[0], scored=True)
     torch.testing.assert_close(both, torch.stack([values(1), values(2)]).half())
     (plain,) = kept.read(records[0])
     torch.testing.assert_close(plain, values(1).half()[None])
+
+
+def test_training_reads_the_first_scale_as_it_is(tmp_path, records):
+    kept = cache(tmp_path)
+    kept.use({"weights": "a"}, scales=(1.0, 1.5), flip=True)
+    assert kept.views(scored=False) == kept.missing(records[0]) == [(1.0, False)]
+    assert kept.views(scored=True) == [(1.0, False), (1.0, True), (1.5, False), (1.5, True)]
+    kept.write(records[0], 1.0, values(1))
+    (found,) = kept.read(records[0])
+    torch.testing.assert_close(found, values(1).half()[None])
 
 
 def test_other_weights_and_changed_photographs_have_other_features(tmp_path, records):
