@@ -14,7 +14,7 @@ from PIL import Image
 from rca_lightning import RCAModule
 from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError
-from tests.integration.running import run
+from tests.integration.running import fit, run
 
 PREDICTED = 6
 
@@ -90,6 +90,32 @@ def test_next_fit_reads_the_cache_and_resumes(frozen: Path, tmp_path: Path, capl
     more = ("--trainer.limit_val_batches", 0, "--trainer.max_epochs", 3, "--model.num_prototypes", 5)
     last = run("fit", frozen, *more, "--ckpt_path", "last")
     assert last.trainer.current_epoch == 3
+
+
+def test_backbone_is_trained_from_it(frozen: Path, tmp_path: Path, caplog):
+    start = fit(frozen, "start").model.network
+    weights = tmp_path / "start" / "last.ckpt"
+    words = ("--model.weights", weights, "--model.backbone_mode", "trained", "--model.frozen_stages", 3)
+    tuned = fit(frozen, "tuned", *words, "--memory.slots", 16, "--model.lr", 1e-3, "--trainer.max_epochs", 3)
+    assert f"taken from {weights}: backbone, projection, CAM head, prototypes" in caplog.text
+    network = tuned.model.network
+    assert not tuned.model.is_frozen
+    before = start.backbone.state_dict()
+    moved = {name for name, weight in network.backbone.state_dict().items() if not torch.equal(weight, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"layer3"}, "the last of four stages"
+    assert torch.equal(network.pca.weight, start.pca.weight)
+    assert not torch.equal(network.coarse_head.conv.weight, start.coarse_head.conv.weight)
+    assert not torch.equal(network.aggregation.prototypes, start.aggregation.prototypes)
+    # Nothing below needs the start: a checkpoint is all.
+    weights.unlink()
+    (tmp_path / "weights.pth").unlink()
+    content = yaml.safe_load(frozen.read_text())
+    del content["model"]["weights"]
+    frozen.write_text(yaml.safe_dump(content))
+    run("validate", frozen, "--ckpt_path", tmp_path / "tuned" / "last.ckpt")
+    assert json.loads((tmp_path / "run" / "validate.json").read_text())["images"] == 6
+    run("atlas", frozen, "--ckpt_path", tmp_path / "tuned" / "last.ckpt", "--atlas.folder", tmp_path / "atlas")
+    assert (tmp_path / "atlas" / "index.html").is_file()
 
 
 def test_segmenter_starts_from_it(frozen: Path, segment: Path, tmp_path: Path, caplog):
