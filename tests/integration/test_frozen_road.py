@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,30 @@ def test_backbone_is_trained_from_it(frozen: Path, tmp_path: Path, caplog):
     assert json.loads((tmp_path / "run" / "validate.json").read_text())["images"] == 6
     run("atlas", frozen, "--ckpt_path", tmp_path / "tuned" / "last.ckpt", "--atlas.folder", tmp_path / "atlas")
     assert (tmp_path / "atlas" / "index.html").is_file()
+
+
+STOP = """
+class_path: lightning.pytorch.callbacks.EarlyStopping
+init_args:
+  monitor: train/label_change
+  stopping_threshold: 0.3
+  patience: 20
+  check_on_train_epoch_end: true
+"""
+
+
+def test_rounds_stop_when_labels_no_longer_change(frozen: Path, tmp_path: Path, caplog):
+    content = yaml.safe_load(frozen.read_text())
+    content["trainer"] |= {"max_epochs": 20, "check_val_every_n_epoch": 20}
+    content["trainer"]["callbacks"].append(yaml.safe_load(STOP))
+    frozen.write_text(yaml.safe_dump(content))
+    trainer = run("fit", frozen).trainer
+    shares = [float(share) for share in re.findall(r"epoch \d+: (\S+) % of the cells changed their label", caplog.text)]
+    assert len(shares) == trainer.current_epoch - 1 < 19
+    assert shares[-1] <= 30
+    assert all(share > 30 for share in shares[:-1])
+    assert float(trainer.callback_metrics["train/label_change"]) == pytest.approx(shares[-1] / 100, abs=1e-3)
+    assert (tmp_path / "run" / "last.ckpt").is_file()
 
 
 def test_segmenter_starts_from_it(frozen: Path, segment: Path, tmp_path: Path, caplog):

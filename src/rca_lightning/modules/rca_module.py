@@ -42,7 +42,7 @@ from rca_lightning.rca.loss import Losses, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap, Projection, RegionMap, build_network
 from rca_lightning.rca.propagation import propagate
-from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, select_for_memory
+from rca_lightning.rca.regions import RegionRule, Regions, cell_labels, extract_regions, select_for_memory
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ class RCAModule(
         """Names of the metrics that `fit` logs."""
         scores = [*Scores.logged_names(self.hparams["eval_tags"], "val")] * self.validates()
         if self.is_frozen:
-            return scores
+            return scores + ["train/label_change"] * self.needs_memory
         parts = ["coarse"] + ["refined"] * (self.network.refined_head is not None) + ["contrast"] * self.needs_memory
         names = ["train/loss", *(f"train/loss_{part}" for part in parts), *super().logged_names()]
         return names + scores
@@ -385,11 +385,19 @@ class RCAModule(
 
     @torch.no_grad()
     def _round_step(self, batch: Batch) -> dict[str, Any]:
-        """Selects the regions of photographs from their cached features: (2), (3) and (7) without a loss."""
+        """Selects the regions of photographs from their cached features: (2), (3) and (7) without a loss.
+
+        Returns:
+            As `training_step`, without maps; and `labels`, of each photograph its id and the labels of all its cells,
+            which `RegionMemoryCallback` compares with those of the round before.
+        """
         weight = self.network.coarse_head.conv.weight
         empty = torch.zeros(0, dtype=torch.int64, device=weight.device)
         regions = [Regions(weight.new_zeros(0, self.embedding_dim), empty, empty)]
+        threshold = self.threshold_of_regions("background_threshold")
+        labels = []
         for image, (features, tags) in enumerate(zip(batch["features"], batch["tags"], strict=True)):
+            of_views = []
             for of_scale in features:  # (V, D, h, w)
                 rows = tags.expand(len(of_scale), -1)
                 maps = self.network.read([of_scale.to(weight)], rows)
@@ -398,8 +406,12 @@ class RCAModule(
                 own = self._select_for_memory(self._extract_regions(maps, cam, rows), maps, cam, rows, probabilities)
                 own.images = torch.full_like(own.images, image)  # of all views
                 regions.append(own)
+                of_views.append(cell_labels(cam, rows, threshold).flatten())
+            if of_views:
+                labels.append((batch["image_id"][image], torch.cat(of_views).cpu()))
         loss = torch.zeros((), device=weight.device, requires_grad=True)  # Lightning calls backward
-        return {"loss": loss, "regions": functools.reduce(Regions.cat, regions), "image_id": batch["image_id"]}
+        selected = functools.reduce(Regions.cat, regions)
+        return {"loss": loss, "regions": selected, "image_id": batch["image_id"], "labels": labels}
 
     def _reads_regions_from_attention(self) -> bool:
         return self.hparams["region_map"] == "attention" and self.network.has_prototypes
