@@ -53,7 +53,7 @@ def _fit(rank: int, processes: int, port: int, folder: Path, case: str) -> None:
     cluster = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
     trainer = quiet_trainer(folder, max_epochs=2, num_sanity_val_steps=0, callbacks=parts, **cluster)
     trainer.fit(module, data)
-    scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name[:4] in ("val/", "trai")}
     memory = parts[-1].memory.state_dict()
     state = {
         "weights": module.state_dict(), "memory": memory, "scores": scores, "photographs": shared.photographs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from rca_lightning import RCAModule
 from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError
-from tests.integration.running import run
+from tests.integration.running import fit, run
 
 PREDICTED = 6
 
@@ -90,6 +91,56 @@ def test_next_fit_reads_the_cache_and_resumes(frozen: Path, tmp_path: Path, capl
     more = ("--trainer.limit_val_batches", 0, "--trainer.max_epochs", 3, "--model.num_prototypes", 5)
     last = run("fit", frozen, *more, "--ckpt_path", "last")
     assert last.trainer.current_epoch == 3
+
+
+def test_backbone_is_trained_from_it(frozen: Path, tmp_path: Path, caplog):
+    start = fit(frozen, "start").model.network
+    weights = tmp_path / "start" / "last.ckpt"
+    words = ("--model.weights", weights, "--model.backbone_mode", "trained", "--model.frozen_stages", 3)
+    tuned = fit(frozen, "tuned", *words, "--memory.slots", 16, "--model.lr", 1e-3, "--trainer.max_epochs", 3)
+    assert f"taken from {weights}: backbone, projection, CAM head, prototypes" in caplog.text
+    network = tuned.model.network
+    assert not tuned.model.is_frozen
+    before = start.backbone.state_dict()
+    moved = {name for name, weight in network.backbone.state_dict().items() if not torch.equal(weight, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"layer3"}, "the last of four stages"
+    assert torch.equal(network.pca.weight, start.pca.weight)
+    assert not torch.equal(network.coarse_head.conv.weight, start.coarse_head.conv.weight)
+    assert not torch.equal(network.aggregation.prototypes, start.aggregation.prototypes)
+    # Nothing below needs the start: a checkpoint is all.
+    weights.unlink()
+    (tmp_path / "weights.pth").unlink()
+    content = yaml.safe_load(frozen.read_text())
+    del content["model"]["weights"]
+    frozen.write_text(yaml.safe_dump(content))
+    run("validate", frozen, "--ckpt_path", tmp_path / "tuned" / "last.ckpt")
+    assert json.loads((tmp_path / "run" / "validate.json").read_text())["images"] == 6
+    run("atlas", frozen, "--ckpt_path", tmp_path / "tuned" / "last.ckpt", "--atlas.folder", tmp_path / "atlas")
+    assert (tmp_path / "atlas" / "index.html").is_file()
+
+
+STOP = """
+class_path: lightning.pytorch.callbacks.EarlyStopping
+init_args:
+  monitor: train/label_change
+  stopping_threshold: 0.3
+  patience: 20
+  check_on_train_epoch_end: true
+"""
+
+
+def test_rounds_stop_when_labels_no_longer_change(frozen: Path, tmp_path: Path, caplog):
+    content = yaml.safe_load(frozen.read_text())
+    content["trainer"] |= {"max_epochs": 20, "check_val_every_n_epoch": 20}
+    content["trainer"]["callbacks"].append(yaml.safe_load(STOP))
+    frozen.write_text(yaml.safe_dump(content))
+    trainer = run("fit", frozen).trainer
+    shares = [float(share) for share in re.findall(r"epoch \d+: (\S+) % of the cells changed their label", caplog.text)]
+    assert len(shares) == trainer.current_epoch - 1 < 19
+    assert shares[-1] <= 30
+    assert all(share > 30 for share in shares[:-1])
+    assert float(trainer.callback_metrics["train/label_change"]) == pytest.approx(shares[-1] / 100, abs=1e-3)
+    assert (tmp_path / "run" / "last.ckpt").is_file()
 
 
 def test_segmenter_starts_from_it(frozen: Path, segment: Path, tmp_path: Path, caplog):

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
 CAM_HEAD_PREFIX = "network.coarse_head."
 PCA_PREFIX = "network.pca."
+# What a network starts with, each of use with the ones before alone.
+_START = {"projection": PCA_PREFIX, "CAM head": CAM_HEAD_PREFIX, "prototypes": "network.aggregation."}
 CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
 LISTED = 20
 
@@ -92,13 +94,81 @@ def load_cam_head(
     if state and any(key.startswith(PCA_PREFIX) for key in _tensors(path, content)):
         logger.info("tag_weight: the tag head begins anew; the CAM head of %s reads principal components", path)
         return False
-    taken = bool(state) and not any(_problems(head.state_dict(), state))
-    arguments = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    stored = arguments.get("class_names") if isinstance(arguments, Mapping) else None
-    taken &= not isinstance(stored, list) or first_other_class(stored, class_names) is None
+    taken = bool(state) and not any(_problems(head.state_dict(), state)) and not _other_classes(content, class_names)
     if taken:
         head.load_state_dict(state)
     return taken
+
+
+def pca_arguments(source: str, *, sha256: str | None = None) -> dict[str, Any] | None:
+    """Arguments that a network needs to have the PCA of a checkpoint: `embedding_dim` and `embedding_stages`.
+
+    Args:
+        source: as for `load_weights`; no tensor of it is read.
+        sha256: as for `load_weights`.
+
+    Returns:
+        The arguments; `None` if the file is no checkpoint of `rca fit` with a PCA.
+    """
+    if source == "none" or source.endswith(".safetensors"):
+        return None
+    content = _content(_locate(source, sha256), map_location="meta")
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    weight = state.get(f"{PCA_PREFIX}weight") if isinstance(state, Mapping) else None
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        return None
+    stages = _arguments(content).get("embedding_stages")
+    return {"embedding_dim": len(weight), "embedding_stages": stages if isinstance(stages, int) else None}
+
+
+def load_frozen_start(
+    network: nn.Module, source: str, *, sha256: str | None = None, class_names: Sequence[str] | None = None
+) -> None:
+    """Loads PCA, CAM head and prototypes of a checkpoint with a frozen backbone; maps are then those of the checkpoint.
+
+    What does not fit, and what reads it, is left as it is. One line says what is taken.
+
+    Args:
+        network: an `RCANetwork`; changed in place.
+        source: as for `load_weights`; of any other file nothing is taken.
+        sha256: as for `load_weights`.
+        class_names: of this network; `None` if unknown. Head and prototypes of others are not taken.
+    """
+    if source == "none":
+        return
+    path = _locate(source, sha256)
+    content = _content(path)
+    tensors = _tensors(path, content)
+    if not any(key.startswith(PCA_PREFIX) for key in tensors):
+        return
+    taken: list[str] = ["backbone"]
+    anew: list[str] = []
+    reason = "" if getattr(network, "pca", None) is not None else "its projection is not that of this network"
+    for name, prefix in _START.items():
+        part = getattr(network, prefix.split(".")[1])
+        if part is None:
+            continue
+        state = _part(tensors, prefix)
+        reason = reason or next(_problems(part.state_dict(), state), "")
+        reason = reason or ("" if prefix == PCA_PREFIX else _other_classes(content, class_names))
+        if not reason:
+            part.load_state_dict(state)
+        (anew if reason else taken).append(name)
+    left = f"; anew: {', '.join(anew)} ({reason})" if anew else ""
+    logger.info("weights: taken from %s: %s%s", path, ", ".join(taken), left)
+
+
+def _arguments(content: Any) -> Mapping[str, Any]:
+    """Arguments of the module of a checkpoint; none of another file."""
+    arguments = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    return arguments if isinstance(arguments, Mapping) else {}
+
+
+def _other_classes(content: Any, class_names: Sequence[str] | None) -> str:
+    """The first class that differs from those of a checkpoint; empty if none does or they are unknown."""
+    stored = _arguments(content).get("class_names")
+    difference = first_other_class(stored, class_names) if isinstance(stored, list) else None
+    return "class {} is {!r} there, {!r} here".format(*difference) if difference else ""
 
 
 def _locate(source: str, sha256: str | None) -> Path:
@@ -119,10 +189,10 @@ def _locate(source: str, sha256: str | None) -> Path:
     return path
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path, map_location: str = "cpu") -> Any:
     """What a file holds."""
     try:
-        return _unpack(path)
+        return _unpack(path, map_location)
     except RCAError:
         raise
     except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
@@ -151,11 +221,11 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     return {plain_name(key): value.float() if value.is_floating_point() else value for key, value in content.items()}
 
 
-def _unpack(path: Path) -> Any:
+def _unpack(path: Path, map_location: str) -> Any:
     if path.suffix == ".safetensors":
         reader = require_extra("safetensors.torch", extra="timm", needed_for="reading .safetensors files")
         return reader.load_file(path)
-    return load_tensors(path, map_location="cpu")
+    return load_tensors(path, map_location=map_location)
 
 
 def _part(content: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

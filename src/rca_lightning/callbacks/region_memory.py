@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -16,11 +17,12 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.compatibility import OnMismatch
 from rca_lightning.clustering.cluster import REMOVED_METHODS, ClusteringBackend, ClusteringMethod, check_method
-from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
+from rca_lightning.distributed import broadcast_from_first, gather_objects, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, WeightsError, refuse_removed, require_extra
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.diagnostics import advise_on_empty, diagnose
+from rca_lightning.rca.label_change import LabelChange
 from rca_lightning.rca.memory_bank import REMOVED, Placement, RegionMemory, StoredType, encode_ids
 from rca_lightning.rca.prototype_contrast import CELLS, contrast_prototypes
 from rca_lightning.rca.prototypes import Prototypes, make_prototypes
@@ -40,6 +42,10 @@ class RegionMemoryCallback(L.Callback):
     process would have: the memory is the same on every rank, bit for bit, and does not depend on their number. After
     the last batch of the warm-up and of each later epoch rank 0 runs k-means and broadcasts the prototypes. The memory
     is part of the checkpoint.
+
+    Behind a frozen backbone `train/label_change` is the share of cells of the training photographs whose label differs
+    from the epoch before, 1 in the first; Lightning's `EarlyStopping` can monitor it. Labels are read from the maps
+    that regions are cut from; see `cell_labels`. The last ones are part of the checkpoint, a byte a cell.
 
     Args:
         slots: regions N a class. More than two epochs of them keep regions of a network that has moved on. none: 100.
@@ -115,6 +121,7 @@ class RegionMemoryCallback(L.Callback):
         self.memory: RegionMemory | None = None
         self.diagnostics: dict[str, dict[str, int | float | None]] = {}
         self._cells: list[tuple[Tensor, Tensor]] = []  # of the round, on the first rank: float16 (M, D) and labels (M,)
+        self._change = LabelChange()
         self._restored: dict[str, Any] | None = None
         self._logged_backend = False
         self._advised = False
@@ -124,6 +131,7 @@ class RegionMemoryCallback(L.Callback):
         if stage == "fit":  # a checkpoint that was validated or predicted with is not one to go on from
             self._restored, self.diagnostics, self._advised = None, {}, False
             self._cells.clear()
+            self._change = LabelChange()
         if stage != "fit" or not isinstance(pl_module, RCAModule) or not pl_module.needs_memory:
             return
         pl_module.on_mismatch = self.on_mismatch
@@ -202,6 +210,7 @@ class RegionMemoryCallback(L.Callback):
         if batch_idx == 0 and self.memory is not None and isinstance(pl_module, RCAModule) and pl_module.is_frozen:
             self.memory.clear()
             self._cells.clear()
+            self._change.begin_round()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -222,6 +231,18 @@ class RegionMemoryCallback(L.Callback):
         done = trainer.current_epoch + 1
         if trainer.is_last_batch and done >= pl_module.hparams["warmup_epochs"]:
             self._renew_prototypes(self.memory, pl_module, done)
+        if pl_module.is_frozen:
+            for image_id, labels in itertools.chain.from_iterable(gather_objects(outputs["labels"])):
+                self._change.add(image_id, labels)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the share of cells that have changed their label; every rank has the same."""
+        if self.memory is None or not isinstance(pl_module, RCAModule) or not pl_module.is_frozen:
+            return
+        share = self._change.share
+        pl_module.log("train/label_change", share, on_step=False, on_epoch=True, batch_size=1)
+        if trainer.current_epoch > 0:
+            _log_once("epoch %d: %.1f %% of the cells changed their label", trainer.current_epoch + 1, 100 * share)
 
     def _renew_prototypes(self, memory: RegionMemory, module: RCAModule, epoch: int) -> None:
         """Cluster and contrast on rank 0, write the prototypes into the module on every rank."""
@@ -313,16 +334,21 @@ class RegionMemoryCallback(L.Callback):
         module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory, the cells of a round that is not over and the last diagnostics, as tensors and numbers."""
+        """The memory, cells and labels of a round and the last diagnostics, as tensors and numbers."""
         if self.memory is None:
             return {}
-        return {"memory": self.memory.state_dict(), "diagnostics": self.diagnostics, "cells": list(self._cells)}
+        of_round: dict[str, Any] = {"cells": list(self._cells)} if self._cells else {}
+        if self._change.labels:
+            of_round["labels"] = self._change.state_dict()
+        return {"memory": self.memory.state_dict(), "diagnostics": self.diagnostics, **of_round}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the memory of a checkpoint until fitting starts; validation and prediction have no use for it."""
         self._restored = state_dict.get("memory")
         self.diagnostics = state_dict.get("diagnostics", {})
         self._cells = [tuple(part) for part in state_dict.get("cells", [])]
+        if "labels" in state_dict:
+            self._change.load_state_dict(state_dict["labels"])
 
 
 def _total_bytes(device: torch.device) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rca_lightning.backbones.weights import pca_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.inference import check_views
 from rca_lightning.rca.propagation import check_propagation
@@ -91,4 +92,20 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if kept["aggregation"] and kept["beta"] == 0 and kept["final_map"] in {"refined", "mean"}:
         remedy = f"give a weight above 0, or final_map='attention': {kept['final_map']!r} needs the second head"
         raise ArgumentError("beta", 0, remedy)
-    return kept
+    return kept | _projection_arguments(kept, arguments["weights"], arguments["weights_sha256"])
+
+
+def _projection_arguments(kept: Mapping[str, Any], weights: str | None, sha256: str | None) -> dict[str, Any]:
+    """Which projection there is, and those of its arguments that come with the weights."""
+    if kept["backbone_mode"] == "frozen":
+        if kept["projection"] == "learned":
+            remedy = "behind a frozen backbone nothing learns it; leave it out, or give backbone_mode='trained'"
+            raise ArgumentError("projection", "learned", remedy)
+        return {"projection": "pca"}
+    start = None if weights is None or kept["projection"] == "learned" else pca_arguments(weights, sha256=sha256)
+    if start is None:
+        return {"projection": kept["projection"] or "learned"}
+    stages = start["embedding_stages"] or 2  # which a network has without a number
+    if kept["embedding_dim"] not in (None, start["embedding_dim"]) or kept["embedding_stages"] not in (None, stages):
+        return {"projection": kept["projection"] or "learned"}
+    return {**start, "embedding_stages": kept["embedding_stages"] or start["embedding_stages"], "projection": "pca"}

@@ -17,6 +17,7 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.backbones.weights import load_frozen_start
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, refuse_removed
 from rca_lightning.evaluation.report import Scores
@@ -39,10 +40,10 @@ from rca_lightning.rca.contrast import Positives
 from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps, read_class_maps
 from rca_lightning.rca.loss import Losses, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
-from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap, RegionMap, build_network
+from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap, Projection, RegionMap, build_network
 from rca_lightning.rca.propagation import propagate
 from rca_lightning.rca.prototype_contrast import CELLS, select_cells
-from rca_lightning.rca.regions import RegionRule, Regions, extract_regions, select_for_memory
+from rca_lightning.rca.regions import RegionRule, Regions, cell_labels, extract_regions, select_for_memory
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,9 @@ class RCAModule(
         class_names: their names, for tables and pictures.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
         weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
-            rca fit, whose backbone is taken; a URL; or "none" for random weights, which are warned of where it is left
-            out. Checkpoints do not keep it, and replace what it loads.
+            rca fit, whose backbone is taken, and with backbone_mode="trained" of one with a frozen backbone PCA, CAM
+            head and prototypes too, as far as they fit; a URL; or "none" for random weights, which are warned of where
+            it is left out. Checkpoints do not keep it, and replace what it loads.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
@@ -82,9 +84,11 @@ class RCAModule(
         contrast: whether to contrast regions with the memory; behind a frozen backbone the prototypes with cells, see
             `contrast_prototypes`. none: yes, where there is something to train.
         aggregation: whether pixels read the prototypes of the dataset and a second CAM head completes the map.
-        embedding_dim: channels of a learned 1x1 projection for memory and prototypes, or behind a frozen backbone of a
-            projection onto principal components; none: 256 there, else the features themselves, which need no warm-up
-            to mean something.
+        projection: of embeddings: "learned", a 1x1 convolution for memory and prototypes, or "pca", onto the principal
+            components of standardised features, which the CAM heads read too. none: "pca" behind a frozen backbone and
+            where the weights have one.
+        embedding_dim: channels of the projection; none: those of the weights, 256 behind a frozen backbone, else the
+            features themselves without a projection, which need no warm-up to mean something.
         embedding_stages: how many of the last stages of the backbone embeddings are made of; none: 2, which adds
             parts that the features of the last have merged, or 1 for a timm model, whose stages are not known.
         standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
@@ -162,6 +166,7 @@ class RCAModule(
         channels_last: bool | None = None,
         contrast: bool | None = None,
         aggregation: bool = True,
+        projection: Projection | None = None,
         embedding_dim: int | None = None,
         embedding_stages: int | None = None,
         standardize: bool = True,
@@ -217,8 +222,9 @@ class RCAModule(
             aggregation=aggregation,
             beta=self.hparams["beta"],
             frozen=self.is_frozen,
+            projection=self.hparams["projection"],
             embedding_dim=self.hparams["embedding_dim"],
-            embedding_stages=embedding_stages,
+            embedding_stages=self.hparams["embedding_stages"],
             standardize=standardize,
             attention_temperature=attention_temperature,
             normalize_attention=normalize_attention,
@@ -226,6 +232,8 @@ class RCAModule(
             num_prototypes=num_prototypes,
             background_prototypes=background_prototypes,
         )
+        if weights is not None and not self.is_frozen:
+            load_frozen_start(self.network, weights, sha256=weights_sha256, class_names=class_names)
         self.loss = RCALoss(
             alpha=alpha, beta=self.hparams["beta"], temperature=contrast_temperature, positives=positives
         )
@@ -264,7 +272,7 @@ class RCAModule(
         """Names of the metrics that `fit` logs."""
         scores = [*Scores.logged_names(self.hparams["eval_tags"], "val")] * self.validates()
         if self.is_frozen:
-            return scores
+            return scores + ["train/label_change"] * self.needs_memory
         parts = ["coarse"] + ["refined"] * (self.network.refined_head is not None) + ["contrast"] * self.needs_memory
         names = ["train/loss", *(f"train/loss_{part}" for part in parts), *super().logged_names()]
         return names + scores
@@ -294,6 +302,13 @@ class RCAModule(
         if self.is_frozen and getattr(data, "features", None) is None:
             raise ArgumentError(
                 "callbacks", None, "add FeatureCacheCallback() to the Trainer, or give backbone_mode='trained'"
+            )
+        if self.network.pca is not None and not self.is_frozen and not self.network.pca_learned:
+            raise ArgumentError(
+                "projection",
+                "pca",
+                "a trained backbone has the components of a frozen fit: give its checkpoint as weights, with the same "
+                "embedding_dim and embedding_stages; or leave it out",
             )
         if self.network.projection is not None and not self._trains_projection():
             raise ArgumentError(
@@ -374,12 +389,20 @@ class RCAModule(
 
     @torch.no_grad()
     def _round_step(self, batch: Batch) -> dict[str, Any]:
-        """Selects the regions of photographs from their cached features: (2), (3) and (7) without a loss."""
+        """Selects the regions of photographs from their cached features: (2), (3) and (7) without a loss.
+
+        Returns:
+            As `training_step`, without maps; and `labels`, of each photograph its id and the labels of all its cells,
+            which `RegionMemoryCallback` compares with those of the round before.
+        """
         weight = self.network.coarse_head.conv.weight
         empty = torch.zeros(0, dtype=torch.int64, device=weight.device)
         regions = [Regions(weight.new_zeros(0, self.embedding_dim), empty, empty)]
         cells = [regions[0].none()] if self._contrasts_prototypes() else None
+        threshold = self.threshold_of_regions("background_threshold")
+        labels = []
         for image, (features, tags) in enumerate(zip(batch["features"], batch["tags"], strict=True)):
+            of_views = []
             for of_scale in features:  # (V, D, h, w)
                 rows = tags.expand(len(of_scale), -1)
                 maps = self.network.read([of_scale.to(weight)], rows)
@@ -392,11 +415,14 @@ class RCAModule(
                     chosen = self._select_cells(maps, cam, rows, probabilities)
                     chosen.images = torch.full_like(chosen.images, image)
                     cells.append(chosen)
+                of_views.append(cell_labels(cam, rows, threshold).flatten())
+            if of_views:
+                labels.append((batch["image_id"][image], torch.cat(of_views).cpu()))
         loss = torch.zeros((), device=weight.device, requires_grad=True)  # Lightning calls backward
         found = {"regions": functools.reduce(Regions.cat, regions)}
         if cells is not None:
             found["cells"] = functools.reduce(Regions.cat, cells)
-        return {"loss": loss, **found, "image_id": batch["image_id"]}
+        return {"loss": loss, **found, "image_id": batch["image_id"], "labels": labels}
 
     def _contrasts_prototypes(self) -> bool:
         """Whether a round trains the prototypes: the first one has none, and later ones those that it began with."""

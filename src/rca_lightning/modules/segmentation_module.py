@@ -68,8 +68,8 @@ class SegmentationModule(
             one classifier on standardised features, which sees no surroundings: for few images with poor labels.
         tag_weight: weight of the loss of a head that learns the tags of the image, beside the loss of the pixels; 0: no
             such head. The probability of a class is multiplied with that of its tag then. With weights from a
-            checkpoint of rca fit it starts as the CAM head in there, unless the backbone was frozen: that head reads a
-            projection.
+            checkpoint of rca fit it starts as the CAM head in there, unless that head reads a projection, as behind a
+            frozen backbone.
         scales: image scales at evaluation and prediction.
         flip: whether evaluation and prediction add the mirrored image.
         max_side: longest side in pixels of what evaluation and prediction compute at once; bounds memory.

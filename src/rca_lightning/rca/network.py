@@ -377,6 +377,7 @@ def build_network(
     aggregation: bool,
     beta: float,
     frozen: bool,
+    projection: Projection,
     embedding_dim: int | None,
     embedding_stages: int | None,
     standardize: bool,
@@ -410,7 +411,8 @@ def build_network(
     # The last stage knows the class, the one before the parts.
     stages = embedding_stages or min(2, len(extractor.stage_channels))
     width = sum(extractor.stage_channels[-stages:])
-    if frozen and embedding_dim is None:
+    has_pca = projection == "pca"
+    if has_pca and embedding_dim is None:
         embedding_dim = min(_PCA_CHANNELS, width)
     # Made even if nothing reads it, since it refuses wrong arguments.
     reader = SemanticAggregation(
@@ -421,13 +423,13 @@ def build_network(
         temperature=attention_temperature,
         normalize=normalize_attention,
     )
-    needs_embeddings = contrast or aggregation
+    needs_embeddings = contrast or aggregation or has_pca
     return RCANetwork(
         extractor,
         num_classes,
-        embedding_dim=embedding_dim if needs_embeddings or frozen else None,
-        embedding_stages=stages if needs_embeddings or frozen else 1,
-        projection="pca" if frozen else "learned",
+        embedding_dim=embedding_dim if needs_embeddings else None,
+        embedding_stages=stages if needs_embeddings else 1,
+        projection=projection,
         aggregation=reader if aggregation else None,
         second_head=beta > 0,
         attention_classes=attention_classes,

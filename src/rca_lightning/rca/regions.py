@@ -161,6 +161,28 @@ def background_regions(maps: Tensor, tags: Tensor, threshold: float = 0.05, grid
     return empty[:, None] & (tile[None] == index[:, None, None])[None]
 
 
+def cell_labels(maps: Tensor, tags: Tensor, threshold: float = 0.05) -> Tensor:
+    """Label of each cell: the tagged class with the highest map, or the background where none exceeds the threshold.
+
+    Args:
+        maps: activation maps `(B, L, H, W)`; each is divided by its peak.
+        tags: `(B, L)`, 0 or 1.
+        threshold: of the background, in `[0, 1]`.
+
+    Returns:
+        `(B, H, W)` uint8: 0 the background, `i` the i-th class that the image is tagged with.
+
+    Example:
+        >>> maps = torch.tensor([[[[4.0, 1.0, 0.0]], [[9.0, 9.0, 9.0]], [[0.0, 2.0, 0.1]]]])
+        >>> cell_labels(maps, torch.tensor([[1, 0, 1]]), 0.2)
+        tensor([[[1, 2, 0]]], dtype=torch.uint8)
+    """
+    tagged = _tagged(maps, tags)
+    scores = max_normalise(tagged.maps).masked_fill(~tagged.present[:, :, None, None], -1)
+    background = scores.new_full((len(scores), 1, *scores.shape[2:]), threshold)
+    return torch.cat([background, scores], dim=1).argmax(dim=1).to(torch.uint8)
+
+
 @dataclass
 class _Tagged:
     """Maps of the tagged classes alone, which are a few, whatever the number of classes.

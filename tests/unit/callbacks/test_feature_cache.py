@@ -37,6 +37,7 @@ from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.rca.cam import fit_head
 from rca_lightning.rca.inference import infer_class_maps
+from rca_lightning.rca.propagation import propagate
 
 TRAIN, VAL, SIZE = 12, 5, 64
 
@@ -245,6 +246,82 @@ def test_resumed_between_rounds_is_the_whole_run(root, tmp_path):
     assert loaded.network.pca_learned
 
 
+class Rounds(L.Callback):
+    """The share of cells that each round changes: as it is logged, and by a plain loop over all photographs."""
+
+    def __init__(self, stop_in: tuple[int, int] | None = None) -> None:
+        self.logged, self.expected, self.before, self.stop_in = [], [], {}, stop_in
+
+    @torch.no_grad()
+    def on_train_epoch_start(self, trainer, pl_module):
+        network, changed, cells = pl_module.network, 0, 0
+        attention = network.has_prototypes
+        threshold = 0.15 if attention else 0.05
+        photographs = trainer.datamodule.cached_features()
+        for sample in (photographs[row] for row in range(len(photographs))):
+            tagged = sample["tags"].nonzero()[:, 0].tolist()
+            labels = []
+            for of_scale in sample["features"]:
+                maps = network.read([of_scale.float()], sample["tags"][None])
+                cam = maps.region_cam("attention")
+                cam = propagate(cam, maps.embeddings, power=2, steps=1) if attention else cam
+                for row, column in torch.cartesian_prod(*map(torch.arange, cam.shape[2:])).tolist():
+                    peaks = [float(cam[0, index].max().clamp_min(1e-5)) for index in tagged]
+                    scores = [
+                        float(cam[0, index, row, column]) / peak for index, peak in zip(tagged, peaks, strict=True)
+                    ]
+                    labels.append(tagged[scores.index(max(scores))] if max(scores) > threshold else None)
+            before = self.before.get(sample["image_id"])
+            changed += sum(before is None or old != new for old, new in zip(before or labels, labels, strict=True))
+            cells += len(labels)
+            self.before[sample["image_id"]] = labels
+        self.expected.append(changed / cells)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.stop_in:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "stopped.ckpt")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.logged.append(float(trainer.callback_metrics["train/label_change"]))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+def test_share_of_labels_that_a_round_changes(root, tmp_path, scales, caplog):
+    rounds = Rounds()
+    with caplog.at_level(logging.INFO):
+        fit(root, tmp_path, frozen(scales=scales), epochs=3, callbacks=[rounds], limit_val_batches=0)
+    assert rounds.logged == pytest.approx(rounds.expected)
+    assert rounds.logged[0] == 1
+    assert all(0 < share < 1 for share in rounds.logged[1:])
+    assert "epoch 1: 100" not in caplog.text
+    assert f"epoch 2: {100 * rounds.expected[1]:.1f} % of the cells changed their label" in caplog.text
+
+
+@pytest.mark.parametrize("stop_in", [(1, 2), (2, 0)])
+def test_it_is_the_same_in_a_run_that_went_on(root, tmp_path, stop_in):
+    whole = Rounds(stop_in)
+    fit(root, tmp_path, frozen(), epochs=4, callbacks=[whole], limit_val_batches=0)
+    path = tmp_path / "stopped.ckpt"
+    resumed = Rounds()
+    fit(root, tmp_path, frozen(), epochs=4, callbacks=[resumed], limit_val_batches=0, ckpt_path=path)
+    assert len(resumed.logged) == 4 - stop_in[0]
+    assert resumed.logged == whole.logged[stop_in[0] :]
+
+
+def test_rounds_stop_when_labels_no_longer_change(root, tmp_path):
+    rounds = Rounds()
+    fit(root, tmp_path, frozen(), epochs=4, callbacks=[rounds], limit_val_batches=0)
+    for threshold in rounds.logged[1:3]:
+        stop = EarlyStopping("train/label_change", stopping_threshold=threshold + 1e-6, patience=9)
+        _, trainer = fit(root, tmp_path, frozen(), epochs=9, callbacks=[stop], limit_val_batches=0)
+        enough = next(index for index, share in enumerate(rounds.logged) if share <= threshold)
+        assert trainer.current_epoch == enough + 1
+    parts = [FeatureCacheCallback(str(tmp_path / "features")), EarlyStopping("train/label_change")]
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=parts)
+    with pytest.raises(ArgumentError, match=r"EarlyStopping.monitor='train/label_change': nothing in this run logs it"):
+        trainer.fit(frozen(aggregation=False), datamodule=data(root))
+
+
 def test_progress_is_told(root, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("rca_lightning.callbacks.feature_cache._EVERY", 0.0)
     monkeypatch.setattr("rca_lightning.callbacks.feature_cache._SAMPLE", 2)
@@ -441,7 +518,7 @@ def test_monitors_know_what_is_logged(root, tmp_path):
     fit(root, tmp_path, frozen(), callbacks=[EarlyStopping("val/seed_miou/image_tags", mode="max")])
     monitored = EarlyStopping("train/loss")
     parts = [FeatureCacheCallback(str(tmp_path / "features")), RegionMemoryCallback(backend="torch"), monitored]
-    for limit, match in ((None, "logs it; give one of val/"), (0, r"or no masks\); leave the callback out")):
+    for limit, match in ((None, "logs it; give one of val/"), (0, r"or no masks\); give one of train/label_change")):
         trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=parts, limit_val_batches=limit)
         with pytest.raises(ArgumentError, match=match):
             trainer.fit(frozen(), datamodule=data(root))
@@ -482,8 +559,14 @@ def test_backbone_of_a_frozen_fit_starts_a_segmenter(root, tmp_path, caplog):
         segmenter = SegmentationModule(6, backbone="resnet14", weights=path, tag_weight=0.1)
     torch.testing.assert_close(segmenter.network.backbone.state_dict(), module.network.backbone.state_dict())
     assert "tag_weight: the tag head begins anew" in caplog.text
-    tuned = RCAModule(num_classes=6, backbone="resnet14", weights=path, backbone_mode="trained")
+    options = {"output_stride": 8, "num_prototypes": 2, "background_prototypes": 3, "beta": 0.0}
+    tuned = RCAModule(num_classes=6, backbone="resnet14", weights=path, backbone_mode="trained", **options)
     assert not tuned.is_frozen
+    photograph = torch.randn(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        before, now = module.eval()(photograph), tuned.eval()(photograph)
+    assert torch.equal(now.coarse, before.coarse)
+    assert torch.equal(now.attention, before.attention)
     torch.testing.assert_close(tuned.network.backbone.state_dict(), module.network.backbone.state_dict())
 
 

@@ -38,6 +38,7 @@ GOOD = {
     "alpha": 0.1,
     "beta": 1.0,
     "warmup_epochs": 1,
+    "projection": "learned",
     "embedding_stages": None,
     "contrast": True,
     "aggregation": True,

@@ -187,6 +187,7 @@ OTHERS: dict[str, Any] = {
     "attention_background_threshold": 0.1,
     "confidence": 0.1,
     "warmup_epochs": 3,
+    "projection": "pca",
     "propagation_steps": 2,
     "propagation_power": 3.0,
     "final_map": "coarse",
@@ -226,7 +227,7 @@ def test_every_other_argument_is_refused_or_not_part_of_the_state(make: Callable
     if argument == "num_classes":
         named["class_names"] = ["cat", "dog", "cow"]
     if argument == "backbone_mode":
-        named |= {"contrast": False, "beta": 0.0}
+        named |= {"contrast": False, "beta": 0.0, "projection": "pca"}
     options = {name: value for name, value in before.hparams.items() if name not in named}
     torch.manual_seed(0)
     module = type(before)(**named, **options)

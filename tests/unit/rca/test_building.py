@@ -21,7 +21,12 @@ C = 128  # channels of resnet14
 def build(**options) -> RCANetwork:
     taken = inspect.signature(build_network).parameters
     defaults = {name: p.default for name, p in inspect.signature(RCAModule).parameters.items() if name in taken}
-    by_mode = {"contrast": True, "beta": 1.0, "frozen": False}  # which the module chooses where they are left out
+    by_mode = {
+        "contrast": True,
+        "beta": 1.0,
+        "frozen": False,
+        "projection": "learned",
+    }  # which the module chooses where they are left out
     return build_network(**{**defaults, **by_mode, "num_classes": L, "backbone": "resnet14", **options})
 
 
@@ -42,8 +47,10 @@ BOTH_HEADS = PLAIN | {"refined_head"}
         ({"embedding_dim": 8}, BOTH_HEADS | {"aggregation", "standardization", "projection"}),
         ({"aggregation": False}, PLAIN | {"standardization"}),
         ({"aggregation": False, "contrast": False, "embedding_dim": 8}, PLAIN),
-        ({"frozen": True, "contrast": False, "beta": 0.0}, PLAIN | {"aggregation", "pca"}),
-        ({"frozen": True, "contrast": False, "beta": 0.0, "aggregation": False}, PLAIN | {"pca"}),
+        ({"frozen": True, "projection": "pca", "contrast": False, "beta": 0.0}, PLAIN | {"aggregation", "pca"}),
+        ({"frozen": True, "projection": "pca", "contrast": False, "beta": 0.0, "aggregation": False}, PLAIN | {"pca"}),
+        ({"projection": "pca"}, BOTH_HEADS | {"aggregation", "pca"}),
+        ({"projection": "pca", "contrast": False, "aggregation": False}, PLAIN | {"pca"}),
     ],
 )
 def test_network_has_the_parts_it_needs(options, expected):
