@@ -79,7 +79,7 @@ def select_cells(
 
 
 @check_arguments
-@torch.enable_grad()
+@torch.no_grad()
 def contrast_prototypes(
     prototypes: Tensor,
     owners: Tensor,
@@ -135,12 +135,32 @@ def contrast_prototypes(
         loss = 0.0
         for batch in torch.split(rows[torch.randperm(len(rows), generator=order).to(rows.device)], BATCH):
             read = F.normalize(cells[batch].to(unit.device).float(), dim=1)
-            logits = read @ F.normalize(moving, dim=1).T / temperature  # (M, Q)
-            other = owners[None] != labels[batch].to(unit.device)[:, None]
-            own = logits.masked_fill(other, torch.finfo(logits.dtype).min)
-            of_batch = (logits.logsumexp(dim=1) - own.logsumexp(dim=1)).mean()
-            optimizer.zero_grad()
-            of_batch.backward()  # type: ignore[no-untyped-call]
+            own = owners[None] == labels[batch].to(unit.device)[:, None]
+            of_batch, moving.grad = _loss_and_gradient(moving.detach(), read, own, temperature)
             optimizer.step()
-            loss += float(of_batch.detach()) * len(batch) / len(rows)
+            loss += of_batch * len(batch) / len(rows)
     return F.normalize(moving.detach(), dim=1), loss
+
+
+def _loss_and_gradient(vectors: Tensor, read: Tensor, own: Tensor, temperature: float) -> tuple[float, Tensor]:
+    """The mean loss and its gradient in the vectors, in half the time of automatic differentiation.
+
+    Args:
+        vectors: `(Q, D)`, scaled to unit length for the loss.
+        read: `(M, D)`, unit length.
+        own: `(M, Q)` boolean, prototypes of the class of a cell; at least one each.
+        temperature: of the softmax.
+    """
+    unit = F.normalize(vectors, dim=1)
+    logits = read @ unit.T / temperature  # (M, Q)
+    every = logits.softmax(dim=1)
+    mine = logits.masked_fill_(~own, -torch.inf)
+    peak = mine.amax(dim=1, keepdim=True)
+    share = mine.sub_(peak).exp_()  # of each own prototype, before it is divided by their sum
+    total = share.sum(dim=1, keepdim=True)
+    # The loss is log(sum over all / sum over own); any own prototype tells the sum over all, the nearest best.
+    nearest = every.gather(1, share.argmax(dim=1, keepdim=True)).clamp_min(torch.finfo(every.dtype).tiny)
+    loss = -(total * nearest).log().mean()
+    pull = every.sub_(share.div_(total)).T @ read / (len(read) * temperature)  # (Q, D)
+    tangent = pull - (pull * unit).sum(dim=1, keepdim=True) * unit
+    return float(loss), tangent / vectors.norm(dim=1, keepdim=True)

@@ -559,7 +559,7 @@ def test_backbone_of_a_frozen_fit_starts_a_segmenter(root, tmp_path, caplog):
         segmenter = SegmentationModule(6, backbone="resnet14", weights=path, tag_weight=0.1)
     torch.testing.assert_close(segmenter.network.backbone.state_dict(), module.network.backbone.state_dict())
     assert "tag_weight: the tag head begins anew" in caplog.text
-    options = {"output_stride": 8, "num_prototypes": 2, "background_prototypes": 3, "beta": 0.0}
+    options = {"output_stride": 8, "num_prototypes": 2, "background_prototypes": 3, "beta": 0.0, "channels_last": True}
     tuned = RCAModule(num_classes=6, backbone="resnet14", weights=path, backbone_mode="trained", **options)
     assert not tuned.is_frozen
     photograph = torch.randn(1, 3, SIZE, SIZE)
