@@ -95,6 +95,8 @@ class FeatureCacheCallback(L.Callback):
             weights.update(name.encode())
             weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         names = ("backbone", "output_stride", "stride_in", "flip", "max_side")
+        if module.hparams["padding_mode"] != "zeros":
+            weights.update(module.hparams["padding_mode"].encode())
         return {"format": _FORMAT, "weights": weights.hexdigest(), **{name: module.hparams[name] for name in names}}
 
     def _learn_projection(self, module: RCAModule, images: TaggedImages, workers: int) -> None:

@@ -61,6 +61,15 @@ def test_earlier_format_is_migrated_wherever_it_is_read(tmp_path: Path, number: 
     assert not other.network.aggregation.prototypes.any()
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_networks_of_earlier_formats_pad_with_zeros(tmp_path: Path, number: int):
+    path = tmp_path / "old.ckpt"
+    content = {**written(path), KEY: number}
+    del content["hyper_parameters"]["padding_mode"]
+    torch.save(content, path)
+    assert read_checkpoint(path)["hyper_parameters"]["padding_mode"] == "zeros"
+
+
 def test_what_version_0_1_alone_can_run_is_refused(tmp_path: Path):
     path, new = tmp_path / "old.ckpt", written(tmp_path / "new.ckpt")
     old = of_format(1, new)
