@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -24,12 +25,15 @@ FAR = 12  # pixels
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--crop", type=int, help="side of a random corner, whose objects are not in its middle")
     parser.add_argument("checkpoints", type=Path, nargs="+")
     options = parser.parse_args()
     data = WSSSDataModule(**yaml.safe_load(CONFIG.read_text())["data"])
     data.prepare_data()
     data.setup("validate")
     batches = list(data.val_dataloader())
+    if options.crop:
+        batches = [corner(batch, options.crop, np.random.default_rng(row)) for row, batch in enumerate(batches)]
     for path in options.checkpoints:
         module = RCAModule.load_from_checkpoint(path, map_location="cpu").eval()
         for steps in (0, 1):
@@ -63,6 +67,14 @@ def measure(module: RCAModule, batches: list) -> dict[str, object]:
         "background_by_ring": [round(float(value), 2) for value in rings],
         "outer_over_inner": round(float(rings[0] / inner), 2),
     }
+
+
+def corner(batch: dict, side: int, generator: np.random.Generator) -> dict:
+    """The batch of one image with a random corner `side` pixels high and wide in place of the image."""
+    height, width = batch["mask"].shape[1:]
+    top, left = generator.integers(2) * (height - side), generator.integers(2) * (width - side)
+    rows, columns = slice(top, top + side), slice(left, left + side)
+    return batch | {"image": batch["image"][..., rows, columns], "mask": batch["mask"][..., rows, columns]}
 
 
 def border_distance(height: int, width: int) -> Tensor:
