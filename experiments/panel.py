@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--rca", type=Path, required=True, help="checkpoint of RCA")
     parser.add_argument("--first", type=int, default=0, help="skip so many images")
     parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--titles", nargs=2, default=["plain CAM", "RCA"], help="of the maps of --cam and --rca")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     arguments = yaml.safe_load(options.config.read_text())["data"]
@@ -40,7 +41,7 @@ def main() -> None:
         found = [module.seeds(batch["image"], batch["tags"])[0] for module in modules]
         mask = overlay_mask(image, batch["mask"][0].numpy().astype(np.uint8))
         rows.append([image, *(overlay_maps(image, seeds.maps, seeds.classes) for seeds in found), mask])
-    Image.fromarray(draw_panel(rows, ["image", "plain CAM", "RCA", "mask"])).save(options.out)
+    Image.fromarray(draw_panel(rows, ["image", *options.titles, "mask"])).save(options.out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from rca_lightning.errors import ArgumentError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+PaddingMode = Literal["zeros", "replicate"]
 
 
 class Backbone(nn.Module, ABC):
@@ -65,6 +68,15 @@ class Backbone(nn.Module, ABC):
     def weights_target(self) -> nn.Module:
         """The module whose key names a file of weights uses: this one, unless it wraps another."""
         return self
+
+    def pad_convolutions(self, mode: PaddingMode) -> None:
+        """Set what convolutions see beyond the border of a map: zeros, or the cells at the border again.
+
+        Behind zeros the cells at the border look alike whatever they show. Names and values of weights stay.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and any(module.padding):
+                module.padding_mode = mode
 
     def freeze(self, *, batchnorm: bool = True, stages: int = 0) -> None:
         """Hold parts of the network fixed from now on, in training mode too.

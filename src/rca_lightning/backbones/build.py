@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, cast, get_args
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.backbones.base import Backbone
+from rca_lightning.backbones.base import Backbone, PaddingMode
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, ResNet, ResNetName, StrideIn
 from rca_lightning.backbones.resnet38d import ResNet38d
 from rca_lightning.backbones.timm import TimmBackbone
@@ -28,6 +28,7 @@ def build_backbone(
     weights: str | None = "none",
     weights_sha256: str | None = None,
     stride_in: StrideIn = "3x3",
+    padding_mode: PaddingMode = "zeros",
     frozen_batchnorm: bool = True,
     frozen_stages: int = 0,
 ) -> Backbone:
@@ -41,6 +42,8 @@ def build_backbone(
         weights_sha256: the checksum of the weights; needed for a URL.
         stride_in: which convolution of a bottleneck has the stride: `"3x3"` (torchvision's weights) or `"1x1"`
             (weights of the original ResNet). Only for resnet50 and resnet101; see `ResNet`.
+        padding_mode: what convolutions see beyond the border: `"zeros"` as published weights expect, or `"replicate"`;
+            see `Backbone.pad_convolutions`.
         frozen_batchnorm: keep statistics and affine parameters of batch normalisations fixed.
         frozen_stages: how many stages to keep fixed, 0 (none) to 5 (all); see `Backbone.freeze`.
             Models of timm accept only 0.
@@ -61,6 +64,7 @@ def build_backbone(
     """
     _check(name, stride_in)
     backbone = _construct(name, output_stride, stride_in)
+    backbone.pad_convolutions(padding_mode)
     if weights is not None:
         load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
         backbone.has_chosen_weights = True

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
 from rca_lightning.io.download import check_sha256, fetch
 from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name
@@ -169,6 +170,22 @@ def _other_classes(content: Any, class_names: Sequence[str] | None) -> str:
     stored = _arguments(content).get("class_names")
     difference = first_other_class(stored, class_names) if isinstance(stored, list) else None
     return "class {} is {!r} there, {!r} here".format(*difference) if difference else ""
+
+
+def trained_padding(source: str | None, *, sha256: str | None = None) -> PaddingMode:
+    """What the convolutions of weights saw beyond the border when they were trained; see `Backbone.pad_convolutions`.
+
+    Args:
+        source: as for `load_weights`; `None` as `"none"`.
+        sha256: as for `load_weights`.
+
+    Returns:
+        "replicate" for a checkpoint of `rca fit` that was trained so; else "zeros".
+    """
+    if source is None or source == "none":
+        return "zeros"
+    content = _content(_locate(source, sha256))
+    return "replicate" if _arguments(content).get("padding_mode") == "replicate" else "zeros"
 
 
 def _locate(source: str, sha256: str | None) -> Path:

@@ -130,7 +130,8 @@ class FeatureCacheCallback(L.Callback):
         self.cache.release()
 
     def _key(self, module: RCAModule, dtype: torch.dtype) -> dict[str, object]:
-        names = ("backbone", "output_stride", "stride_in", "max_side")
+        names = ["backbone", "output_stride", "stride_in", "max_side"]
+        names += ["padding_mode"] * (module.hparams["padding_mode"] != "zeros")
         return {
             "format": _FORMAT,
             "weights": _digest(module.network.backbone.state_dict(prefix="backbone."), module.network.pca_state()),

@@ -26,7 +26,7 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
 
     - Format 0: without a number, else as format 1.
     - Format 1 (0.1): each prototype may have an attention temperature, and pixels may read another context.
-    - Format 2: without either; maps are not propagated, the backbone is trained.
+    - Format 2: without either; maps are not propagated, the backbone is trained and pads with zeros.
     - Format 3 (0.2): today's.
 
     Names that `torch.compile` has changed are made plain.

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
+from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.backbones.weights import load_frozen_start
@@ -72,6 +73,10 @@ class RCAModule(
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
+        padding_mode: what convolutions of the backbone see beyond the border of a map: "zeros", or "replicate" for the
+            border again. Behind zeros all borders look alike, and maps of a network trained from scratch on small
+            images take the form of a box (experiments/quickstart). none: as a checkpoint of rca fit that is given as
+            weights was trained, else zeros.
         backbone_mode: "frozen": the backbone stays as it is. `FeatureCacheCallback` computes the features of each
             photograph once; the first head is a logistic regression on them, and each epoch is a round of regions,
             clustering and attention, without gradients. "trained": it is trained with the losses of RCA. none: frozen
@@ -160,6 +165,7 @@ class RCAModule(
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
         stride_in: StrideIn = "3x3",
+        padding_mode: PaddingMode | None = None,
         backbone_mode: BackboneMode | None = None,
         frozen_batchnorm: bool = True,
         frozen_stages: int = 0,
@@ -215,6 +221,7 @@ class RCAModule(
             weights_sha256=weights_sha256,
             output_stride=output_stride,
             stride_in=stride_in,
+            padding_mode=self.hparams["padding_mode"],
             frozen_batchnorm=frozen_batchnorm,
             frozen_stages=frozen_stages,
             channels_last=self.hparams["channels_last"],

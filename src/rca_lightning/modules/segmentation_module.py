@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
+from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.backbones.weights import load_cam_head
@@ -59,6 +60,10 @@ class SegmentationModule(
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell of the features.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
+        padding_mode: what convolutions of the backbone see beyond the border of a map: "zeros", or "replicate" for the
+            border again. Behind zeros all borders look alike, and maps of a network trained from scratch on small
+            images take the form of a box (experiments/quickstart). none: as a checkpoint of rca fit that is given as
+            weights was trained, else zeros.
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5.
@@ -109,6 +114,7 @@ class SegmentationModule(
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
         stride_in: StrideIn = "3x3",
+        padding_mode: PaddingMode | None = None,
         frozen_batchnorm: bool = True,
         frozen_stages: int = 0,
         channels_last: bool = False,
@@ -139,6 +145,7 @@ class SegmentationModule(
             weights=weights,
             weights_sha256=weights_sha256,
             stride_in=stride_in,
+            padding_mode=self.hparams["padding_mode"],
             frozen_batchnorm=frozen_batchnorm,
             frozen_stages=frozen_stages,
         )

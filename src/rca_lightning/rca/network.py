@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.backbones.base import Backbone
+from rca_lightning.backbones.base import Backbone, PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.distributed import broadcast_from_first
@@ -370,6 +370,7 @@ def build_network(
     weights_sha256: str | None,
     output_stride: OutputStride,
     stride_in: StrideIn,
+    padding_mode: PaddingMode,
     frozen_batchnorm: bool,
     frozen_stages: int,
     channels_last: bool,
@@ -403,6 +404,7 @@ def build_network(
         weights=weights,
         weights_sha256=weights_sha256,
         stride_in=stride_in,
+        padding_mode=padding_mode,
         frozen_batchnorm=frozen_batchnorm,
         frozen_stages=frozen_stages,
     )

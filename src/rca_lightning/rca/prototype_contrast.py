@@ -17,11 +17,11 @@ from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.cam import max_normalise
 from rca_lightning.rca.regions import RegionRule, Regions, background_regions, pseudo_regions
 
-CELLS = 60
+CELLS = 30
 """Most cells of a class, or of the background, that one view gives."""
 
 EPOCHS = 2
-LEARNING_RATE = 0.01
+LEARNING_RATE = 0.02
 BATCH = 2048
 
 

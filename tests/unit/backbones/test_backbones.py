@@ -198,6 +198,36 @@ def test_stages_of_the_other_networks(name, stages, first_trained):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "stride"), [("resnet14", 8), ("resnet18", 16), ("resnet50", 8), ("resnet50", 32), ("vgg16", 8)]
+)
+@torch.no_grad()
+def test_borders_look_like_the_middle_of_a_plain_image_unless_they_see_zeros(name, stride):
+    images = torch.full((1, 3, 96, 64), 0.7)
+    torch.manual_seed(0)
+    zeros = randomise(build_backbone(name, output_stride=stride))
+    replicated = randomise(build_backbone(name, output_stride=stride, padding_mode="replicate"))
+    replicated.load_state_dict(zeros.state_dict())  # same names and shapes
+    middle = replicated(images)[-1][:, :, 1:2, 1:2]
+    torch.testing.assert_close(replicated(images)[-1], middle.expand_as(zeros(images)[-1]), rtol=1e-3, atol=1e-5)
+    spread = zeros(images)[-1].std(dim=(2, 3))
+    assert bool((spread > 1e-3 * middle.abs().amax()).any())
+
+
+def test_cells_far_from_the_border_do_not_depend_on_the_padding():
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    zeros, replicated = (build_backbone("resnet14", padding_mode=mode).eval() for mode in ("zeros", "replicate"))
+    replicated.load_state_dict(zeros.state_dict())
+    first, second = zeros(images)[0], replicated(images)[0]  # stride 4, 43 pixels are seen
+    torch.testing.assert_close(second[..., 6:-6, 6:-6], first[..., 6:-6, 6:-6])
+    assert not torch.allclose(second[..., 0, :], first[..., 0, :])
+
+
+@pytest.mark.parametrize("size", [(1, 7), (16, 16)])
+def test_replicated_borders_of_images_of_a_cell(size):
+    assert build_backbone("resnet18", padding_mode="replicate")(torch.zeros(2, 3, *size))[-1].shape == (2, 512, 1, 1)
+
+
 @pytest.mark.parametrize("name", ["vgg16", "resnet38d", "resnet50"])
 def test_five_stages_are_the_whole_network(name):
     backbone = build_on_meta(name, frozen_stages=5, frozen_batchnorm=False)
@@ -215,6 +245,7 @@ def test_dropout_of_resnet38d_is_off_in_frozen_stages_only():
     [
         ({"name": "resnet51"}, "resnet51.*resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:"),
         ({"name": "resnet18", "output_stride": 4}, "output_stride=4"),
+        ({"name": "resnet18", "padding_mode": "reflect"}, "padding_mode='reflect'.*zeros.*replicate"),
         ({"name": "resnet50", "stride_in": "5x5"}, "stride_in='5x5'"),
         ({"name": "resnet18", "stride_in": "1x1"}, "stride_in='1x1'.*resnet50 and resnet101"),
         ({"name": "vgg16", "stride_in": "1x1"}, "stride_in='1x1'"),

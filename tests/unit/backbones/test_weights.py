@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rca_lightning.backbones.build import build_backbone
-from rca_lightning.backbones.weights import load_cam_head, load_weights
+from rca_lightning.backbones.weights import load_cam_head, load_weights, trained_padding
 from rca_lightning.errors import ArgumentError, MissingExtraError, WeightsError
 from rca_lightning.rca.cam import CAMHead
 
@@ -33,6 +33,32 @@ def test_none_changes_nothing():
     before = module[0].weight.clone()
     load_weights(module, "none")
     assert torch.equal(module[0].weight, before)
+
+
+@pytest.mark.parametrize("source", [None, "none"])
+def test_random_weights_pad_with_zeros(source):
+    assert trained_padding(source) == "zeros"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"0.weight": torch.ones(1)}, "zeros"),
+        ({"state_dict": {}, "hyper_parameters": {"backbone": "resnet14"}}, "zeros"),
+        ({"state_dict": {}, "hyper_parameters": {"padding_mode": "zeros"}}, "zeros"),
+        ({"state_dict": {}, "hyper_parameters": {"padding_mode": "replicate"}}, "replicate"),
+        ({"state_dict": {}, "hyper_parameters": {"padding_mode": "damaged"}}, "zeros"),
+        ({"state_dict": {}, "hyper_parameters": 3}, "zeros"),
+        ([torch.ones(1)], "zeros"),
+    ],
+)
+def test_padding_that_weights_were_trained_with(tmp_path, content, expected):
+    assert trained_padding(saved(tmp_path, content)) == expected
+
+
+def test_padding_of_missing_weights(tmp_path):
+    with pytest.raises(WeightsError, match="there is no such file"):
+        trained_padding(str(tmp_path / "absent.pth"))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

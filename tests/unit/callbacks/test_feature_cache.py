@@ -343,6 +343,14 @@ def test_what_cannot_be_is_one_sentence(root, tmp_path):
         frozen(embedding_dim=1000)
 
 
+def test_key_knows_the_padding(root):
+    keys = []
+    for mode in ("zeros", "replicate"):
+        module = frozen(padding_mode=mode)
+        keys.append(FeatureCacheCallback(str(root))._key(module))
+    assert keys[0]["weights"] != keys[1]["weights"]
+
+
 def test_frozen_is_the_default_where_weights_are_given(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(RCAModule(num_classes=1, backbone="resnet14").network.backbone.state_dict(), path)

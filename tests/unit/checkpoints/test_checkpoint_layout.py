@@ -72,6 +72,15 @@ def test_modules_from_before_propagation_and_frozen_backbones_stay_what_they_are
     assert module.hparams["attention_region_threshold"] == 0.5
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_networks_of_earlier_formats_pad_with_zeros(tmp_path: Path, number: int):
+    path = tmp_path / "old.ckpt"
+    content = {**written(path), KEY: number}
+    del content["hyper_parameters"]["padding_mode"]
+    torch.save(content, path)
+    assert RCAModule.load_from_checkpoint(path).hparams["padding_mode"] == "zeros"
+
+
 def test_what_version_0_1_alone_can_run_is_refused(tmp_path: Path):
     path, new = tmp_path / "old.ckpt", written(tmp_path / "new.ckpt")
     old = of_format(1, new)

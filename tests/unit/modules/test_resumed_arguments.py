@@ -161,6 +161,7 @@ OTHERS: dict[str, Any] = {
     "backbone": "resnet18",
     "output_stride": 8,
     "stride_in": "1x1",
+    "padding_mode": "replicate",
     "backbone_mode": "frozen",
     "frozen_batchnorm": True,
     "frozen_stages": 1,
