@@ -38,6 +38,7 @@ from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.rca.cam import fit_head
 from rca_lightning.rca.inference import infer_class_maps
 from rca_lightning.rca.propagation import propagate
+from rca_lightning.rca.prototype_contrast import BATCH, contrast_prototypes, select_cells
 
 TRAIN, VAL, SIZE = 12, 5, 64
 
@@ -244,6 +245,50 @@ def test_resumed_between_rounds_is_the_whole_run(root, tmp_path):
     loaded = RCAModule.load_from_checkpoint(tmp_path / "kept" / "last.ckpt")
     assert loaded.is_frozen
     assert loaded.network.pca_learned
+
+
+def test_later_rounds_move_the_prototypes_by_contrast_with_cells_of_all_photographs(root, tmp_path):
+    first = frozen()
+    fit(root, tmp_path, first, epochs=1, limit_val_batches=0)
+    reader, cells = first.network.aggregation, []
+    photographs = data(root)
+    photographs.setup("fit")
+    cache = FeatureCacheCallback(str(tmp_path / "features"))
+    photographs.keep_features(cache._open(first))
+    for sample in (photographs.cached_features()[row] for row in range(TRAIN)):
+        with torch.no_grad():
+            maps = first.network.read([sample["features"][0].float()], sample["tags"][None])
+            cam = propagate(maps.region_cam("attention"), maps.embeddings, power=2, steps=1)
+        cells.append(select_cells(maps.embeddings, cam, sample["tags"][None]))
+    embeddings, labels = torch.cat([own.embeddings for own in cells]), torch.cat([own.labels for own in cells])
+    assert len(labels) <= BATCH, "one step, in which the order does not matter"
+    expected, loss = contrast_prototypes(
+        reader.prototypes[reader.valid], reader.labels[reader.valid], embeddings, labels, temperature=reader.temperature
+    )
+    second = frozen()
+    _, trainer = fit(root, tmp_path, second, epochs=2, limit_val_batches=0)
+    torch.testing.assert_close(second.network.aggregation.prototypes[reader.valid], expected, atol=5e-3, rtol=0)
+    assert float(trainer.callback_metrics["prototypes/contrast_loss"]) == pytest.approx(loss, rel=0.01)
+    assert not torch.equal(second.network.aggregation.valid, torch.zeros_like(reader.valid))
+    without = frozen(contrast=False)
+    _, trainer = fit(root, tmp_path, without, epochs=2, limit_val_batches=0)
+    assert "prototypes/contrast_loss" not in trainer.callback_metrics
+    assert not torch.allclose(without.network.aggregation.prototypes, second.network.aggregation.prototypes, atol=1e-3)
+
+
+def test_cells_of_a_round_fit_into_a_bounded_memory(root, tmp_path, monkeypatch):
+    module, counts = frozen(), []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            counts.append(len(outputs["cells"]) if "cells" in outputs else None)
+
+    monkeypatch.setattr("rca_lightning.callbacks.region_memory._ROUND_BYTES", 2 * 16 * 4 * TRAIN * 3)
+    fit(root, tmp_path, module, epochs=2, callbacks=[Watch()], limit_val_batches=0)
+    assert module.cells_per_class == 3
+    before, after = counts[: len(counts) // 2], counts[len(counts) // 2 :]
+    assert set(before) == {None}, "the first round has no prototypes yet"
+    assert 0 < max(after) <= 4 * 7 * 3  # photographs of a batch, classes, cells
 
 
 class Rounds(L.Callback):
