@@ -67,7 +67,7 @@ class FeatureCacheCallback(L.Callback):
 
     @check_arguments
     def __init__(
-        self, folder: str | None = None, max_gib: float = 50.0, penalty: float = 0.1, splits: Sequence[str] = ()
+        self, folder: str | None = None, max_gib: float = 50.0, penalty: float = 0.01, splits: Sequence[str] = ()
     ) -> None:
         if penalty <= 0:
             raise ArgumentError("penalty", penalty, "give a number above 0")

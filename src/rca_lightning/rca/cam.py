@@ -39,7 +39,7 @@ class CAMHead(nn.Module):
 
 
 @torch.no_grad()
-def fit_head(means: Tensor, tags: Tensor, *, penalty: float = 0.1, iterations: int = 200) -> tuple[Tensor, Tensor]:
+def fit_head(means: Tensor, tags: Tensor, *, penalty: float = 0.01, iterations: int = 200) -> tuple[Tensor, Tensor]:
     """Fits a CAM head by logistic regression on the mean feature of each image, in closed steps (L-BFGS).
 
     The image logits of a CAM head are linear in the mean over the cells, so behind frozen features the head is a
