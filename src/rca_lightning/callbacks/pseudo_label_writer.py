@@ -50,12 +50,13 @@ class PseudoLabelWriter(PredictionWriter):
         output_dir: folder of the results.
         background_threshold: of "fixed": strength in `[0, 1]` that a class map must exceed; the one that
             `rca validate` reports on images with masks is a good start. None: 0.7 for the attention, which is flat and
-            wide, and 0.2 for the peaked maps of the CAM heads; about the best on VOC photographs.
+            wide, 0.5 behind a frozen backbone with contrast, and 0.2 for the peaked maps of the CAM heads; about the
+            best on VOC photographs.
         background: how background is told from classes; see `PseudoLabelGenerator`. "saliency" needs `saliency_dir` of
             the data.
         power: of "power"; 8 is for CAMs what a threshold of 0.19 is.
-        low: of "two_thresholds" and "saliency". None: 0.5 for the attention, 0.05 for CAMs.
-        high: of "two_thresholds" and "saliency". None: 0.8 for the attention, 0.3 for CAMs.
+        low: of "two_thresholds" and "saliency". None: 0.5 for the attention, with contrast 0.3, 0.05 for CAMs.
+        high: of "two_thresholds" and "saliency". None: 0.8 for the attention, with contrast 0.7, 0.3 for CAMs.
         saliency_threshold: of "saliency", in `[0, 1]`.
         maps: "network", or "accumulated": those that the callback `AttentionAccumulation` has kept of the training;
             photographs that were not trained on get those of the network, and are counted in the log.
@@ -114,15 +115,15 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(module, RCAModule):
             raise ArgumentError("model", type(module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
         check_mask_classes(module.hparams["num_classes"])
-        self.generator = PseudoLabelGenerator(
-            **{**default_thresholds(attention=module.reads_attention), **self._settings}
-        )
+        kind = {"attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
+        self.generator = PseudoLabelGenerator(**{**default_thresholds(**kind), **self._settings})
         self.generator.check_packages()
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in ("class_names", *names)}
-        return {"maps": self.maps, **self.generator.describe(), **settings, "reads_attention": module.reads_attention}
+        maps = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
+        return {"maps": self.maps, **self.generator.describe(), **settings, **maps}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and asks the module for the features that a refinement needs."""

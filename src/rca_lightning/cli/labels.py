@@ -157,7 +157,7 @@ def _with_defaults(given: dict[str, float | None], background: str, predicted: d
     missing = [name for name in BACKGROUND_SETTINGS.get(background, ()) if name in given and name not in known]
     if missing and not isinstance(attention, bool):
         raise ArgumentError(missing[0], None, "give one in [0, 1]: rca predict has left none with these maps")
-    return default_thresholds(attention=attention is True) | known
+    return default_thresholds(attention=attention is True, contrasted=predicted.get("contrasted") is True) | known
 
 
 def _label(

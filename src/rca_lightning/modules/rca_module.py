@@ -405,7 +405,8 @@ class RCAModule(
         weight = self.network.coarse_head.conv.weight
         empty = torch.zeros(0, dtype=torch.int64, device=weight.device)
         regions = [Regions(weight.new_zeros(0, self.embedding_dim), empty, empty)]
-        cells = [regions[0].none()] if self._contrasts_prototypes() else None
+        contrasts = self.contrasts_prototypes and self._reads_regions_from_attention()  # the first round has none
+        cells = [regions[0].none()] if contrasts else None
         threshold = self.threshold_of_regions("background_threshold")
         labels = []
         for image, (features, tags) in enumerate(zip(batch["features"], batch["tags"], strict=True)):
@@ -431,9 +432,10 @@ class RCAModule(
             found["cells"] = functools.reduce(Regions.cat, cells)
         return {"loss": loss, **found, "image_id": batch["image_id"], "labels": labels}
 
-    def _contrasts_prototypes(self) -> bool:
-        """Whether a round trains the prototypes: the first one has none, and later ones those that it began with."""
-        return bool(self.hparams["contrast"]) and self._reads_regions_from_attention()
+    @property
+    def contrasts_prototypes(self) -> bool:
+        """Whether contrast moves the prototypes, and not the embeddings."""
+        return self.is_frozen and bool(self.hparams["contrast"])
 
     def _select_cells(self, maps: ActivationMaps, cam: Tensor, tags: Tensor, probabilities: Tensor) -> Regions:
         seen = probabilities >= self.hparams["confidence"]

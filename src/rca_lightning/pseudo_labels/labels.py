@@ -87,13 +87,15 @@ BACKGROUND_SETTINGS: dict[str, tuple[str, ...]] = {  # that each background read
 }
 
 
-def default_thresholds(*, attention: bool) -> dict[str, float]:
+def default_thresholds(*, attention: bool, contrasted: bool = False) -> dict[str, float]:
     """Default `background_threshold`, `low` and `high` of a kind of maps, about the best on VOC photographs.
 
     Args:
         attention: whether the maps are the attention, which is flat and wide, or CAMs, which have peaks.
+        contrasted: whether contrast has trained the prototypes that the attention reads, which makes it less wide.
     """
-    values = (0.7, 0.5, 0.8) if attention else (0.2, 0.05, 0.3)
+    of_attention = (0.5, 0.3, 0.7) if contrasted else (0.7, 0.5, 0.8)
+    values = of_attention if attention else (0.2, 0.05, 0.3)
     return dict(zip(("background_threshold", "low", "high"), values, strict=True))
 
 
