@@ -514,7 +514,11 @@ class RCAModule(
     def _reading(self, final_map: FinalMap | None = None) -> dict[str, Any]:
         """How maps are read, whether from photographs or from cached features."""
         names = ("tag_threshold", "propagation_steps", "propagation_power")
-        chosen = {"final_map": final_map or self.hparams["final_map"], "keep_features": self.keeps_features}
+        chosen = {
+            "final_map": final_map or self.hparams["final_map"],
+            "keep_features": self.keeps_features,
+            "tags_by_attention": self.contrasts_prototypes,
+        }
         return {**chosen, **{name: self.hparams[name] for name in names}}
 
     def _batch_seeds(self, batch: Batch, tags: Tensor | None) -> list[ClassMaps]:

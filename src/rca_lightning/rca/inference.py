@@ -123,10 +123,11 @@ def infer_class_maps(
     keep_features: bool = False,
     propagation_steps: int = 0,
     propagation_power: float = 2.0,
+    tags_by_attention: bool = False,
 ) -> list[ClassMaps]:
     """Computes the class maps of whole images: `read_class_maps` of the features of all scales and flips.
 
-    The classes of an image without tags are decided once, from the mean of its logits over all views. The maps of all
+    The classes of an image without tags are decided once, from the mean over all views. The maps of all
     scales and flips are read with the classes of the image, averaged and then normalised, so a view in which a class is
     hardly seen counts little.
 
@@ -144,6 +145,9 @@ def infer_class_maps(
         keep_features: whether to give the embeddings of the largest view as well, averaged with its mirror image.
         propagation_steps: how often the map of each view is propagated inside it; see `propagate`.
         propagation_power: see `propagate`.
+        tags_by_attention: whether the image probability of a class is the mean of two: that of the first CAM head, and
+            the attention of its strongest cells where a pixel reads the prototypes of all classes; see
+            `RCANetwork.class_evidence`. Right where contrast has trained the prototypes to tell all classes apart.
 
     Returns:
         One `ClassMaps` for each image.
@@ -162,6 +166,7 @@ def infer_class_maps(
         keep_features=keep_features,
         propagation_steps=propagation_steps,
         propagation_power=propagation_power,
+        tags_by_attention=tags_by_attention,
     )
 
 
@@ -178,6 +183,7 @@ def read_class_maps(
     keep_features: bool = False,
     propagation_steps: int = 0,
     propagation_power: float = 2.0,
+    tags_by_attention: bool = False,
 ) -> list[ClassMaps]:
     """Reads the class maps of B images from features that were computed before.
 
@@ -192,6 +198,7 @@ def read_class_maps(
         keep_features: see there.
         propagation_steps: see there.
         propagation_power: see there.
+        tags_by_attention: see there.
     """
     stages: Iterable[tuple[list[Tensor], bool]] = views
     classes = None if tags is None or bool((tags < 0).any()) else tags > 0
@@ -199,14 +206,14 @@ def read_class_maps(
     if classes is None:
         # Kept, as each view is read with the classes that all views decide.
         kept = list(views)
-        logits = [image_logits(network.coarse_head(of_view[-1])) for of_view, _ in kept]
-        probabilities = torch.stack(logits).mean(0).sigmoid()
+        seen = [_seen(network, of_view, tags_by_attention) for of_view, _ in kept]
+        probabilities = _image_probabilities(seen)
         classes = predicted_classes(probabilities, tag_threshold)
         if tags is not None:
             classes = torch.where((tags < 0).any(dim=1, keepdim=True), classes, tags > 0)
         stages = kept
     summed: Tensor | None = None
-    logits = []
+    number, seen = 0, []
     features: list[Tensor] = []
     shown = torch.nonzero(classes.any(dim=0))[:, 0]  # of any image
     for of_view, mirrored in stages:
@@ -214,21 +221,41 @@ def read_class_maps(
         cam = output.final_cam(final_map)[:, shown]
         cam = propagate(cam, output.embeddings, power=propagation_power, steps=propagation_steps)
         cam = _unmirrored(cam, mirrored)
-        logits.append(image_logits(output.coarse))
+        number += 1
+        if probabilities is None:
+            seen.append(_seen(network, of_view, tags_by_attention, image_logits(output.coarse)))
         if keep_features and (not features or features[0].shape == output.embeddings.shape):
             features.append(_unmirrored(output.embeddings.float(), mirrored))
         summed = cam if summed is None else summed + _resize(cam, summed.shape[2:])
     assert summed is not None  # there is at least one scale
-    probabilities = torch.stack(logits).mean(0).sigmoid() if probabilities is None else probabilities
+    probabilities = _image_probabilities(seen) if probabilities is None else probabilities
     class_maps = []
     for index, of_image in enumerate(classes):
         keep = torch.nonzero(of_image)[:, 0]
         # Only kept classes are enlarged: 80 maps of a photograph would take 100 MB.
-        mean = summed[index : index + 1, of_image[shown]] / len(logits)
+        mean = summed[index : index + 1, of_image[shown]] / number
         enlarged = _resize(mean, size)[0] if len(keep) else mean.new_zeros(0, *size)
         averaged = torch.stack([of_view[index] for of_view in features]).mean(0) if features else None
         class_maps.append(ClassMaps(max_normalise(enlarged), keep, probabilities[index], averaged))
     return class_maps
+
+
+def _seen(
+    network: RCANetwork, of_view: list[Tensor], by_attention: bool, logits: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Image logits `(B, L)` of a view, and the evidence of its attention if it is asked for."""
+    logits = image_logits(network.coarse_head(of_view[-1])) if logits is None else logits
+    return logits, network.class_evidence(of_view) if by_attention else None
+
+
+def _image_probabilities(seen: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Probability `(B, L)` of each class from what all views have shown, equation (12) of docs/method.md."""
+    by_head = torch.stack([logits for logits, _ in seen]).mean(0).sigmoid()
+    evidence = [of_view for _, of_view in seen if of_view is not None]
+    if not evidence:
+        return by_head
+    by_attention = torch.stack(evidence).mean(0)
+    return torch.where(by_attention.isnan(), by_head, (by_head + by_attention) / 2)
 
 
 def _unmirrored(maps: Tensor, mirrored: bool) -> Tensor:

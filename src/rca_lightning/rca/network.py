@@ -26,6 +26,7 @@ AttentionClasses = Literal["all", "tags"]
 Projection = Literal["learned", "pca"]
 RegionMap = Literal["coarse", "attention"]
 
+_CELLS_OF_EVIDENCE = 50  # of which one says what an image shows
 _PCA_CHANNELS = 256
 
 
@@ -298,6 +299,28 @@ class RCANetwork(nn.Module):
             return tags  # all are known
         likely = predicted_classes(image_logits(coarse).sigmoid())
         return likely if tags is None else torch.where((tags < 0).any(dim=1, keepdim=True), likely, tags > 0)
+
+    def class_evidence(self, stages: list[Tensor]) -> Tensor | None:
+        """Attention of the strongest cells of each class where every pixel reads the prototypes of all classes.
+
+        What an image shows is in some of its cells; the mean over all of them, which the first CAM head knows, loses a
+        small object.
+
+        Args:
+            stages: what `stages` returns.
+
+        Returns:
+            `(B, L)` in `[0, 1]`, the mean over one cell of 50, NaN for a class without a prototype; `None` while there
+            is no prototype.
+        """
+        if self.aggregation is None or not self.has_prototypes:
+            return None
+        embeddings, prototyped = self.embed(stages), self.has_prototype
+        nothing = embeddings.new_empty(0, embeddings.shape[1])
+        _, attention = fused_aggregation(self.aggregation, embeddings, None, nothing)
+        of_classes = attention[:, : self.aggregation.num_classes].flatten(2).float()  # (B, L, HW)
+        strongest = of_classes.topk(max(1, of_classes.shape[2] // _CELLS_OF_EVIDENCE), dim=2).values.mean(dim=2)
+        return strongest if prototyped is None else strongest.masked_fill(~prototyped, torch.nan)
 
     @property
     def has_prototypes(self) -> bool:

@@ -91,3 +91,47 @@ def test_one_view_alone_reads_the_most_probable_class_if_none_is_likely(network)
     assert torch.equal(read.float().argmax(1), image_logits(maps.coarse).argmax(1))
     torch.testing.assert_close(maps.attention, unknown.attention)
     assert max_normalise(maps.attention).amax() == 1
+
+
+def probabilities_by_loops(network: RCANetwork, image: torch.Tensor) -> torch.Tensor:
+    """Mean of the head's probability and of the attention of the strongest cell of 50, over views, in float64."""
+    logits, evidence = [], []
+    for view, _ in multi_scale_flip(image, scales=SCALES):
+        with torch.no_grad():
+            maps = network(view)
+        logits.append(maps.coarse.double().mean((2, 3))[0])
+        prototypes = network.aggregation.prototypes.double()
+        cells = []
+        for pixel in maps.embeddings.double().flatten(2)[0].T:
+            shares = torch.exp(prototypes @ pixel / pixel.norm() / 0.05) * network.aggregation.valid
+            of_class = [float(shares[network.aggregation.labels == label].sum() / shares.sum()) for label in range(L)]
+            cells.append(of_class)
+        strongest = torch.tensor(cells, dtype=torch.float64).sort(dim=0, descending=True).values
+        evidence.append(strongest[: max(1, len(cells) // 50)].mean(0))
+    by_head, by_attention = torch.stack(logits).mean(0).sigmoid(), torch.stack(evidence).mean(0)
+    prototyped = network.has_prototype
+    return torch.where(prototyped, (by_head + by_attention) / 2, by_head)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_attention_is_half_of_the_image_probability_where_it_is_asked_for(network, known):
+    valid = network.aggregation.valid.clone()
+    valid[:K] = False  # class 0 has no prototype: its head speaks alone
+    network.aggregation.write(network.aggregation.prototypes.clone(), valid)
+    image = torch.randn(1, 3, 200, 160, generator=torch.Generator().manual_seed(2))
+    tags = torch.ones(1, L) if known else None
+    (found,) = infer_class_maps(network, image, tags, scales=SCALES, tags_by_attention=True)
+    wanted = probabilities_by_loops(network, image)
+    torch.testing.assert_close(found.probabilities.double(), wanted, atol=1e-5, rtol=1e-4)
+    (by_head,) = infer_class_maps(network, image, tags, scales=SCALES)
+    assert by_head.probabilities[0] == pytest.approx(float(wanted[0]), abs=1e-6)
+    assert (by_head.probabilities[1:] - found.probabilities[1:]).abs().min() > 1e-3
+    if not known:
+        assert found.classes.tolist() == [label for label in range(L) if wanted[label] > 0.5] or [int(wanted.argmax())]
+
+
+def test_without_prototypes_the_head_speaks_alone(network):
+    network.aggregation.write(network.aggregation.prototypes.clone(), torch.zeros_like(network.aggregation.valid))
+    (one,) = infer_class_maps(network, photographs(1), scales=SCALES, tags_by_attention=True)
+    (other,) = infer_class_maps(network, photographs(1), scales=SCALES)
+    torch.testing.assert_close(one.probabilities, other.probabilities)
