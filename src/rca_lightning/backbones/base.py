@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Backbone(nn.Module, ABC):
         """The module whose key names a file of weights uses: this one, unless it wraps another."""
         return self
 
+    @check_arguments
     def pad_convolutions(self, mode: PaddingMode) -> None:
         """Set what convolutions see beyond the border of a map: zeros, or the cells at the border again.
 

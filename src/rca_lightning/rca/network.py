@@ -304,7 +304,7 @@ class RCANetwork(nn.Module):
         """Attention of the strongest cells of each class where every pixel reads the prototypes of all classes.
 
         What an image shows is in some of its cells; the mean over all of them, which the first CAM head knows, loses a
-        small object.
+        small object. A part of equation (12) of docs/method.md.
 
         Args:
             stages: what `stages` returns.

@@ -26,6 +26,8 @@ GOOD = {
     "weights_sha256": "0" * 64,
     "backbone": "resnet18",
     "backbone_mode": "trained",
+    "padding_mode": "zeros",
+    "channels_last": False,
     "attention_region_threshold": 0.5,
     "attention_background_threshold": 0.05,
     "propagation_steps": 1,

@@ -52,7 +52,7 @@ def checkpoint(frozen: RCAModule, tmp_path: Path) -> str:
 
 def tuned(weights: str | None, *, classes: list[str] = NAMES, **options: Any) -> RCAModule:
     torch.manual_seed(1)
-    options = {**ARGUMENTS, **options}
+    options = {**ARGUMENTS, "channels_last": True, **options}  # as behind a frozen backbone, to the bit
     return RCAModule(len(classes), classes, backbone="resnet14", weights=weights, backbone_mode="trained", **options)
 
 
