@@ -265,4 +265,6 @@ def _unmirrored(maps: Tensor, mirrored: bool) -> Tensor:
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
+    if not maps.shape[1]:
+        return maps.new_empty(len(maps), 0, *size)  # of photographs without a class; torch refuses to enlarge nothing
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

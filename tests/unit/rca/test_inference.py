@@ -65,6 +65,12 @@ def test_known_none_and_unknown_tags_in_one_batch(network):
     assert not threshold_background(none.maps, 0.5).any()
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_photographs_none_of_which_has_a_class_have_no_map_at_any_scale(network, steps):
+    found = infer_class_maps(network, photographs(2), torch.zeros(2, L), scales=SCALES, propagation_steps=steps)
+    assert [tuple(image.maps.shape) for image in found] == [(0, 48, 64)] * 2
+
+
 def test_class_without_prototype_is_drawn_from_its_coarse_map(network):
     reader = network.aggregation
     valid = reader.valid.clone()
