@@ -144,7 +144,8 @@ class RegionMemoryCallback(L.Callback):
         self._log_size(sizes, trainer.strategy.root_device)  # first: a process killed for its memory says nothing
         self.memory = RegionMemory(*sizes, placement=self.placement, dtype=self.dtype)
         pl_module.memory = self.memory
-        pl_module.cells_per_class = _cells_of_a_view(trainer, pl_module)
+        if pl_module.contrasts_prototypes:
+            pl_module.cells_per_class = _cells_of_a_view(trainer, pl_module)
 
     @rank_zero_only
     def _log_size(self, sizes: tuple[int, int, int], device: torch.device) -> None:

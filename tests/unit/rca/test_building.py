@@ -26,6 +26,8 @@ def build(**options) -> RCANetwork:
         "beta": 1.0,
         "frozen": False,
         "projection": "learned",
+        "padding_mode": "zeros",
+        "channels_last": False,
     }  # which the module chooses where they are left out
     return build_network(**{**defaults, **by_mode, "num_classes": L, "backbone": "resnet14", **options})
 
