@@ -135,13 +135,11 @@ def load_frozen_start(
         sha256: as for `load_weights`.
         class_names: of this network; `None` if unknown. Head and prototypes of others are not taken.
     """
-    if source == "none":
+    if pca_arguments(source, sha256=sha256) is None:
         return
     path = _locate(source, sha256)
     content = _content(path)
     tensors = _tensors(path, content)
-    if not any(key.startswith(PCA_PREFIX) for key in tensors):
-        return
     taken: list[str] = ["backbone"]
     anew: list[str] = []
     reason = "" if getattr(network, "pca", None) is not None else "its projection is not that of this network"
@@ -182,9 +180,9 @@ def trained_padding(source: str | None, *, sha256: str | None = None) -> Padding
     Returns:
         "replicate" for a checkpoint of `rca fit` that was trained so; else "zeros".
     """
-    if source is None or source == "none":
+    if source is None or source == "none" or source.endswith(".safetensors"):
         return "zeros"
-    content = _content(_locate(source, sha256))
+    content = _content(_locate(source, sha256), map_location="meta")  # no tensor of it is read
     return "replicate" if _arguments(content).get("padding_mode") == "replicate" else "zeros"
 
 
