@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from rca_lightning.backbones.base import Backbone
+from rca_lightning.backbones.base import Backbone, enlarge_to_whole_cells
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.projection import PCAProjection, project
 
@@ -18,7 +18,8 @@ _FINEST = 4  # pixels of a cell; of finer stages the maps are large and know lit
 class FeaturePyramid(nn.Module):
     """The stages of a frozen backbone, from stride 4 on, each as the principal components of its own channels.
 
-    The components have to be learned once, see `learn_projections`; `FeatureCacheCallback` does it.
+    Images are enlarged to whole cells of the coarsest level, so each of its cells is a whole number of finer ones. The
+    components have to be learned once, see `learn_projections`; `FeatureCacheCallback` does it.
 
     Args:
         backbone: frozen from now on.
@@ -67,7 +68,8 @@ class FeaturePyramid(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Outputs `(B, C_k, h_k, w_k)` of the stages, before projection."""
-        outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
+        whole = enlarge_to_whole_cells(images, max(self.strides))  # so that the levels lie on each other
+        outputs: list[Tensor] = self.backbone(whole.contiguous(memory_format=self.memory_format))
         return [outputs[stage] for stage in self.stages]
 
     def project(self, features: Sequence[Tensor]) -> list[Tensor]:

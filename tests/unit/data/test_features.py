@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -234,3 +236,81 @@ def test_features_stand_beside_a_photograph_that_has_them(tmp_path, records):
     assert "features" not in images[0]
     assert images[1]["image"].shape == (3, 6, 8)
     torch.testing.assert_close(images[1]["features"][0], values().half()[None])
+
+
+def levels(seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 6, 8, generator=generator), torch.randn(4, 3, 4, generator=generator)]
+
+
+def two_levels(tmp_path: Path, **options) -> FeatureCache:
+    made = FeatureCache(tmp_path / "cache", **options)
+    made.use({"weights": "one"}, scales=(1.0, 1.5), flip=True, levels=2)
+    return made
+
+
+def test_levels_are_files_of_their_own(tmp_path, records):
+    kept, record = two_levels(tmp_path), records[0]
+    views = kept.views(scored=True)
+    for seed, (scale, mirrored) in enumerate(views):
+        assert kept.read_levels(record, scored=True) is None
+        kept.write(record, scale, levels(seed), mirrored=mirrored)
+    assert kept.missing(record, scored=True) == []
+    found = kept.read_levels(record, scored=True)
+    assert [[tuple(level.shape) for level in of_scale] for of_scale in found] == [[(2, 2, 6, 8), (2, 4, 3, 4)]] * 2
+    for scale, of_scale in enumerate(found):
+        for level, both in enumerate(of_scale):
+            expected = torch.stack([levels(2 * scale + mirrored)[level] for mirrored in (0, 1)])
+            torch.testing.assert_close(both, expected.half(), atol=0, rtol=0)
+    ((fine, coarse),) = kept.read_levels(record)
+    torch.testing.assert_close([fine[0], coarse[0]], [level.half() for level in levels(0)])
+    for scale, mirrored in views:  # one is gone
+        path = kept.path(record, scale, mirrored=mirrored, level=1)
+        content = path.read_bytes()
+        path.unlink()
+        assert kept.missing(record, scored=True) == [(scale, mirrored)]
+        assert kept.read_levels(record, scored=True) is None
+        path.write_bytes(content)
+    with pytest.raises(ArgumentError, match="levels=2: read several with read_levels"):
+        kept.read(record)
+    with pytest.raises(ArgumentError, match="features=1: give the maps of 2 levels"):
+        kept.write(record, 1.0, levels()[:1])
+
+
+def test_the_first_level_has_the_name_of_the_only_one(tmp_path, records):
+    one, two = cache(tmp_path), two_levels(tmp_path)
+    status = records[0].image.stat()
+    known = ["a", status.st_size, status.st_mtime_ns, 1.0, False]
+    name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+    assert one.path(records[0], 1.0).name == two.path(records[0], 1.0).name == f"{name}.npy"
+    paths = {
+        two.path(records[0], 1.0, mirrored=mirrored, level=level) for mirrored in (False, True) for level in (0, 1)
+    }
+    assert len(paths) == 4
+    one.write(records[0], 1.0, levels()[:1])
+    assert one.folder == two.folder
+    assert two.missing(records[0])[0] == (1.0, False), "not all levels are there"
+
+
+def test_all_levels_count_where_room_is_made(tmp_path, records):
+    other = cache(tmp_path, "other")
+    other.use({"weights": "other"}, scales=(1.0,), levels=2)
+    other.begin(0)
+    other.write(records[0], 1.0, levels())
+    other.release()
+    sizes = [other.path(records[0], 1.0, level=level).stat().st_size for level in (0, 1)]
+    cache(tmp_path, "now", max_gib=(sum(sizes) + 100) / module.GIB).begin(0)
+    assert other.read_levels(records[0]) is not None
+    cache(tmp_path, "now", max_gib=(sum(sizes) + 100) / module.GIB).begin(60)
+    assert other.read_levels(records[0]) is None
+    assert not other.folder.exists()
+
+
+def test_levels_stand_beside_a_photograph_and_in_a_data_set(tmp_path, records):
+    kept = two_levels(tmp_path)
+    images = TaggedImages(records, num_classes=2)
+    images.features = kept
+    kept.write(records[1], 1.0, levels())
+    for sample in (images[1], CachedFeatures(images, kept)[1]):
+        ((fine, coarse),) = sample["features"]
+        torch.testing.assert_close([fine[0], coarse[0]], [level.half() for level in levels()])
