@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 from rca_lightning import WSSSDataModule
+from rca_lightning.callbacks import feature_cache
 from tests.distributed.launching import free_port
 from tests.pyramid_fit import fit_pyramid
 
@@ -20,6 +21,7 @@ TRAIN, BATCH, EPOCHS = 13, 4, 3  # photographs; of all processes together
 
 def _fit(rank: int, processes: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    feature_cache._SAMPLE = 3  # of the processes of this test alone
     os.environ["MASTER_PORT"] = str(port)
     if processes > 1:
         os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
@@ -72,3 +74,4 @@ def test_ranks_share_the_computing(states):
     one, first, second = states
     assert one["photographs"] == TRAIN
     assert first["photographs"] + second["photographs"] == TRAIN
+    assert second["photographs"] > 0
