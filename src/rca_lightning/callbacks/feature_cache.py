@@ -15,19 +15,25 @@ from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.data.datamodule import WSSSDataModule
-from rca_lightning.data.dataset import CachedFeatures, TaggedImages
+from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.images import image_size
 from rca_lightning.data.loaders import photograph_loader
 from rca_lightning.data.records import Record
 from rca_lightning.data.sample import SkippedImage
-from rca_lightning.distributed import broadcast_from_first, gather_objects, gather_uneven, world_size_and_rank
+from rca_lightning.distributed import broadcast_from_first, gather_objects, world_size_and_rank
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.io.download import cache_folder
-from rca_lightning.modules.rca_module import RCAModule
-from rca_lightning.rca.cam import fit_head
+from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.rca.inference import multi_scale_flip, view_sizes
-from rca_lightning.rca.projection import Moments
+from rca_lightning.rca.projection import (
+    Moments,
+    are_learned,
+    learn_projections,
+    load_projections,
+    project,
+    projections_state,
+)
 
 logger = logging.getLogger(__name__)
 _info = rank_zero_only(logger.info)
@@ -44,8 +50,9 @@ class FeatureCacheCallback(L.Callback):
     """Computes the features of each photograph once and keeps them on disk, for a module with a frozen backbone.
 
     At the start of `fit` it learns the principal components of the features from a few photographs, computes the
-    projected features of those that the cache does not hold, a share on each rank, and fits the first CAM head to their
-    means by logistic regression. Training and validation then read the cache alone. A run that is killed goes on where
+    projected features of those that the cache does not hold, a share on each rank, and starts the module from them:
+    `RCAModule` fits its first CAM head to their means by logistic regression. Features are one map, or several levels;
+    see `FeatureNetwork`. Training and validation then read the cache alone. A run that is killed goes on where
     it was; the next one, with another number of prototypes or rounds, computes nothing. `validate`, `test` and
     `predict` read the features that are there and compute the others, without writing them. Several processes need one
     folder that all of them see. Features are computed in bfloat16 where the processor has units for it, see
@@ -63,8 +70,6 @@ class FeatureCacheCallback(L.Callback):
         >>> callback = FeatureCacheCallback("features", max_gib=10)
     """
 
-    task = RCAModule.task
-
     @check_arguments
     def __init__(
         self, folder: str | None = None, max_gib: float = 50.0, penalty: float = 0.01, splits: Sequence[str] = ()
@@ -78,19 +83,20 @@ class FeatureCacheCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lets `validate`, `test` and `predict` read the features that are there."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" or not isinstance(pl_module, RCAModule) or not isinstance(data, WSSSDataModule):
+        if stage == "fit" or not isinstance(pl_module, FrozenBackboneMixin) or not isinstance(data, WSSSDataModule):
             return
         if pl_module.is_frozen:
             data.open_features = functools.partial(self._open, pl_module)
 
-    def _open(self, module: RCAModule) -> FeatureCache:
+    def _open(self, module: FrozenBackboneMixin) -> FeatureCache:
         """The cache of a module, whose weights are loaded by now."""
-        self._use(module, compute_dtype(module.device, module.network.coarse_head.conv.weight.dtype))
+        self._use(module, compute_dtype(module.device, _dtype(module)))
         return self.cache
 
-    def _use(self, module: RCAModule, dtype: torch.dtype) -> None:
+    def _use(self, module: FrozenBackboneMixin, dtype: torch.dtype) -> None:
         hparams = module.hparams
-        self.cache.use(self._key(module, dtype), scales=hparams["scales"], flip=bool(hparams["flip"]))
+        levels = len(module.network.projections)
+        self.cache.use(self._key(module, dtype), scales=hparams["scales"], flip=bool(hparams["flip"]), levels=levels)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Computes what is missing and starts the network.
@@ -100,80 +106,84 @@ class FeatureCacheCallback(L.Callback):
             DataError: for a photograph whose features are not finite.
             OutputError: if the cache cannot be written to, or has no room.
         """
-        if not isinstance(pl_module, RCAModule) or not pl_module.is_frozen:
+        if not isinstance(pl_module, FrozenBackboneMixin) or not pl_module.is_frozen:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, WSSSDataModule):
             raise ArgumentError(
                 "datamodule", type(data).__name__, "backbone_mode='frozen' reads photographs of a WSSSDataModule"
             )
-        network = pl_module.network.eval()
+        network = pl_module.network
         # As DistributedDataParallel would do: every rank has the network of the first.
         broadcast_from_first(*network.backbone.state_dict().values())
-        dtype = compute_dtype(pl_module.device, network.coarse_head.conv.weight.dtype)
-        splits = data.keep_features(self.cache, splits=self.splits)
-        begins = not bool(network.pca_learned)
+        dtype = compute_dtype(pl_module.device, _dtype(pl_module))
+        cells = max(1, data.augmentation.crop_size // network.strides[-1]) if pl_module.trains_on_crops else None
+        splits = data.keep_features(self.cache, splits=self.splits, crop_cells=cells)
+        begins = not are_learned(network.projections)
         casts = dtype == torch.bfloat16
         with torch.inference_mode(), torch.autocast(pl_module.device.type, torch.bfloat16, enabled=casts):
             computed = self._find_projection(pl_module, splits, dtype, data.num_workers) if begins else {}
             self._use(pl_module, dtype)
             for row, features in computed.items():
-                projected = network.pca_of(features.to(network.coarse_head.conv.weight.dtype))
-                self._store(splits[0].records[row], self.cache.scales[0], projected)
+                self._store(pl_module, splits[0].records[row], self.cache.scales[0], features)
             unread = self._compute(trainer, pl_module, splits, data.num_workers)
         data.leave_out_of_training(unread)
         if begins:
-            self._fit_head(pl_module, data.cached_features())
+            pl_module.start_from_features(data.cached_features(), penalty=self.penalty)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lets other runs make room in the cache."""
         self.cache.release()
 
-    def _key(self, module: RCAModule, dtype: torch.dtype) -> dict[str, object]:
-        names = ["backbone", "output_stride", "stride_in", "max_side"]
-        names += ["padding_mode"] * (module.hparams["padding_mode"] != "zeros")
+    def _key(self, module: FrozenBackboneMixin, dtype: torch.dtype) -> dict[str, object]:
+        network, hparams = module.network, module.hparams
+        names = [name for name in ("backbone", "output_stride", "stride_in", "max_side") if name in hparams]
+        names += ["padding_mode"] * (hparams.get("padding_mode", "zeros") != "zeros")
+        states = network.backbone.state_dict(prefix="backbone."), projections_state(network.projections)
         return {
             "format": _FORMAT,
-            "weights": _digest(module.network.backbone.state_dict(prefix="backbone."), module.network.pca_state()),
+            "weights": _digest(*states),
             "computed in": str(dtype).removeprefix("torch."),
-            **{name: module.hparams[name] for name in names},
+            **{name: hparams[name] for name in names},
+            **network.feature_key(),
         }
 
     def _find_projection(
-        self, module: RCAModule, splits: list[TaggedImages], dtype: torch.dtype, workers: int
-    ) -> dict[int, Tensor]:
+        self, module: FrozenBackboneMixin, splits: list[TaggedImages], dtype: torch.dtype, workers: int
+    ) -> dict[int, list[Tensor]]:
         """Reads the components from the cache, else learns them; the first rank does, for all.
 
         Another order of summation would give components that differ in the last digit, and so another key: a run that
         goes on, or the next one, must have the same to the bit.
 
         Returns:
-            Features `(1, C, h, w)` of photographs that were computed for it, by row, as many as fit.
+            Features of photographs, each level `(1, C_k, h_k, w_k)`, that were computed for it, by row, as many as fit.
         """
         network = module.network
-        moments: Moments | None = None
-        kept: dict[int, Tensor] = {}
+        moments: list[Moments] | None = None
+        kept: dict[int, list[Tensor]] = {}
         if world_size_and_rank()[1] == 0:
             images = splits[0]
             step = max(1, len(images) // _SAMPLE)
             rows = list(range(0, len(images), step))[:_SAMPLE]
             key = self._key(module, dtype)
-            key |= {"embedding_stages": module.hparams["embedding_stages"], "scale": module.hparams["scales"][0]}
+            key |= {name: module.hparams[name] for name in ("embedding_stages",) if name in module.hparams}
+            key |= {"scale": module.hparams["scales"][0]}
             self.cache.use(key | {"projection of": [self.cache.stamp(images.records[row]) for row in rows]}, scales=[])
-            if not network.load_pca(self.cache.read_tensors(_PROJECTION)):
+            if not load_projections(network.projections, self.cache.read_tensors(_PROJECTION)):
                 self.cache.begin(sum(self._bytes(module, of, row) for of in splits for row in range(len(of))))
                 _info("features: the projection is learned from %d photographs", len(rows))
                 moments, kept = self._moments(module, images, rows, workers)
-        network.learn_projection(moments)
+        learn_projections(network.projections, moments)
         if moments is not None:
-            self.cache.write_tensors(_PROJECTION, network.pca_state())
+            self.cache.write_tensors(_PROJECTION, projections_state(network.projections))
         return kept
 
     def _moments(
-        self, module: RCAModule, images: TaggedImages, rows: list[int], workers: int
-    ) -> tuple[Moments, dict[int, Tensor]]:
-        moments: Moments | None = None
-        kept: dict[int, Tensor] = {}
+        self, module: FrozenBackboneMixin, images: TaggedImages, rows: list[int], workers: int
+    ) -> tuple[list[Moments], dict[int, list[Tensor]]]:
+        moments: list[Moments] | None = None
+        kept: dict[int, list[Tensor]] = {}
         for row, image in _photographs(images, rows, workers):
             if isinstance(image, SkippedImage):
                 continue
@@ -181,17 +191,18 @@ class FeatureCacheCallback(L.Callback):
                 _to(image, module), scales=module.hparams["scales"][:1], flip=False, max_side=module.hparams["max_side"]
             )
             features = module.network.features(view)
-            cells = features[0].flatten(1).T  # (1, C, h, w) -> (hw, C)
-            moments = Moments(cells.shape[1]) if moments is None else moments
-            moments.add(cells[torch.linspace(0, len(cells) - 1, min(_CELLS, len(cells))).long()].float().cpu())
-            if sum(map(Tensor.numel, kept.values())) + features.numel() <= _KEPT_NUMBERS:
+            moments = [Moments(level.shape[1]) for level in features] if moments is None else moments
+            for of_level, level in zip(moments, features, strict=True):
+                cells = level[0].flatten(1).T  # (1, C, h, w) -> (hw, C)
+                of_level.add(cells[torch.linspace(0, len(cells) - 1, min(_CELLS, len(cells))).long()].float().cpu())
+            if sum(level.numel() for levels in (*kept.values(), features) for level in levels) <= _KEPT_NUMBERS:
                 kept[row] = features
         if moments is None:
             raise DataError(f"none of {len(rows)} photographs of the training split could be read")
         return moments, kept
 
     def _compute(
-        self, trainer: L.Trainer, module: RCAModule, splits: list[TaggedImages], workers: int
+        self, trainer: L.Trainer, module: FrozenBackboneMixin, splits: list[TaggedImages], workers: int
     ) -> list[SkippedImage]:
         """Computes what the cache does not hold, each rank its share; returns what no rank could read."""
         trainer.strategy.barrier("features of the projection")  # so that every rank finds the same missing
@@ -230,26 +241,36 @@ class FeatureCacheCallback(L.Callback):
         _info("features: computed in %.0f seconds", time.monotonic() - started)
         return everywhere
 
-    def _write(self, module: RCAModule, images: TaggedImages, row: int, image: Tensor) -> None:
+    def _write(self, module: FrozenBackboneMixin, images: TaggedImages, row: int, image: Tensor) -> None:
         record = images.records[row]
         for scale, mirrored in self.cache.missing(record, scored=images.scored):
             ((view, _),) = multi_scale_flip(
                 _to(image, module), scales=(scale,), flip=False, max_side=module.hparams["max_side"]
             )
-            features = module.network.stages(view.flip(3) if mirrored else view)[0][0]  # (D, h, w)
-            self._store(record, scale, features, mirrored=mirrored)
+            features = module.network.features(view.flip(3) if mirrored else view)
+            self._store(module, record, scale, features, mirrored=mirrored)
 
-    def _store(self, record: Record, scale: float, features: Tensor, *, mirrored: bool = False) -> None:
-        features = features.half()
-        if not bool(torch.isfinite(features).all()):
+    def _store(
+        self,
+        module: FrozenBackboneMixin,
+        record: Record,
+        scale: float,
+        features: list[Tensor],
+        *,
+        mirrored: bool = False,
+    ) -> None:
+        """Projects and writes features of a view, each level `(1, C_k, h_k, w_k)`."""
+        projected = [level[0].half() for level in project(module.network.projections, features)]
+        if not all(bool(torch.isfinite(level).all()) for level in projected):
             remedy = "look at the weights and the photograph"
             raise DataError(f"{record.image_id}: its features are not finite; {remedy}")
-        self.cache.write(record, scale, features, mirrored=mirrored)
+        self.cache.write(record, scale, projected, mirrored=mirrored)
 
     @staticmethod
-    def _bytes(module: RCAModule, images: TaggedImages, row: int) -> int:
+    def _bytes(module: FrozenBackboneMixin, images: TaggedImages, row: int) -> int:
         """Of the features of a photograph, about."""
-        stride, hparams = module.network.backbone.output_stride, module.hparams
+        network, hparams = module.network, module.hparams
+        coarsest = network.strides[-1]
         try:
             size = image_size(images.records[row].image)
         except (DataError, DatasetNotFoundError):
@@ -258,31 +279,12 @@ class FeatureCacheCallback(L.Callback):
             return 0
         scales = hparams["scales"] if images.scored else hparams["scales"][:1]
         sizes = view_sizes(size, scales=scales, max_side=hparams["max_side"])
-        cells = sum(-(-height // stride) * -(-width // stride) for height, width in sizes)
-        return int(cells * (1 + (images.scored and hparams["flip"])) * module.embedding_dim * 2)
-
-    def _fit_head(self, module: RCAModule, images: CachedFeatures) -> None:
-        """Fits the first head to the mean features, which every rank reads a share of."""
-        processes, rank = world_size_and_rank()
-        means, tags, rows = [torch.zeros(0, module.embedding_dim)], [torch.zeros(0, module.hparams["num_classes"])], []
-        for row in range(rank, len(images), processes):
-            sample = images[row]
-            largest = max(sample["features"], key=lambda of_scale: of_scale.shape[2] * of_scale.shape[3])
-            means.append(largest.float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
-            tags.append(sample["tags"][None])
-            rows.append(row)
-        device = module.device
-        gathered = gather_uneven(
-            torch.cat(means).to(device),
-            torch.cat(tags).to(device),
-            torch.tensor(rows, dtype=torch.int64, device=device),
+        cells = sum(-(-height // coarsest) * -(-width // coarsest) for height, width in sizes)
+        numbers = sum(  # of a cell of the coarsest level, which a whole number of finer ones share
+            (coarsest // stride) ** 2 * len(projection.weight)
+            for stride, projection in zip(network.strides, network.projections, strict=True)
         )
-        order = torch.argsort(gathered[2])
-        weight, bias = fit_head(gathered[0][order].cpu(), gathered[1][order].cpu(), penalty=self.penalty)
-        weight, bias = weight.to(device), bias.to(device)
-        broadcast_from_first(weight, bias)
-        module.network.start_head(weight, bias)
-        _info("features: the first head is fitted to %d photographs", len(order))
+        return int(cells * (1 + (images.scored and hparams["flip"])) * numbers * 2)
 
 
 def compute_dtype(device: torch.device, weights: torch.dtype = torch.float32) -> torch.dtype:
@@ -318,8 +320,12 @@ def _digest(*states: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _to(image: Tensor, module: RCAModule) -> Tensor:
-    return image.to(module.device, module.network.coarse_head.conv.weight.dtype)
+def _dtype(module: FrozenBackboneMixin) -> torch.dtype:
+    return module.network.projections[0].weight.dtype
+
+
+def _to(image: Tensor, module: FrozenBackboneMixin) -> Tensor:
+    return image.to(module.device, _dtype(module))
 
 
 def _photographs(images: TaggedImages, rows: list[int], workers: int) -> Iterator[tuple[int, Tensor | SkippedImage]]:

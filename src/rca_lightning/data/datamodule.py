@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.resuming import is_within_epoch, seen_batches, silence_loader_warning
 from rca_lightning.data.bad_images import BadImages, OnBadImage
+from rca_lightning.data.crops import CachedCrops
 from rca_lightning.data.dataset import CachedFeatures, TaggedImages
 from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
@@ -186,6 +187,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.cache_decoded = cache_decoded
         self.pin_memory = pin_memory
         self.features: FeatureCache | None = None
+        self.crop_cells: int | None = None  # side of the crops of features that are trained on
         # Asked when a loader of photographs is made: the cache, and whether it is read with the mirror images.
         self.open_features: Callable[[], FeatureCache] | None = None
         self._train: TaggedImages | None = None
@@ -284,7 +286,7 @@ class WSSSDataModule(L.LightningDataModule):
         silence_loader_warning()
         images = _set_up(self._train, "fit")
         return training_loader(
-            images if self.features is None else self.cached_features(),
+            images if self.features is None else self._training_features(),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             shuffle=self.shuffle,
@@ -301,12 +303,16 @@ class WSSSDataModule(L.LightningDataModule):
         """Images to train on; 0 before they are set up."""
         return 0 if self._train is None else len(self._train)
 
-    def keep_features(self, cache: FeatureCache, *, splits: Sequence[str] = ()) -> list[TaggedImages]:
+    def keep_features(
+        self, cache: FeatureCache, *, splits: Sequence[str] = (), crop_cells: int | None = None
+    ) -> list[TaggedImages]:
         """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
 
         Args:
             cache: it.
             splits: further splits that need features, to be scored later.
+            crop_cells: side of the crops of features that are trained on, in cells of the coarsest level; None: whole
+                photographs are.
 
         Returns:
             The photographs that need features, whole: those to train on, then those that `fit` validates on, if any,
@@ -316,6 +322,7 @@ class WSSSDataModule(L.LightningDataModule):
             ArgumentError: a split that does not exist.
         """
         self.features = cache
+        self.crop_cells = crop_cells
         self._without_features = frozenset()
         needed = {self.train_split: _set_up(self._train, "fit").whole()}
         needed[self.train_split].scored = self.train_split in splits
@@ -357,6 +364,13 @@ class WSSSDataModule(L.LightningDataModule):
         if self.features is None:
             raise ArgumentError("features", None, "call keep_features before")
         return CachedFeatures(images.without(self._without_features, at_least=0), self.features)
+
+    def _training_features(self) -> CachedFeatures | CachedCrops:
+        whole = self.cached_features()
+        if self.crop_cells is None:
+            return whole
+        options: dict[str, Any] = {"seed": run_seed(), "flip": self.augmentation.flip}
+        return CachedCrops(whole.images, whole.cache, crop_cells=self.crop_cells, **options)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Return `evaluation_dataloader`; no loader in a `fit` that has nothing to score, which skips validation.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +148,26 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         )
         return photographs
 
+    def mask(self, row: int) -> npt.NDArray[np.uint8] | SkippedImage | None:
+        """Read the mask (H, W) of a photograph, which is not decoded.
+
+        Returns:
+            The mask; None without one; with `skip_of`, a `SkippedImage` for one that cannot be read.
+
+        Raises:
+            DatasetNotFoundError: a file is gone.
+            DataError: the mask is damaged, or does not fit the photograph or the classes.
+        """
+        record = self.records[row]
+        if record.mask is None:
+            return None
+        try:
+            return self._reader.mask(record, size=image_size(record.image))
+        except _UNREADABLE as error:
+            if self.skip_of is None:
+                raise
+            return SkippedImage(self.skip_of, record.image_id, " ".join(str(error).split()))
+
     def unread(self, image_ids: Collection[str]) -> list[SkippedImage]:
         """Those of the named images that cannot be read; empty without `skip_of`, for then they are an error."""
         if self.skip_of is None:
@@ -207,7 +228,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
             image_id=record.image_id,
             original_size=torch.tensor(size),
         )
-        if self.features is not None and (features := self.features.read(record, scored=self.scored)) is not None:
+        if self.features is not None and (features := _read(self.features, record, scored=self.scored)) is not None:
             sample["features"] = features
         if pixels.mask is not None:
             sample["mask"] = torch.from_numpy(pixels.mask.astype(np.int64))
@@ -247,12 +268,21 @@ class CachedFeatures(Dataset["Sample"]):
         if row < 0:
             return Sample(tags=torch.zeros(self.images.num_classes), image_id="", features=[])
         record = self.images.records[row]
-        features = self.cache.read(record)
+        features = _read(self.cache, record)
         if features is None:
-            raise DatasetNotFoundError(
-                f"features of {record.image_id} are gone from {self.cache.folder}; run again to have them computed anew"
-            )
+            raise features_gone(record, self.cache)
         return Sample(tags=tag_row(record.tags, self.images.num_classes), image_id=record.image_id, features=features)
+
+
+def _read(cache: FeatureCache, record: Record, *, scored: bool = False) -> list[Any] | None:
+    """Features of a photograph as samples have them: of each scale one map, or the list of its levels."""
+    return cache.read(record, scored=scored) if cache.levels == 1 else cache.read_levels(record, scored=scored)
+
+
+def features_gone(record: Record, cache: FeatureCache) -> DatasetNotFoundError:
+    """Error of features that the cache had, and has no more."""
+    where = f"features of {record.image_id} are gone from {cache.folder}"
+    return DatasetNotFoundError(f"{where}; run again to have them computed anew")
 
 
 class BatchedImages(Dataset["Batch"]):

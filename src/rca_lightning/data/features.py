@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,7 @@ _KEY_FILE = "key.json"
 class FeatureCache:
     """Features of photographs, `(D, h, w)` float16 each, and of their mirror images.
 
+    They are one map, or several levels from fine to coarse, each with its own channels and grid, in a file of its own.
     Files lie in a folder named by the digest of a key, so features of other weights or settings are never read, and the
     next run with the same ones reads those of this run. The name of a file contains the size and the time of change of
     the photograph. A file is whole or absent; several processes and runs may write at the same time.
@@ -44,7 +47,7 @@ class FeatureCache:
         >>> photograph = Record("a", Path(__file__))
         >>> cache.read(photograph) is None
         True
-        >>> cache.write(photograph, 1.0, torch.zeros(4, 2, 3))
+        >>> cache.write(photograph, 1.0, [torch.zeros(4, 2, 3)])
         >>> [features.shape for features in cache.read(photograph)]
         [torch.Size([1, 4, 2, 3])]
     """
@@ -58,25 +61,28 @@ class FeatureCache:
         self._held: int | None = None
         self.use({}, scales=[])
 
-    def use(self, key: dict[str, object], *, scales: Sequence[float], flip: bool = False) -> None:
+    def use(self, key: dict[str, object], *, scales: Sequence[float], flip: bool = False, levels: int = 1) -> None:
         """Read and write features of this key from now on.
 
         Args:
             key: all that features depend on but the view: JSON values.
             scales: of the views that photographs are scored by. Training reads the first.
             flip: whether photographs are scored by their mirror images too.
+            levels: maps of each view, from fine to coarse.
         """
         self.release()
         self.scales = tuple(scales)
         self.flip = flip
+        self.levels = levels
         self.key = json.loads(json.dumps(key))
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         self.folder = self.root / digest[:24]
 
-    def path(self, record: Record, scale: float, *, mirrored: bool = False) -> Path:
-        """Where the features of a photograph, or of its mirror image, are at a scale, or would be."""
+    def path(self, record: Record, scale: float, *, mirrored: bool = False, level: int = 0) -> Path:
+        """Where the features of a photograph, or of its mirror image, are at a scale and level, or would be."""
         status = record.image.stat()  # not `stamp`: without a photograph there are no features
         known = [record.image_id, status.st_size, status.st_mtime_ns, float(scale), mirrored]
+        known += [level] * (level > 0)  # files from before there were levels stay valid
         name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
 
@@ -86,7 +92,7 @@ class FeatureCache:
         return every if scored else every[:1]
 
     def read(self, record: Record, *, scored: bool = False) -> list[Tensor] | None:
-        """Read the features of a photograph.
+        """Read the features of a photograph that are one map; see `read_levels` for several.
 
         Args:
             record: the photograph.
@@ -95,20 +101,54 @@ class FeatureCache:
         Returns:
             Of each scale `(V, D, h, w)` float16, where V is 1, or 2 with the mirror image; None where a file is missing
             or cannot be read.
+
+        Raises:
+            ArgumentError: there are several levels.
         """
-        of_scale: dict[float, list[npt.NDArray[np.float16]]] = {}
+        if self.levels > 1:
+            raise ArgumentError("levels", self.levels, "read several with read_levels")
+        of_scales = self.read_levels(record, scored=scored)
+        return None if of_scales is None else [levels[0] for levels in of_scales]
+
+    def read_levels(self, record: Record, *, scored: bool = False) -> list[list[Tensor]] | None:
+        """Read the features of a photograph.
+
+        Args:
+            record: the photograph.
+            scored: whether all views, or the one that is trained on; see `views`.
+
+        Returns:
+            Of each scale its levels, each `(V, D_k, h_k, w_k)` float16, where V is 1, or 2 with the mirror image; None
+            where a file is missing or cannot be read.
+        """
+        of_scale: dict[float, list[list[npt.NDArray[np.float16]]]] = {}
         for scale, mirrored in self.views(scored=scored):
-            view = self._map(record, scale, mirrored=mirrored)
+            view = self.open_view(record, scale, mirrored=mirrored)
             if view is None:
                 return None
             of_scale.setdefault(scale, []).append(view)
         # A copy: a run that makes room may take a file away.
-        return [torch.from_numpy(np.stack(views)) for views in of_scale.values()]
+        return [
+            [torch.from_numpy(np.stack(of_views)) for of_views in zip(*views, strict=True)]
+            for views in of_scale.values()
+        ]
+
+    def open_view(
+        self, record: Record, scale: float, *, mirrored: bool = False
+    ) -> list[npt.NDArray[np.float16]] | None:
+        """Map the levels `(D_k, h_k, w_k)` of a view into memory; None where a file is missing or cannot be read."""
+        levels = []
+        for level in range(self.levels):
+            array = self._map(record, scale, mirrored=mirrored, level=level)
+            if array is None:
+                return None
+            levels.append(array)
+        return levels
 
     def missing(self, record: Record, *, scored: bool = False) -> list[tuple[float, bool]]:
         """The views of a photograph that have no features that can be read; see `views`."""
         views = self.views(scored=scored)
-        return [view for view in views if self._map(record, view[0], mirrored=view[1]) is None]
+        return [view for view in views if self.open_view(record, view[0], mirrored=view[1]) is None]
 
     @staticmethod
     def stamp(record: Record) -> list[str | int]:
@@ -138,19 +178,29 @@ class FeatureCache:
         with output_errors("features.folder", self.root, "give a folder with room"):
             write_atomically(self.folder / name, lambda file: torch.save(content, file))
 
-    def write(self, record: Record, scale: float, features: Tensor, *, mirrored: bool = False) -> None:
-        """Write the features `(D, h, w)` of a photograph or of its mirror image.
+    def write(self, record: Record, scale: float, features: Sequence[Tensor], *, mirrored: bool = False) -> None:
+        """Write the features of a photograph or of its mirror image.
+
+        Args:
+            record: the photograph.
+            scale: of the view.
+            features: its levels, each `(D_k, h_k, w_k)`.
+            mirrored: whether the view is the mirror image.
 
         Raises:
+            ArgumentError: for another number of levels than `use` was told.
             OutputError: the folder cannot be written to.
         """
-        array, path = features.to("cpu", torch.float16).numpy(), self.path(record, scale, mirrored=mirrored)
-        with output_errors("features.folder", self.root, "give a folder with room"):
-            write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
+        if len(features) != self.levels:
+            raise ArgumentError("features", len(features), f"give the maps of {self.levels} levels")
+        for level, of_level in enumerate(features):
+            path = self.path(record, scale, mirrored=mirrored, level=level)
+            with output_errors("features.folder", self.root, "give a folder with room"):
+                write_atomically(path, functools.partial(_save, of_level.to("cpu", torch.float16).numpy()))
 
-    def _map(self, record: Record, scale: float, *, mirrored: bool) -> npt.NDArray[np.float16] | None:
+    def _map(self, record: Record, scale: float, *, mirrored: bool, level: int) -> npt.NDArray[np.float16] | None:
         try:  # the photograph may be gone too
-            path = self.path(record, scale, mirrored=mirrored)
+            path = self.path(record, scale, mirrored=mirrored, level=level)
             array: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
@@ -222,6 +272,10 @@ class FeatureCache:
     def _others(self) -> list[Path]:
         """Folders of other keys."""
         return [path.parent for path in self.root.glob(f"*/{_KEY_FILE}") if path.parent != self.folder]
+
+
+def _save(array: npt.NDArray[np.float16], file: BinaryIO) -> None:
+    np.save(file, array, allow_pickle=False)
 
 
 def _last_used(folder: Path) -> float:

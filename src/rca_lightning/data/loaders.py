@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
+from rca_lightning.data.crops import CachedCrops
 from rca_lightning.data.dataset import BatchedImages, CachedFeatures, TaggedImages
-from rca_lightning.data.sample import collate, collate_features, collate_read
+from rca_lightning.data.sample import collate, collate_crops, collate_features, collate_read
 from rca_lightning.distributed import world_size_and_rank
 from rca_lightning.errors import ArgumentError
 
@@ -139,7 +140,7 @@ class LazyDataLoader(DataLoader[Any]):
 
 
 def training_loader(
-    dataset: TaggedImages | CachedFeatures,
+    dataset: TaggedImages | CachedFeatures | CachedCrops,
     *,
     batch_size: int,
     num_workers: int,
@@ -147,10 +148,10 @@ def training_loader(
     pin_memory: bool | None,
     seen_batches: Callable[[], int] = lambda: 0,
 ) -> DataLoader[Any]:
-    """Return the loader of training crops, or of the features of whole photographs.
+    """Return the loader of training crops, of images or of features, or of the features of whole photographs.
 
     Args:
-        dataset: images with an augmentation to one size, or features of photographs of any size.
+        dataset: images with an augmentation to one size, crops of features, or features of photographs of any size.
         batch_size: images of a batch in each process. An incomplete last batch of crops is dropped, unless
             there is no other.
         num_workers: loading processes.
@@ -158,7 +159,8 @@ def training_loader(
         pin_memory: page-locked memory; None means whether a CUDA device is there.
         seen_batches: tells at the start of an epoch how many batches of it were trained on in a run before.
     """
-    is_crops = isinstance(dataset, TaggedImages)
+    is_crops = not isinstance(dataset, CachedFeatures)
+    together = {TaggedImages: collate, CachedCrops: collate_crops, CachedFeatures: collate_features}
     sampler = EpochSampler(
         dataset, seed=run_seed(), shuffle=shuffle, seen=lambda: seen_batches() * batch_size, repeats=is_crops
     )
@@ -167,7 +169,7 @@ def training_loader(
         batch_size=batch_size,
         sampler=sampler,
         drop_last=is_crops and len(sampler) >= batch_size,
-        collate_fn=collate if is_crops else collate_features,
+        collate_fn=together[type(dataset)],
         **_worker_options(num_workers, pin_memory),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -38,8 +38,9 @@ class Sample(TypedDict, total=False):
             0.5 its centre. Where `image` is padding it points outside the photograph. Missing outside training,
             where `image` is the photograph.
         features: of each scale (V, D, h, w) float16 from a `FeatureCache`, of the photograph and, where V is 2, of its
-            mirror image. Missing without a cache. In the training of a frozen backbone they take the place of `image`
-            and `original_size`.
+            mirror image; where the cache has several levels, of each scale the list of them. Missing without a cache.
+            In the training of a frozen backbone they take the place of `image` and `original_size`; a crop has of each
+            level (D_k, h_k, w_k).
         unread: images that were skipped before this one was read instead. Missing if there was none.
     """
 
@@ -47,7 +48,7 @@ class Sample(TypedDict, total=False):
     tags: Required[Tensor]
     image_id: Required[str]
     original_size: Tensor
-    features: list[Tensor]
+    features: list[Any]
     mask: Tensor
     saliency: Tensor
     window: Tensor
@@ -65,7 +66,8 @@ class Batch(TypedDict, total=False):
         mask: (B, H, W) int64; only if every sample has one.
         saliency: (B, H, W) float32; only if every sample has one.
         window: (B, 2, 3) float32; only if every sample has one.
-        features: of each image those of its sample; only if every sample has them.
+        features: of each image those of its sample; only if every sample has them. Of crops: of each level
+            (B, D_k, h_k, w_k) float16.
         unread: images that were skipped, if any; `WSSSDataModule` takes them out before a batch reaches a module.
     """
 
@@ -73,7 +75,7 @@ class Batch(TypedDict, total=False):
     tags: Required[Tensor]
     image_id: Required[list[str]]
     original_size: Tensor
-    features: list[list[Tensor]]
+    features: list[Any]
     mask: Tensor
     saliency: Tensor
     window: Tensor
@@ -116,6 +118,27 @@ def collate_features(samples: Sequence[Sample]) -> Batch:
         image_id=[sample["image_id"] for sample in samples],
         features=[sample["features"] for sample in samples],
     )
+
+
+def collate_crops(samples: Sequence[Sample]) -> Batch:
+    """Stack crops of features, level by level, and their masks if every sample has one.
+
+    Example:
+        >>> one = Sample(tags=torch.zeros(1), image_id="a", features=[torch.zeros(2, 8, 8), torch.zeros(3, 2, 2)])
+        >>> [tuple(level.shape) for level in collate_crops([one, one])["features"]]
+        [(2, 2, 8, 8), (2, 3, 2, 2)]
+    """
+    batch = Batch(
+        tags=torch.stack([sample["tags"] for sample in samples]),
+        image_id=[sample["image_id"] for sample in samples],
+        features=[torch.stack(of_level) for of_level in zip(*(sample["features"] for sample in samples), strict=True)],
+    )
+    if all("mask" in sample for sample in samples):
+        batch["mask"] = torch.stack([sample["mask"] for sample in samples])
+    unread = [image for sample in samples for image in sample.get("unread", ())]
+    if unread:
+        batch["unread"] = unread
+    return batch
 
 
 def tag_row(tags: Sequence[int] | None, num_classes: int) -> Tensor:

@@ -19,12 +19,15 @@ from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.backbones.weights import load_frozen_start
+from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.data.sample import Batch
+from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, refuse_removed
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.io.listing import first_few
 from rca_lightning.modules.data_checks import DataChecks
+from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.hyperparameters import checked_arguments
 from rca_lightning.modules.monitored import MonitorGuard
 from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
@@ -36,24 +39,40 @@ from rca_lightning.modules.training_guards import (
     check_cells,
 )
 from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
-from rca_lightning.rca.cam import image_logits
+from rca_lightning.rca.cam import fit_head, image_logits
 from rca_lightning.rca.contrast import Positives
 from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps, read_class_maps
 from rca_lightning.rca.loss import Losses, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
-from rca_lightning.rca.network import ActivationMaps, AttentionClasses, FinalMap, Projection, RegionMap, build_network
+from rca_lightning.rca.network import (
+    ActivationMaps,
+    AttentionClasses,
+    FinalMap,
+    Projection,
+    RCANetwork,
+    RegionMap,
+    build_network,
+)
 from rca_lightning.rca.propagation import propagate
 from rca_lightning.rca.prototype_contrast import CELLS, select_cells
 from rca_lightning.rca.regions import RegionRule, Regions, cell_labels, extract_regions, select_for_memory
 
 logger = logging.getLogger(__name__)
+_info = rank_zero_only(logger.info)
 
 BackboneMode = Literal["frozen", "trained"]
 _NEED_GRADIENTS = (LearningRateFinder, BatchSizeFinder, StochasticWeightAveraging)
 
 
 class RCAModule(
-    NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
+    NonFiniteGuard,
+    StepSeedMixin,
+    MetricResetMixin,
+    AveragedBuffersMixin,
+    MonitorGuard,
+    ResumableOptimizer,
+    DataChecks,
+    FrozenBackboneMixin,
 ):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
@@ -152,6 +171,7 @@ class RCAModule(
     """
 
     task = "localize"
+    network: RCANetwork
 
     @refuse_removed(context="gone since 0.2; rival contexts are in experiments/ablation/contexts.py")
     @check_arguments
@@ -252,11 +272,6 @@ class RCAModule(
             self.network.requires_grad_(False)
 
     @property
-    def is_frozen(self) -> bool:
-        """Whether nothing is trained by gradients."""
-        return bool(self.hparams["backbone_mode"] == "frozen")
-
-    @property
     def needs_memory(self) -> bool:
         """Whether the losses or the prototypes come from the region memory."""
         return bool(self.hparams["contrast"]) or self.network.aggregation is not None
@@ -305,6 +320,8 @@ class RCAModule(
     def on_fit_start(self) -> None:
         """Refuse to train without the memory that the losses need, or with a projection that nothing trains."""
         super().on_fit_start()
+        if self.is_frozen:
+            self.network.eval()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.is_frozen and getattr(data, "features", None) is None:
             raise ArgumentError(
@@ -328,6 +345,28 @@ class RCAModule(
             raise ArgumentError(
                 "callbacks", None, "add RegionMemoryCallback() to the Trainer, or set contrast=False, aggregation=False"
             )
+
+    def start_from_features(self, images: CachedFeatures, *, penalty: float) -> None:
+        """Fits the first CAM head to the mean features of photographs, of which every rank reads a share."""
+        processes, rank = world_size_and_rank()
+        means, tags, rows = [torch.zeros(0, self.embedding_dim)], [torch.zeros(0, self.hparams["num_classes"])], []
+        for row in range(rank, len(images), processes):
+            sample = images[row]
+            largest = max(sample["features"], key=lambda of_scale: of_scale.shape[2] * of_scale.shape[3])
+            means.append(largest.float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
+            tags.append(sample["tags"][None])
+            rows.append(row)
+        gathered = gather_uneven(
+            torch.cat(means).to(self.device),
+            torch.cat(tags).to(self.device),
+            torch.tensor(rows, dtype=torch.int64, device=self.device),
+        )
+        order = torch.argsort(gathered[2])
+        weight, bias = fit_head(gathered[0][order].cpu(), gathered[1][order].cpu(), penalty=penalty)
+        weight, bias = weight.to(self.device), bias.to(self.device)
+        broadcast_from_first(weight, bias)
+        self.network.start_head(weight, bias)
+        _info("features: the first head is fitted to %d photographs", len(order))
 
     def _trains_projection(self) -> bool:
         contrasts = self.hparams["contrast"] and self.hparams["alpha"] > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -14,11 +13,10 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
-from rca_lightning.distributed import broadcast_from_first
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
 from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, predicted_classes
-from rca_lightning.rca.projection import Moments, PCAProjection
+from rca_lightning.rca.projection import PCAProjection, are_learned, project
 from rca_lightning.rca.standardization import Standardization, concat_stages
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
@@ -93,7 +91,7 @@ class RCANetwork(nn.Module):
             weight. The last one knows the class, the one before the parts.
         aggregation: reads the prototypes; `None`: plain CAM.
         projection: "learned" by the losses, or "pca": a `PCAProjection` of the standardised stages, which the CAM heads
-            read too; it has to learn its components once, see `learn_projection`.
+            read too; it has to learn its components once, see `learn_projections`.
         context: another source of what pixels read, for comparison: a module with `context_channels` and
             `forward(features, coarse, tags)` that gives `(B, context_channels, H, W)`.
         second_head: whether a second CAM head reads the context. Without, prototypes serve the attention alone.
@@ -108,7 +106,6 @@ class RCANetwork(nn.Module):
     """
 
     stage_weights: Tensor
-    channel_weights: Tensor
 
     @check_arguments
     def __init__(
@@ -138,12 +135,11 @@ class RCANetwork(nn.Module):
         self.embedding_stages = embedding_stages
         learned = embedding_dim is not None and projection == "learned"
         self.projection = nn.Conv2d(sum(widths), embedding_dim, 1, bias=False) if embedding_dim and learned else None
-        self.pca = PCAProjection(sum(widths), embedding_dim) if embedding_dim and not learned else None
-        embedded = embedding_dim or sum(widths)
-        self.standardization = Standardization(embedded) if standardize and self.pca is None else None
         # Of two stages the one with more channels would decide every cosine.
         weights = torch.cat([torch.full((width,), (channels / width) ** 0.5) for width in widths])
-        self.register_buffer("channel_weights", weights, persistent=False)
+        self.pca = PCAProjection(sum(widths), embedding_dim, weights) if embedding_dim and not learned else None
+        embedded = embedding_dim or sum(widths)
+        self.standardization = Standardization(embedded) if standardize and self.pca is None else None
         weights = torch.ones(embedded) if embedding_dim else weights
         channels = embedded if self.pca is not None else channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
@@ -176,12 +172,26 @@ class RCANetwork(nn.Module):
             `(B, D, h, w)` alone.
         """
         if self.pca is not None:
-            return [self.pca(self.features(images))]
+            return project(self.projections, self.features(images))
         return self._outputs(images)
 
-    def features(self, images: Tensor) -> Tensor:
-        """What a projection reads, `(B, C, h, w)`: the last `embedding_stages` stages on the grid of the last one."""
-        return concat_stages(_on_last_grid(self._outputs(images)))
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What a projection reads: one map `(B, C, h, w)`, the `embedding_stages` stages on the grid of the last."""
+        return [concat_stages(_on_last_grid(self._outputs(images)))]
+
+    @property
+    def projections(self) -> list[PCAProjection]:
+        """The projections of `features`: the PCA, if there is one."""
+        return [] if self.pca is None else [self.pca]
+
+    @property
+    def strides(self) -> list[int]:
+        """Pixels of the image per cell of `features`."""
+        return [self.backbone.output_stride]
+
+    def feature_key(self) -> dict[str, object]:
+        """What tells `features` of one backbone from those of another kind of network; these came first."""
+        return {}
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
         outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
@@ -190,49 +200,7 @@ class RCANetwork(nn.Module):
     @property
     def pca_learned(self) -> bool:
         """Whether there is a PCA and it has its components."""
-        return self.pca is not None and bool(self.pca.learned)
-
-    def pca_of(self, features: Tensor) -> Tensor:
-        """Projection `(D, h, w)` of `features` `(1, C, h, w)` of one image."""
-        assert self.pca is not None
-        projected: Tensor = self.pca(features)[0]
-        return projected
-
-    def pca_state(self) -> dict[str, Tensor]:
-        """State of the PCA; empty without one."""
-        return {} if self.pca is None else self.pca.state_dict(prefix="pca.")
-
-    def load_pca(self, state: Mapping[str, Tensor] | None) -> bool:
-        """Takes a `pca_state` that was kept; returns whether it is one of this PCA."""
-        own = self.pca_state()
-        if (
-            self.pca is None
-            or state is None
-            or {name: value.shape for name, value in state.items()}
-            != {name: value.shape for name, value in own.items()}
-        ):
-            return False
-        if not all(bool(torch.isfinite(value).all()) for value in state.values()) or not bool(state["pca.learned"]):
-            return False
-        self.pca.load_state_dict({name.removeprefix("pca."): value for name, value in state.items()})
-        return True
-
-    @torch.no_grad()
-    def learn_projection(self, moments: Moments | None) -> None:
-        """Learns the components of the PCA on the first rank; every rank has to call it.
-
-        Args:
-            moments: of `features`; `None` on other ranks.
-
-        Raises:
-            ArgumentError: without a PCA.
-        """
-        if self.pca is None:
-            raise ArgumentError("projection", "learned", "there are components only with projection='pca'")
-        if moments is not None:
-            self.pca.learn(moments, self.channel_weights)
-        broadcast_from_first(self.pca.weight, self.pca.bias, self.pca.length)
-        self.pca.learned.fill_(True)
+        return are_learned(self.projections)
 
     @torch.no_grad()
     def start_head(self, weight: Tensor, bias: Tensor) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rca_lightning.distributed import broadcast_from_first
 from rca_lightning.errors import ArgumentError
 
 
@@ -44,6 +47,7 @@ class PCAProjection(nn.Module):
     Args:
         in_channels: `C`.
         out_channels: `D`, components that are kept; at most `C`.
+        channel_weights: `(C,)`, what each standardised channel is multiplied with; `None`: 1.
 
     Attributes:
         length: root mean square length of an embedding.
@@ -67,8 +71,9 @@ class PCAProjection(nn.Module):
     bias: Tensor
     length: Tensor
     learned: Tensor
+    channel_weights: Tensor | None
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, channel_weights: Tensor | None = None) -> None:
         super().__init__()
         if not 1 <= out_channels <= in_channels:
             remedy = f"give 1 to {in_channels}, the channels of the features"
@@ -77,6 +82,7 @@ class PCAProjection(nn.Module):
         self.register_buffer("bias", torch.zeros(out_channels))
         self.register_buffer("length", torch.zeros(()))
         self.register_buffer("learned", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("channel_weights", channel_weights, persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Embeddings `(B, D, H, W)` of features `(B, C, H, W)`."""
@@ -85,12 +91,11 @@ class PCAProjection(nn.Module):
             return F.conv2d(features.to(self.weight.dtype), self.weight[:, :, None, None], self.bias)
 
     @torch.no_grad()
-    def learn(self, moments: Moments, channel_weights: Tensor | None = None, *, eps: float = 1e-5) -> None:
+    def learn(self, moments: Moments, *, eps: float = 1e-5) -> None:
         """Takes the components of the cells that were added to `moments`.
 
         Args:
             moments: of at least two cells.
-            channel_weights: `(C,)`, what each standardised channel is multiplied with; `None`: 1.
             eps: added to the variance.
 
         Raises:
@@ -103,8 +108,8 @@ class PCAProjection(nn.Module):
         if not torch.isfinite(covariance).all():
             raise ArgumentError("moments", "non-finite", "features must be finite numbers")
         scale = (covariance.diagonal().clamp_min(0) + eps).rsqrt()
-        if channel_weights is not None:
-            scale = scale * channel_weights.to(scale)
+        if self.channel_weights is not None:
+            scale = scale * self.channel_weights.to(scale)
         covariance = covariance * torch.outer(scale, scale)
         # Single precision halves the time of the decomposition, which is cubic in the channels.
         values, vectors = torch.linalg.eigh(covariance.float())
@@ -116,3 +121,61 @@ class PCAProjection(nn.Module):
         self.bias.copy_(-(weight @ mean))
         self.length.copy_(values.flip(0)[: len(self.weight)].clamp_min(0).sum().sqrt())
         self.learned.fill_(True)
+
+
+def project(projections: Sequence[PCAProjection], features: Sequence[Tensor]) -> list[Tensor]:
+    """Projects maps `(B, C_k, h_k, w_k)`, each by its own projection, to `(B, D_k, h_k, w_k)`."""
+    return [projection(one) for projection, one in zip(projections, features, strict=True)]
+
+
+def are_learned(projections: Sequence[PCAProjection]) -> bool:
+    """Tells whether there are projections and all have their components."""
+    return len(projections) > 0 and all(bool(projection.learned) for projection in projections)
+
+
+def projections_state(projections: Sequence[PCAProjection]) -> dict[str, Tensor]:
+    """Returns the tensors of projections: `pca.*` of the first, `pca1.*`, `pca2.*`, ... of further ones."""
+    state: dict[str, Tensor] = {}
+    for level, projection in enumerate(projections):
+        state |= projection.state_dict(prefix=_prefix(level))
+    return state
+
+
+def load_projections(projections: Sequence[PCAProjection], state: Mapping[str, Tensor] | None) -> bool:
+    """Takes the tensors that `projections_state` has returned; returns whether they are those of such projections."""
+    own = {name: value.shape for name, value in projections_state(projections).items()}
+    if not own or state is None or {name: value.shape for name, value in state.items()} != own:
+        return False
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        return False
+    if not all(bool(state[f"{_prefix(level)}learned"]) for level in range(len(projections))):
+        return False
+    for level, projection in enumerate(projections):
+        prefix = _prefix(level)
+        projection.load_state_dict({name: state[f"{prefix}{name}"] for name in projection.state_dict()})
+    return True
+
+
+@torch.no_grad()
+def learn_projections(projections: Sequence[PCAProjection], moments: Sequence[Moments] | None) -> None:
+    """Learns the components of projections on the first rank; every rank has to call it.
+
+    Args:
+        projections: each is given the components of the first rank.
+        moments: of the features of each; `None` on other ranks, and where the first has its components already.
+
+    Raises:
+        ArgumentError: for no projection.
+    """
+    if not projections:
+        raise ArgumentError("projection", "learned", "there are components only with projection='pca'")
+    if moments is not None:
+        for projection, of_level in zip(projections, moments, strict=True):
+            projection.learn(of_level)
+    for projection in projections:
+        broadcast_from_first(projection.weight, projection.bias, projection.length)
+        projection.learned.fill_(True)
+
+
+def _prefix(level: int) -> str:
+    return f"pca{level or ''}."

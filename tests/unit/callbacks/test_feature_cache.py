@@ -8,7 +8,6 @@ import os
 import shutil
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from tests.frozen_fits import SIZE, TRAIN, VAL, Counted, data, fit, frozen, generated
 from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning.backbones.resnet import ResNet
@@ -31,29 +31,17 @@ from rca_lightning.callbacks.progress import ProgressLines
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.features import FeatureCache
-from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
+from rca_lightning.data.synthetic.dataset import CLASS_NAMES
 from rca_lightning.errors import ArgumentError, DataError, OutputError
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.rca.cam import fit_head
 from rca_lightning.rca.inference import infer_class_maps
-from rca_lightning.rca.propagation import propagate
-from rca_lightning.rca.prototype_contrast import BATCH, contrast_prototypes, select_cells
-
-TRAIN, VAL, SIZE = 12, 5, 64
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate(tmp_path_factory.mktemp("generated"), seed=1, train_images=TRAIN, val_images=VAL, image_size=SIZE)
-
-
-def data(root: Path, **options) -> WSSSDataModule:
-    options = {"batch_size": 4, "num_workers": 0, **options}
-    return WSSSDataModule(
-        "synthetic", root.parent, synthetic_seed=1, synthetic_train_images=TRAIN, synthetic_val_images=VAL,
-        synthetic_image_size=SIZE, **options,
-    )  # fmt: skip
+    return generated(tmp_path_factory.mktemp("generated"))
 
 
 def own(folder: Path, **options) -> WSSSDataModule:
@@ -77,36 +65,6 @@ def damage(folder: Path, split: str, which: int = 0) -> str:
     (path,) = (folder / "JPEGImages").glob(f"{image_id}.*")
     path.write_bytes(b"no photograph")
     return image_id
-
-
-def frozen(**options) -> RCAModule:
-    torch.manual_seed(0)
-    options = {"num_prototypes": 2, "background_prototypes": 3, "output_stride": 8, "embedding_dim": 16, **options}
-    return RCAModule(num_classes=6, backbone="resnet14", weights="none", backbone_mode="frozen", **options)
-
-
-class Counted(L.Callback):
-    """How many images the backbone has seen."""
-
-    def __init__(self) -> None:
-        self.images = 0
-
-    def on_fit_start(self, trainer, pl_module):
-        pl_module.network.backbone.register_forward_pre_hook(self._count)
-
-    def _count(self, _, inputs):
-        self.images += len(inputs[0])
-
-
-def fit(
-    root: Path, folder: Path, module: RCAModule, *, epochs: int = 2, ckpt_path=None, callbacks=(), splits=(),
-    dataset=None, **trainer,
-):  # fmt: skip
-    counted, cache = Counted(), FeatureCacheCallback(str(folder / "features"), splits=splits)
-    parts = [counted, cache, RegionMemoryCallback(backend="torch"), *callbacks]
-    made = quiet_trainer(folder, max_epochs=epochs, callbacks=parts, **trainer)
-    made.fit(module, datamodule=dataset or data(root), ckpt_path=ckpt_path)
-    return counted.images, made
 
 
 def test_features_are_computed_once_and_by_the_next_run_not_at_all(root, tmp_path):
@@ -220,152 +178,6 @@ def test_fit_computes_further_splits_and_none_that_it_does_not_validate_on(root,
     wrong = quiet_trainer(tmp_path, max_epochs=1, callbacks=[FeatureCacheCallback(str(folder), splits=["night"])])
     with pytest.raises(ArgumentError, match="splits='night': no such split; give one of"):
         wrong.fit(frozen(aggregation=False), datamodule=data(root))
-
-
-def test_each_round_holds_the_regions_of_that_round(root, tmp_path):
-    memories = []
-
-    class Watch(L.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            memories.append(pl_module.memory.counts.clone())
-
-    fit(root, tmp_path, frozen(), epochs=3, callbacks=[Watch()])
-    assert all(int(counts[:-1].max()) <= TRAIN for counts in memories), "a region of each photograph"
-    assert len(memories) == 3
-
-
-def test_resumed_between_rounds_is_the_whole_run(root, tmp_path):
-    whole = frozen()
-    fit(root, tmp_path, whole, epochs=3, limit_val_batches=0)
-    kept = ModelCheckpoint(dirpath=tmp_path / "kept", save_last=True, save_on_train_epoch_end=True)
-    fit(root, tmp_path, frozen(), epochs=2, callbacks=[kept], limit_val_batches=0, enable_checkpointing=True)
-    resumed = frozen()
-    images, _ = fit(root, tmp_path, resumed, epochs=3, ckpt_path=tmp_path / "kept" / "last.ckpt", limit_val_batches=0)
-    assert images == 0
-    torch.testing.assert_close(resumed.state_dict(), whole.state_dict())
-    loaded = RCAModule.load_from_checkpoint(tmp_path / "kept" / "last.ckpt")
-    assert loaded.is_frozen
-    assert loaded.network.pca_learned
-
-
-def test_later_rounds_move_the_prototypes_by_contrast_with_cells_of_all_photographs(root, tmp_path):
-    first = frozen()
-    fit(root, tmp_path, first, epochs=1, limit_val_batches=0)
-    reader, cells = first.network.aggregation, []
-    photographs = data(root)
-    photographs.setup("fit")
-    cache = FeatureCacheCallback(str(tmp_path / "features"))
-    photographs.keep_features(cache._open(first))
-    for sample in (photographs.cached_features()[row] for row in range(TRAIN)):
-        with torch.no_grad():
-            maps = first.network.read([sample["features"][0].float()], sample["tags"][None])
-            cam = propagate(maps.region_cam("attention"), maps.embeddings, power=2, steps=1)
-        cells.append(select_cells(maps.embeddings, cam, sample["tags"][None]))
-    embeddings, labels = torch.cat([own.embeddings for own in cells]), torch.cat([own.labels for own in cells])
-    assert len(labels) <= BATCH, "one step, in which the order does not matter"
-    expected, loss = contrast_prototypes(
-        reader.prototypes[reader.valid], reader.labels[reader.valid], embeddings, labels, temperature=reader.temperature
-    )
-    second = frozen()
-    _, trainer = fit(root, tmp_path, second, epochs=2, limit_val_batches=0)
-    torch.testing.assert_close(second.network.aggregation.prototypes[reader.valid], expected, atol=5e-3, rtol=0)
-    assert float(trainer.callback_metrics["prototypes/contrast_loss"]) == pytest.approx(loss, rel=0.01)
-    assert not torch.equal(second.network.aggregation.valid, torch.zeros_like(reader.valid))
-    without = frozen(contrast=False)
-    _, trainer = fit(root, tmp_path, without, epochs=2, limit_val_batches=0)
-    assert "prototypes/contrast_loss" not in trainer.callback_metrics
-    assert not torch.allclose(without.network.aggregation.prototypes, second.network.aggregation.prototypes, atol=1e-3)
-
-
-def test_cells_of_a_round_fit_into_a_bounded_memory(root, tmp_path, monkeypatch):
-    module, counts = frozen(), []
-
-    class Watch(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            counts.append(len(outputs["cells"]) if "cells" in outputs else None)
-
-    monkeypatch.setattr("rca_lightning.callbacks.region_memory._ROUND_BYTES", 2 * 16 * 4 * TRAIN * 3)
-    fit(root, tmp_path, module, epochs=2, callbacks=[Watch()], limit_val_batches=0)
-    assert module.cells_per_class == 3
-    before, after = counts[: len(counts) // 2], counts[len(counts) // 2 :]
-    assert set(before) == {None}, "the first round has no prototypes yet"
-    assert 0 < max(after) <= 4 * 7 * 3  # photographs of a batch, classes, cells
-
-
-class Rounds(L.Callback):
-    """The share of cells that each round changes: as it is logged, and by a plain loop over all photographs."""
-
-    def __init__(self, stop_in: tuple[int, int] | None = None) -> None:
-        self.logged, self.expected, self.before, self.stop_in = [], [], {}, stop_in
-
-    @torch.no_grad()
-    def on_train_epoch_start(self, trainer, pl_module):
-        network, changed, cells = pl_module.network, 0, 0
-        attention = network.has_prototypes
-        threshold = 0.15 if attention else 0.05
-        photographs = trainer.datamodule.cached_features()
-        for sample in (photographs[row] for row in range(len(photographs))):
-            tagged = sample["tags"].nonzero()[:, 0].tolist()
-            labels = []
-            for of_scale in sample["features"]:
-                maps = network.read([of_scale.float()], sample["tags"][None])
-                cam = maps.region_cam("attention")
-                cam = propagate(cam, maps.embeddings, power=2, steps=1) if attention else cam
-                for row, column in torch.cartesian_prod(*map(torch.arange, cam.shape[2:])).tolist():
-                    peaks = [float(cam[0, index].max().clamp_min(1e-5)) for index in tagged]
-                    scores = [
-                        float(cam[0, index, row, column]) / peak for index, peak in zip(tagged, peaks, strict=True)
-                    ]
-                    labels.append(tagged[scores.index(max(scores))] if max(scores) > threshold else None)
-            before = self.before.get(sample["image_id"])
-            changed += sum(before is None or old != new for old, new in zip(before or labels, labels, strict=True))
-            cells += len(labels)
-            self.before[sample["image_id"]] = labels
-        self.expected.append(changed / cells)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == self.stop_in:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "stopped.ckpt")
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.logged.append(float(trainer.callback_metrics["train/label_change"]))
-
-
-@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
-def test_share_of_labels_that_a_round_changes(root, tmp_path, scales, caplog):
-    rounds = Rounds()
-    with caplog.at_level(logging.INFO):
-        fit(root, tmp_path, frozen(scales=scales), epochs=3, callbacks=[rounds], limit_val_batches=0)
-    assert rounds.logged == pytest.approx(rounds.expected)
-    assert rounds.logged[0] == 1
-    assert all(0 < share < 1 for share in rounds.logged[1:])
-    assert "epoch 1: 100" not in caplog.text
-    assert f"epoch 2: {100 * rounds.expected[1]:.1f} % of the cells changed their label" in caplog.text
-
-
-@pytest.mark.parametrize("stop_in", [(1, 2), (2, 0)])
-def test_it_is_the_same_in_a_run_that_went_on(root, tmp_path, stop_in):
-    whole = Rounds(stop_in)
-    fit(root, tmp_path, frozen(), epochs=4, callbacks=[whole], limit_val_batches=0)
-    path = tmp_path / "stopped.ckpt"
-    resumed = Rounds()
-    fit(root, tmp_path, frozen(), epochs=4, callbacks=[resumed], limit_val_batches=0, ckpt_path=path)
-    assert len(resumed.logged) == 4 - stop_in[0]
-    assert resumed.logged == whole.logged[stop_in[0] :]
-
-
-def test_rounds_stop_when_labels_no_longer_change(root, tmp_path):
-    rounds = Rounds()
-    fit(root, tmp_path, frozen(), epochs=4, callbacks=[rounds], limit_val_batches=0)
-    for threshold in rounds.logged[1:3]:
-        stop = EarlyStopping("train/label_change", stopping_threshold=threshold + 1e-6, patience=9)
-        _, trainer = fit(root, tmp_path, frozen(), epochs=9, callbacks=[stop], limit_val_batches=0)
-        enough = next(index for index, share in enumerate(rounds.logged) if share <= threshold)
-        assert trainer.current_epoch == enough + 1
-    parts = [FeatureCacheCallback(str(tmp_path / "features")), EarlyStopping("train/label_change")]
-    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=parts)
-    with pytest.raises(ArgumentError, match=r"EarlyStopping.monitor='train/label_change': nothing in this run logs it"):
-        trainer.fit(frozen(aggregation=False), datamodule=data(root))
 
 
 def test_progress_is_told(root, tmp_path, caplog, monkeypatch):

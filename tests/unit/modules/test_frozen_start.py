@@ -13,7 +13,7 @@ from tests.unit.modules.test_fit_start import fit
 from rca_lightning import RCAModule
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.network import ActivationMaps
-from rca_lightning.rca.projection import Moments
+from rca_lightning.rca.projection import Moments, learn_projections
 
 L, D, K = 2, 12, 3
 NAMES = ["cat", "dog"]
@@ -29,10 +29,10 @@ def frozen() -> RCAModule:
         L, NAMES, backbone="resnet14", weights="none", backbone_mode="frozen", embedding_dim=D, **ARGUMENTS
     )
     network = module.network.eval()
-    features = network.features(torch.randn(4, 3, 64, 64))
+    (features,) = network.features(torch.randn(4, 3, 64, 64))
     moments = Moments(features.shape[1])
     moments.add(features.transpose(0, 1).flatten(1).T)
-    network.learn_projection(moments)
+    learn_projections(network.projections, [moments])
     network.start_head(torch.randn(L, D), torch.randn(L))
     prototypes = torch.nn.functional.normalize(torch.randn_like(network.aggregation.prototypes), dim=1)
     network.aggregation.write(prototypes, torch.ones(len(prototypes), dtype=torch.bool))

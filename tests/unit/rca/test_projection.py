@@ -22,8 +22,8 @@ def learned(points: torch.Tensor, dim: int, weights: torch.Tensor | None = None)
     moments = Moments(points.shape[1])
     for part in points.split(150):
         moments.add(part)
-    projection = PCAProjection(points.shape[1], dim)
-    projection.learn(moments, weights)
+    projection = PCAProjection(points.shape[1], dim, weights)
+    projection.learn(moments)
     return projection
 
 

@@ -1,0 +1,63 @@
+"""What a module with a frozen backbone offers, so that `FeatureCacheCallback` can compute its features once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import lightning as L
+from torch import Tensor
+
+from rca_lightning.backbones.base import Backbone
+from rca_lightning.data.dataset import CachedFeatures
+from rca_lightning.rca.projection import PCAProjection
+
+
+class FeatureNetwork(Protocol):
+    """A network that reads projected features of a backbone: one map, or several levels from fine to coarse."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Computes what `features` returns."""
+
+    @property
+    def projections(self) -> Sequence[PCAProjection]:
+        """One for each level."""
+
+    @property
+    def strides(self) -> Sequence[int]:
+        """Pixels of the image per cell of each level."""
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Levels `(B, C_k, h_k, w_k)` of images `(B, 3, H, W)`, before projection."""
+
+    def feature_key(self) -> dict[str, object]:
+        """What the features depend on besides the backbone, its weights and the projections: JSON values."""
+
+
+class FrozenBackboneMixin(L.LightningModule):
+    """A module that `FeatureCacheCallback` serves while its backbone is frozen.
+
+    Its hyperparameters have `backbone_mode`, `backbone`, `output_stride`, `scales`, `flip` and `max_side`.
+
+    Attributes:
+        network: gives the features.
+        trains_on_crops: whether it is trained on crops of features and masks, `data.crop_size` pixels wide, or on whole
+            photographs.
+    """
+
+    network: FeatureNetwork
+    trains_on_crops: bool = False
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the backbone is not trained."""
+        return bool(self.hparams["backbone_mode"] == "frozen")
+
+    def start_from_features(self, images: CachedFeatures, *, penalty: float) -> None:
+        """Starts the module where its projections were just learned; every rank calls it once, in `fit`.
+
+        Args:
+            images: the features of the photographs to train on.
+            penalty: of a logistic regression on them; see `fit_head`.
+        """
