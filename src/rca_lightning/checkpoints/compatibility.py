@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rca_lightning.errors import WeightsError
 from rca_lightning.io.tensor_file import plain_name
+from rca_lightning.rca.tag_calibration import uncalibrated
 from rca_lightning.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
     - Format 0: without a number, else as format 1.
     - Format 1 (0.1): each prototype may have an attention temperature, and pixels may read another context.
     - Format 2: without either; maps are not propagated, the backbone is trained and pads with zeros.
-    - Format 3 (0.2): today's.
+    - Format 3 (0.2): today's. Those without a calibration of tags predict as before.
 
     Names that `torch.compile` has changed are made plain.
 
@@ -52,12 +53,17 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
     if number < 3 and _CAM_HEAD in checkpoint["state_dict"]:
         for name, value in ADDED.items():
             checkpoint.get("hyper_parameters", {}).setdefault(name, value)
+    if _CAM_HEAD in checkpoint["state_dict"]:
+        head = checkpoint["state_dict"][_CAM_HEAD]
+        for name, value in uncalibrated(len(head)).items():
+            checkpoint["state_dict"].setdefault(_CALIBRATION + name, value.to(head.device))
     checkpoint[KEY] = FORMAT
 
 
 ADDED: Mapping[str, Any] = {"propagation_steps": 0, "backbone_mode": "trained"}
 """Arguments of `RCAModule` since format 3, with what modules of before are."""
 _CAM_HEAD = "network.coarse_head.conv.weight"
+_CALIBRATION = "tag_calibration."
 
 
 def _migrate_to_2(checkpoint: dict[str, Any]) -> None:
