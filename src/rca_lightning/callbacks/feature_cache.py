@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.callbacks.tag_calibration import calibrate_tags, is_last_round
+from rca_lightning.callbacks.tag_calibration import calibrate_tags, may_be_last_round
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.dataset import CachedFeatures, TaggedImages
 from rca_lightning.data.features import FeatureCache
@@ -141,11 +141,16 @@ class FeatureCacheCallback(L.Callback):
             self._calibrate_after_last(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Calibrates tags after the last round; a callback that stops the training has to stand before this one."""
+        """Calibrates tags after the last round of a `fit` that does not validate."""
         self._calibrate_after_last(trainer, pl_module)
 
     def _calibrate_after_last(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._calibrated or not isinstance(module, RCAModule) or not module.is_frozen or not is_last_round(trainer):
+        if (
+            self._calibrated
+            or not isinstance(module, RCAModule)
+            or not module.is_frozen
+            or not may_be_last_round(trainer)
+        ):
             return
         self._calibrated = True
         calibrate_tags(module, trainer.datamodule.cached_features(), penalty=self.penalty)  # type: ignore[attr-defined]

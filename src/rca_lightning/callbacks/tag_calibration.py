@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -29,11 +30,13 @@ LEAST_IMAGES = 50
 _ITERATIONS = 20  # of k-means
 
 
-def is_last_round(trainer: L.Trainer) -> bool:
-    """Whether training ends with this epoch, as far as is known by now."""
+def may_be_last_round(trainer: L.Trainer) -> bool:
+    """Whether training ends with this epoch, or may: `EarlyStopping` decides after the other callbacks."""
     most_epochs, most_steps = trainer.max_epochs, trainer.max_steps
     by_epochs = most_epochs is not None and 0 <= most_epochs <= trainer.current_epoch + 1
-    return bool(trainer.should_stop or by_epochs or 0 <= most_steps <= trainer.global_step)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    unforeseen = trainer.should_stop or any(isinstance(callback, EarlyStopping) for callback in callbacks)
+    return bool(unforeseen or by_epochs or 0 <= most_steps <= trainer.global_step)
 
 
 @torch.no_grad()
