@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import lightning as L
@@ -55,7 +56,7 @@ def calibrate_tags(module: RCAModule, images: CachedFeatures, *, penalty: float)
     """
     if len(images) < LEAST_IMAGES:
         return
-    _info("tags: calibrated on %d photographs, by heads and prototypes of %d folds", len(images), FOLDS)
+    started = time.monotonic()
     means, tags, regions, cells = _gather(module, images)
     logits = torch.zeros_like(tags)
     fold = torch.arange(len(images), device=tags.device) % FOLDS
@@ -68,6 +69,8 @@ def calibrate_tags(module: RCAModule, images: CachedFeatures, *, penalty: float)
     if first:
         module.tag_calibration.fit(logits, evidence, tags)
     broadcast_from_first(*module.tag_calibration.state_dict().values())
+    seconds = time.monotonic() - started
+    _info("tags: calibrated on %d photographs in %d folds, in %.0f seconds", len(images), FOLDS, seconds)
 
 
 _Rows = tuple[Tensor, Tensor, Tensor]  # vectors (R, D), their labels (R,), their photographs (R,)
@@ -80,7 +83,7 @@ def _gather(module: RCAModule, images: CachedFeatures) -> tuple[Tensor, Tensor, 
     means, tags, rows = [torch.zeros(0, width, device=device)], [torch.zeros(0, module.num_classes, device=device)], []
     regions, cells = [(torch.zeros(0, width, device=device), empty, empty)], []
     cells.append((regions[0][0].half(), empty, empty))
-    for row, features, of_image in _share(module, images):
+    for row, features, of_image in _share(module, images, range(len(images))):
         means.append(features.float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
         tags.append(of_image[None].float())
         rows.append(row)
@@ -106,10 +109,10 @@ def _in_order(parts: list[_Rows]) -> _Rows:
     return vectors[order], labels[order], images[order]
 
 
-def _share(module: RCAModule, images: CachedFeatures) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Row, features `(V, D, h, w)` at the scale of training and tags `(L,)` of the photographs of this rank."""
+def _share(module: RCAModule, images: CachedFeatures, rows: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Row, features `(V, D, h, w)` at the scale of training and tags `(L,)` of those rows that this rank reads."""
     processes, rank = world_size_and_rank()
-    for row in range(rank, len(images), processes):
+    for row in rows[rank::processes]:
         sample = images[row]
         largest = max(sample["features"], key=lambda of_scale: of_scale.shape[2] * of_scale.shape[3])
         yield row, largest.to(module.network.coarse_head.conv.weight), sample["tags"].to(module.device)
@@ -125,12 +128,12 @@ def _held_out_evidence(module: RCAModule, images: CachedFeatures, regions: _Rows
     with _restored(reader):
         for held_out, (prototypes, valid) in enumerate(by_fold):
             reader.write(prototypes, valid)
-            for row, features, _ in _share(module, images):
-                if row % FOLDS == held_out:
-                    evidence = module.network.class_evidence([features])
-                    assert evidence is not None
-                    found.append(evidence.mean(dim=0, keepdim=True))
-                    rows.append(row)
+            for row, features, _ in _share(module, images, range(held_out, len(images), FOLDS)):
+                evidence = module.network.class_evidence([features])
+                # A fold may lack what all have: NaN is what a class without prototypes has.
+                none = features.new_full((1, module.num_classes), torch.nan)
+                found.append(none if evidence is None else evidence.mean(dim=0, keepdim=True))
+                rows.append(row)
     gathered, order = gather_uneven(torch.cat(found), torch.tensor(rows, dtype=torch.int64, device=module.device))
     return gathered[torch.argsort(order)]
 
