@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from rca_lightning.errors import WeightsError
 from rca_lightning.io.tensor_file import plain_name
-from rca_lightning.rca.tag_calibration import uncalibrated
 from rca_lightning.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -54,16 +53,27 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
         for name, value in ADDED.items():
             checkpoint.get("hyper_parameters", {}).setdefault(name, value)
     if _CAM_HEAD in checkpoint["state_dict"]:
-        head = checkpoint["state_dict"][_CAM_HEAD]
-        for name, value in uncalibrated(len(head)).items():
-            checkpoint["state_dict"].setdefault(_CALIBRATION + name, value.to(head.device))
+        _add_calibration(checkpoint["state_dict"])
     checkpoint[KEY] = FORMAT
 
 
 ADDED: Mapping[str, Any] = {"propagation_steps": 0, "backbone_mode": "trained"}
 """Arguments of `RCAModule` since format 3, with what modules of before are."""
 _CAM_HEAD = "network.coarse_head.conv.weight"
-_CALIBRATION = "tag_calibration."
+
+
+def _add_calibration(weights: dict[str, Tensor]) -> None:
+    """Adds the buffers of a `TagCalibration` that is not fitted where there are none."""
+    head = weights[_CAM_HEAD]
+    if head.ndim == 0:
+        return  # of no network; what it is loaded into says so
+    values = {
+        "weight": head.new_zeros(2),
+        "bias": head.new_zeros(len(head)),
+        "threshold": head.new_full((len(head),), 0.5),
+    }
+    for name, value in {**values, "fitted": torch.zeros((), dtype=torch.bool, device=head.device)}.items():
+        weights.setdefault(f"tag_calibration.{name}", value)
 
 
 def _migrate_to_2(checkpoint: dict[str, Any]) -> None:
