@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 from rca_lightning import FeatureCacheCallback, RCAModule, RegionMemoryCallback, WSSSDataModule
+from rca_lightning.callbacks import tag_calibration
 from tests.distributed.launching import free_port
 from tests.quiet_trainer import quiet_trainer
 
@@ -43,6 +44,7 @@ def _fit(rank: int, processes: int, port: int, folder: Path, case: str) -> None:
         "synthetic", folder.parent / "photographs", synthetic_train_images=train, synthetic_val_images=val,
         synthetic_image_size=48, batch_size=BATCH // processes, num_workers=0,
     )  # fmt: skip
+    tag_calibration.LEAST_IMAGES = 10
     torch.manual_seed(rank)  # random weights of their own: those of the first rank count
     module = RCAModule(
         data.num_classes, data.class_names, backbone="resnet14", weights="none", backbone_mode="frozen",
@@ -90,6 +92,7 @@ def test_module_and_memory_are_those_of_one_process(states):
         assert rank["scores"] == pytest.approx(one["scores"], abs=1e-6, nan_ok=True)
     assert bool(one["weights"]["network.pca.learned"])
     assert bool(one["weights"]["network.coarse_head.conv.weight"].any())
+    assert bool(one["weights"]["tag_calibration.fitted"]) == (one["photographs"] > 13)
 
 
 def test_ranks_agree_bit_for_bit(states):

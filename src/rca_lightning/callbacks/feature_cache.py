@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
+from rca_lightning.callbacks.tag_calibration import calibrate_tags, may_be_last_round
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.features import FeatureCache
@@ -25,6 +27,7 @@ from rca_lightning.distributed import broadcast_from_first, gather_objects, worl
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.io.download import cache_folder
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
+from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.inference import multi_scale_flip, view_sizes
 from rca_lightning.rca.projection import (
     Moments,
@@ -52,7 +55,8 @@ class FeatureCacheCallback(L.Callback):
     At the start of `fit` it learns the principal components of the features from a few photographs, computes the
     projected features of those that the cache does not hold, a share on each rank, and starts the module from them:
     `RCAModule` fits its first CAM head to their means by logistic regression. Features are one map, or several levels;
-    see `FeatureNetwork`. Training and validation then read the cache alone. A run that is killed goes on where
+    see `FeatureNetwork`. Training and validation then read the cache alone. After the last round of `RCAModule` it
+    calibrates predicted tags, see `calibrate_tags`. A run that is killed goes on where
     it was; the next one, with another number of prototypes or rounds, computes nothing. `validate`, `test` and
     `predict` read the features that are there and compute the others, without writing them. Several processes need one
     folder that all of them see. Features are computed in bfloat16 where the processor has units for it, see
@@ -79,6 +83,7 @@ class FeatureCacheCallback(L.Callback):
         self.cache = FeatureCache(cache_folder() / "features" if folder is None else folder, max_gib=max_gib)
         self.penalty = penalty
         self.splits = tuple(splits)
+        self._calibrated = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lets `validate`, `test` and `predict` read the features that are there."""
@@ -130,6 +135,32 @@ class FeatureCacheCallback(L.Callback):
         data.leave_out_of_training(unread)
         if begins:
             pl_module.start_from_features(data.cached_features(), penalty=self.penalty)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drops the calibration of tags: prototypes move in every round."""
+        self._calibrated = False
+        if isinstance(pl_module, RCAModule) and pl_module.is_frozen:
+            pl_module.tag_calibration.reset()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Calibrates tags after the last round, before `fit` validates."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and trainer.is_last_batch:
+            self._calibrate_after_last(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Calibrates tags after the last round of a `fit` that does not validate."""
+        self._calibrate_after_last(trainer, pl_module)
+
+    def _calibrate_after_last(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if (
+            self._calibrated
+            or not isinstance(module, RCAModule)
+            or not module.is_frozen
+            or not may_be_last_round(trainer)
+        ):
+            return
+        self._calibrated = True
+        calibrate_tags(module, trainer.datamodule.cached_features(), penalty=self.penalty)  # type: ignore[attr-defined]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lets other runs make room in the cache."""

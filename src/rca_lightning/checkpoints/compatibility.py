@@ -27,7 +27,7 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
     - Format 0: without a number, else as format 1.
     - Format 1 (0.1): each prototype may have an attention temperature, and pixels may read another context.
     - Format 2: without either; maps are not propagated, the backbone is trained and pads with zeros.
-    - Format 3 (0.2): today's.
+    - Format 3 (0.2): today's. Those without a calibration of tags predict as before.
 
     Names that `torch.compile` has changed are made plain.
 
@@ -52,12 +52,28 @@ def migrate(checkpoint: dict[str, Any], *, file: str = "the checkpoint") -> None
     if number < 3 and _CAM_HEAD in checkpoint["state_dict"]:
         for name, value in ADDED.items():
             checkpoint.get("hyper_parameters", {}).setdefault(name, value)
+    if _CAM_HEAD in checkpoint["state_dict"]:
+        _add_calibration(checkpoint["state_dict"])
     checkpoint[KEY] = FORMAT
 
 
 ADDED: Mapping[str, Any] = {"propagation_steps": 0, "backbone_mode": "trained"}
 """Arguments of `RCAModule` since format 3, with what modules of before are."""
 _CAM_HEAD = "network.coarse_head.conv.weight"
+
+
+def _add_calibration(weights: dict[str, Tensor]) -> None:
+    """Adds the buffers of a `TagCalibration` that is not fitted where there are none."""
+    head = weights[_CAM_HEAD]
+    if head.ndim == 0:
+        return  # of no network; what it is loaded into says so
+    values = {
+        "weight": head.new_zeros(2),
+        "bias": head.new_zeros(len(head)),
+        "threshold": head.new_full((len(head),), 0.5),
+    }
+    for name, value in {**values, "fitted": torch.zeros((), dtype=torch.bool, device=head.device)}.items():
+        weights.setdefault(f"tag_calibration.{name}", value)
 
 
 def _migrate_to_2(checkpoint: dict[str, Any]) -> None:

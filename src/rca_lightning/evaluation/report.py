@@ -16,6 +16,9 @@ from torch import Tensor
 from rca_lightning.evaluation.mask_classes import MaskClassCounts
 from rca_lightning.io.atomic import write_atomically
 
+TAG_SCORES = ("classification_map", "tag_f1", "tag_f1_macro", "tag_calibration_error")
+"""Scores of image probabilities and predicted tags."""
+
 
 @dataclass(kw_only=True)
 class Scores:
@@ -30,6 +33,9 @@ class Scores:
         threshold: background threshold of the seeds; `None` for label images.
         curve: mIoU by background threshold; empty for label images.
         classification_map: mean average precision of the image probabilities; `None` where there are none.
+        tag_f1: F1 of the tags predicted from them, over all pairs of image and class (micro); see `tag_f1_scores`.
+        tag_f1_macro: the mean of the F1 of single classes.
+        tag_calibration_error: see `tag_calibration_error`.
         ignored: share of the scored pixels that are 255 in the label images, NaN if none was scored; `None` for seeds.
         mask_classes: in how many of the masks each class is; `None` if that was not counted.
     """
@@ -42,6 +48,9 @@ class Scores:
     threshold: float | None = None
     curve: Mapping[float, float] = field(default_factory=dict)
     classification_map: float | None = None
+    tag_f1: float | None = None
+    tag_f1_macro: float | None = None
+    tag_calibration_error: float | None = None
     ignored: float | None = None
     mask_classes: MaskClassCounts | None = None
 
@@ -56,18 +65,20 @@ class Scores:
             parts.append(f"background threshold {self.threshold:g}")
         if self.classification_map is not None:
             parts.append(f"classification mAP {_percent(_number(self.classification_map))}")
+        if self.tag_f1 is not None:
+            parts.append(f"F1 of predicted tags {_percent(_number(self.tag_f1))}")
         return ", ".join(parts)
 
     def logged(self, tags: str, prefix: str) -> dict[str, Any]:
         """Scores of seeds for the logger; the name says whose tags were used."""
-        values = (self.miou, self.threshold, self.classification_map)
+        values = (self.miou, self.threshold, *(getattr(self, name) for name in TAG_SCORES))
         return dict(zip(self.logged_names(tags, prefix), values, strict=True))
 
     @staticmethod
-    def logged_names(tags: str, prefix: str) -> tuple[str, str, str]:
+    def logged_names(tags: str, prefix: str) -> tuple[str, ...]:
         """Names of `logged`."""
-        names = f"seed_miou/{tags}_tags", f"seed_threshold/{tags}_tags", "classification_map"
-        return f"{prefix}/{names[0]}", f"{prefix}/{names[1]}", f"{prefix}/{names[2]}"
+        names = f"seed_miou/{tags}_tags", f"seed_threshold/{tags}_tags", *TAG_SCORES
+        return tuple(f"{prefix}/{name}" for name in names)
 
     def as_dict(self, *, split: str, class_names: Sequence[str], tags: str | None = None) -> dict[str, Any]:
         """Content of `validate.json`; NaN becomes null.
@@ -97,6 +108,8 @@ class Scores:
             **by_class,
             "classification_map": _number(self.classification_map),
         }
+        if self.tag_f1 is not None:
+            content |= {name: _number(getattr(self, name)) for name in TAG_SCORES}
         return content if self.ignored is None else {**content, "ignored": _number(self.ignored)}
 
 
@@ -143,6 +156,9 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     if result["threshold"] is not None:
         classification = _percent(result["classification_map"])
         console.print(f"background threshold {result['threshold']:g}, classification mAP {classification}")
+        if "tag_f1" in result:
+            micro, macro, error = (_percent(result[name]) for name in TAG_SCORES[1:])
+            console.print(f"predicted tags: F1 {micro}, mean F1 of classes {macro}, calibration error {error}")
     if result.get("ignored"):
         console.print(f"{_percent(result['ignored'])} % of the pixels have no label")
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.functional.classification import binary_average_precision, binary_calibration_error
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
@@ -17,6 +17,7 @@ from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation.mask_classes import MaskClasses
 from rca_lightning.evaluation.report import Scores, class_scores
+from rca_lightning.rca.cam import predicted_classes
 from rca_lightning.rca.inference import ClassMaps
 
 TagSource = Literal["image", "predicted"]
@@ -151,7 +152,7 @@ class Evaluation(nn.Module):
 
         Args:
             seeds: of each image.
-            tags: true tags `(B, L)`; images whose row is below 0 (unknown) do not count in the average precision.
+            tags: true tags `(B, L)`; images whose row is below 0 (unknown) do not count in the scores of tags.
             masks: `(B, H, W)`, or `None`.
         """
         if masks is None:
@@ -164,18 +165,26 @@ class Evaluation(nn.Module):
         self.probabilities.extend(image.probabilities for image in seeds)
         self.tags.extend(tags.to(torch.int8))
 
-    def finish(self) -> Scores | None:
-        """Scores over all ranks, then a reset; `None` when no image had a mask on any rank."""
+    def finish(self, tag_threshold: float | Tensor = 0.5) -> Scores | None:
+        """Scores over all ranks, then a reset; `None` when no image had a mask on any rank.
+
+        Args:
+            tag_threshold: of the probabilities above which tags are predicted, also `(L,)`, one a class.
+        """
         probabilities = torch.stack(self.probabilities) if self.probabilities else self.none
         tags = torch.stack(self.tags) if self.tags else self.none.to(torch.int8)
         probabilities, tags = gather_uneven(probabilities, tags)
         self.last_result = None
         if len(tags):
             known = (tags >= 0).all(dim=1)
-            average_precision = mean_average_precision(probabilities[known], tags[known].long())
+            probabilities, tags = probabilities[known], tags[known].long()
+            micro, macro = tag_f1_scores(predicted_classes(probabilities, tag_threshold), tags)
             self.last_result = replace(
                 self._metric().compute(),
-                classification_map=average_precision,
+                classification_map=mean_average_precision(probabilities, tags),
+                tag_f1=micro,
+                tag_f1_macro=macro,
+                tag_calibration_error=tag_calibration_error(probabilities, tags),
                 mask_classes=self.mask_classes.compute(),
             )
         self.reset()
@@ -205,3 +214,40 @@ def mean_average_precision(probabilities: Tensor, tags: Tensor) -> float:
     occurs = (tags > 0).any(dim=0)
     per_class = [binary_average_precision(probabilities[:, c], tags[:, c]) for c in torch.nonzero(occurs)[:, 0]]
     return float(torch.stack(per_class).mean()) if per_class else float("nan")
+
+
+def tag_f1_scores(predicted: Tensor, tags: Tensor) -> tuple[float, float]:
+    """F1 of predicted tags: over all pairs of image and class, and the mean over the classes that occur.
+
+    Args:
+        predicted: `(I, L)` bool.
+        tags: `(I, L)` int64, 0 or 1.
+
+    Returns:
+        Both in `[0, 1]`; NaN if no class occurs.
+
+    Example:
+        >>> tag_f1_scores(torch.tensor([[True, False], [True, False]]), torch.tensor([[1, 0], [0, 1]]))
+        (0.5, 0.3333333432674408)
+    """
+    true = tags > 0
+    hits, total = (predicted & true).sum(dim=0), predicted.sum(dim=0) + true.sum(dim=0)  # (L,) each
+    occurs = true.any(dim=0)
+    if not bool(occurs.any()):
+        return float("nan"), float("nan")
+    return float(2 * hits.sum() / total.sum()), float((2 * hits[occurs] / total[occurs]).mean())
+
+
+def tag_calibration_error(probabilities: Tensor, tags: Tensor) -> float:
+    """Expected calibration error of image probabilities, over all pairs of image and class; NaN without images.
+
+    Pairs are grouped by probability into 15 bins of like width. The error is the mean over pairs of the difference
+    between the mean probability of a bin and the share of tags in it (Guo et al., ICML 2017).
+
+    Args:
+        probabilities: `(I, L)`.
+        tags: `(I, L)` int64, 0 or 1.
+    """
+    if not tags.numel():
+        return float("nan")
+    return float(binary_calibration_error(probabilities.flatten(), tags.flatten(), n_bins=15, norm="l1"))

@@ -19,7 +19,6 @@ _SHARES = (
     "attention_region_threshold",
     "attention_background_threshold",
     "confidence",
-    "tag_threshold",
 )
 # Defaults behind a trained and a frozen backbone.
 _BY_MODE: dict[str, tuple[Any, Any]] = {
@@ -82,8 +81,9 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in _SHARES:
         if not 0 <= kept[name] <= 1:
             raise ArgumentError(name, kept[name], "give a number in [0, 1]")
-    if kept["seed_threshold"] is not None and not 0 <= kept["seed_threshold"] <= 1:
-        raise ArgumentError("seed_threshold", kept["seed_threshold"], "give a number in [0, 1], or null")
+    for name in ("seed_threshold", "tag_threshold"):
+        if kept[name] is not None and not 0 <= kept[name] <= 1:
+            raise ArgumentError(name, kept[name], "give a number in [0, 1], or null")
     if kept["embedding_stages"] is not None and kept["embedding_stages"] < 1:
         raise ArgumentError("embedding_stages", kept["embedding_stages"], "give 1 or more, or null")
     for name in ("alpha", "beta", "warmup_epochs"):

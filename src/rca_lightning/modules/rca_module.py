@@ -56,6 +56,7 @@ from rca_lightning.rca.network import (
 from rca_lightning.rca.propagation import propagate
 from rca_lightning.rca.prototype_contrast import CELLS, select_cells
 from rca_lightning.rca.regions import RegionRule, Regions, cell_labels, extract_regions, select_for_memory
+from rca_lightning.rca.tag_calibration import TagCalibration
 
 logger = logging.getLogger(__name__)
 _info = rank_zero_only(logger.info)
@@ -152,7 +153,8 @@ class RCAModule(
             are computed smaller, and that is logged.
         eval_tags: "image" lets a map use the true tags, as seeds for training do; "predicted" does not.
         predict_tags: the same for prediction. Images whose tags are unknown always use predicted ones.
-        tag_threshold: image probability above which a tag is predicted.
+        tag_threshold: image probability above which a tag is predicted. none: of each class the one that a frozen fit
+            has calibrated on the tags of its photographs, else 0.5.
         seed_threshold: background threshold of the score; none: tuned on the masks, over 0.05, 0.10, ... 0.95.
         optimizer: "sgd" or "adamw".
         lr: learning rate of the backbone.
@@ -221,7 +223,7 @@ class RCAModule(
         max_side: int = MAX_SIDE,
         eval_tags: TagSource = "image",
         predict_tags: TagSource = "image",
-        tag_threshold: float = 0.5,
+        tag_threshold: float | None = None,
         seed_threshold: float | None = None,
         optimizer: OptimizerName = "sgd",
         lr: float = 0.01,
@@ -265,6 +267,7 @@ class RCAModule(
             alpha=alpha, beta=self.hparams["beta"], temperature=contrast_temperature, positives=positives
         )
         self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)
+        self.tag_calibration = TagCalibration(num_classes)
         self.memory: RegionMemory | None = None
         self.cells_per_class = CELLS  # of a view, in a round; `RegionMemoryCallback` takes fewer of many photographs
         self.keeps_features = False  # a writer that walks over them asks for them
@@ -280,6 +283,17 @@ class RCAModule(
     def memory_classes(self) -> int:
         """Queues of the memory: the classes, and the background where it has prototypes."""
         return int(self.hparams["num_classes"]) + bool(self.hparams["background_prototypes"])
+
+    @property
+    def num_classes(self) -> int:
+        """Foreground classes `L`."""
+        return int(self.hparams["num_classes"])
+
+    @property
+    def tag_threshold(self) -> float | Tensor:
+        """Image probability above which a tag is predicted: one for all classes if it was given, else `(L,)`."""
+        given = self.hparams["tag_threshold"]
+        return self.tag_calibration.threshold if given is None else float(given)
 
     @property
     def embedding_dim(self) -> int:
@@ -552,10 +566,12 @@ class RCAModule(
 
     def _reading(self, final_map: FinalMap | None = None) -> dict[str, Any]:
         """How maps are read, whether from photographs or from cached features."""
-        names = ("tag_threshold", "propagation_steps", "propagation_power")
+        names = ("propagation_steps", "propagation_power")
         chosen = {
             "final_map": final_map or self.hparams["final_map"],
             "keep_features": self.keeps_features,
+            "tag_threshold": self.tag_threshold,
+            "calibration": self.tag_calibration,
             "tags_by_attention": self.contrasts_prototypes,
         }
         return {**chosen, **{name: self.hparams[name] for name in names}}
@@ -585,7 +601,7 @@ class RCAModule(
 
     def on_validation_epoch_end(self) -> None:
         """Log the score of the split."""
-        result = self.evaluation.finish()
+        result = self.evaluation.finish(self.tag_threshold)
         if result is not None:
             self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), sync_dist=False)
         self.tell_scores(result)

@@ -106,12 +106,12 @@ def image_logits(maps: Tensor) -> Tensor:
     return maps.float().mean(dim=(2, 3))
 
 
-def predicted_classes(probabilities: Tensor, threshold: float = 0.5) -> Tensor:
+def predicted_classes(probabilities: Tensor, threshold: float | Tensor = 0.5) -> Tensor:
     """Classes an image is taken to show: those above the threshold, or the most probable one.
 
     Args:
         probabilities: `(B, L)`, of the image logits.
-        threshold: in `[0, 1]`.
+        threshold: in `[0, 1]`, also `(L,)`, one a class.
 
     Returns:
         `(B, L)` bool, in each row at least one.

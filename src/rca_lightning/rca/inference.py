@@ -15,6 +15,7 @@ from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.cam import image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.network import FinalMap, RCANetwork
 from rca_lightning.rca.propagation import propagate
+from rca_lightning.rca.tag_calibration import TagCalibration, mean_probability
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ def infer_class_maps(
     final_map: FinalMap = "attention",
     scales: Sequence[float] = (1.0,),
     flip: bool = True,
-    tag_threshold: float = 0.5,
+    tag_threshold: float | Tensor = 0.5,
+    calibration: TagCalibration | None = None,
     max_side: int = MAX_SIDE,
     keep_features: bool = False,
     propagation_steps: int = 0,
@@ -140,13 +142,14 @@ def infer_class_maps(
         final_map: which map is read; see `ActivationMaps.final_cam`.
         scales: factors on the image size.
         flip: whether to add the mirrored image at every scale.
-        tag_threshold: in `[0, 1]`.
+        tag_threshold: in `[0, 1]`, also `(L,)`, one a class.
+        calibration: gives the image probabilities; `None`: that of a network which was not calibrated.
         max_side: longest side of a view in pixels; see `multi_scale_flip`.
         keep_features: whether to give the embeddings of the largest view as well, averaged with its mirror image.
         propagation_steps: how often the map of each view is propagated inside it; see `propagate`.
         propagation_power: see `propagate`.
-        tags_by_attention: whether the image probability of a class is the mean of two: that of the first CAM head, and
-            the attention of its strongest cells where a pixel reads the prototypes of all classes; see
+        tags_by_attention: whether the image probability of a class rests on two: that of the first CAM head, and the
+            attention of its strongest cells where a pixel reads the prototypes of all classes; see `TagCalibration` and
             `RCANetwork.class_evidence`. Right where contrast has trained the prototypes to tell all classes apart.
 
     Returns:
@@ -163,6 +166,7 @@ def infer_class_maps(
         size=(images.shape[2], images.shape[3]),
         final_map=final_map,
         tag_threshold=tag_threshold,
+        calibration=calibration,
         keep_features=keep_features,
         propagation_steps=propagation_steps,
         propagation_power=propagation_power,
@@ -179,7 +183,8 @@ def read_class_maps(
     *,
     size: tuple[int, int],
     final_map: FinalMap = "attention",
-    tag_threshold: float = 0.5,
+    tag_threshold: float | Tensor = 0.5,
+    calibration: TagCalibration | None = None,
     keep_features: bool = False,
     propagation_steps: int = 0,
     propagation_power: float = 2.0,
@@ -195,6 +200,7 @@ def read_class_maps(
         size: height and width of the images, and of the maps.
         final_map: see there.
         tag_threshold: see there.
+        calibration: see there.
         keep_features: see there.
         propagation_steps: see there.
         propagation_power: see there.
@@ -207,7 +213,7 @@ def read_class_maps(
         # Kept, as each view is read with the classes that all views decide.
         kept = list(views)
         seen = [_seen(network, of_view, tags_by_attention) for of_view, _ in kept]
-        probabilities = _image_probabilities(seen)
+        probabilities = _image_probabilities(seen, calibration)
         classes = predicted_classes(probabilities, tag_threshold)
         if tags is not None:
             classes = torch.where((tags < 0).any(dim=1, keepdim=True), classes, tags > 0)
@@ -228,7 +234,7 @@ def read_class_maps(
             features.append(_unmirrored(output.embeddings.float(), mirrored))
         summed = cam if summed is None else summed + _resize(cam, summed.shape[2:])
     assert summed is not None  # there is at least one scale
-    probabilities = _image_probabilities(seen) if probabilities is None else probabilities
+    probabilities = _image_probabilities(seen, calibration) if probabilities is None else probabilities
     class_maps = []
     for index, of_image in enumerate(classes):
         keep = torch.nonzero(of_image)[:, 0]
@@ -248,14 +254,13 @@ def _seen(
     return logits, network.class_evidence(of_view) if by_attention else None
 
 
-def _image_probabilities(seen: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+def _image_probabilities(seen: Sequence[tuple[Tensor, Tensor | None]], calibration: TagCalibration | None) -> Tensor:
     """Probability `(B, L)` of each class from what all views have shown, equation (12) of docs/method.md."""
-    by_head = torch.stack([logits for logits, _ in seen]).mean(0).sigmoid()
-    evidence = [of_view for _, of_view in seen if of_view is not None]
-    if not evidence:
-        return by_head
-    by_attention = torch.stack(evidence).mean(0)
-    return torch.where(by_attention.isnan(), by_head, (by_head + by_attention) / 2)
+    logits = torch.stack([of_view for of_view, _ in seen]).mean(0)
+    shown = [of_view for _, of_view in seen if of_view is not None]
+    evidence = torch.stack(shown).mean(0) if shown else None
+    probabilities: Tensor = mean_probability(logits, evidence) if calibration is None else calibration(logits, evidence)
+    return probabilities
 
 
 def _unmirrored(maps: Tensor, mirrored: bool) -> Tensor:

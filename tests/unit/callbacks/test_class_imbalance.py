@@ -47,7 +47,8 @@ def fit(folder, data, module_options=None, **memory_options):
         assert torch.isfinite(value).all(), name
     for name, value in trainer.callback_metrics.items():
         # The mean over classes that occur, where none does.
-        assert math.isfinite(value) or (name == "val/classification_map" and not data[0]["tags"].any()), name
+        of_tags = name in ("val/classification_map", "val/tag_f1", "val/tag_f1_macro")
+        assert math.isfinite(value) or (of_tags and not data[0]["tags"].any()), name
     return module, owner, trainer
 
 

@@ -72,6 +72,23 @@ def test_modules_from_before_propagation_and_frozen_backbones_stay_what_they_are
     assert module.hparams["attention_region_threshold"] == 0.5
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_modules_from_before_the_calibration_of_tags_predict_as_they_did(tmp_path: Path, number: int):
+    content = written(tmp_path / "new.ckpt") | {KEY: number}
+    content["state_dict"] = {k: v for k, v in content["state_dict"].items() if not k.startswith("tag_calibration.")}
+    content["hyper_parameters"]["tag_threshold"] = 0.5
+    torch.save(content, tmp_path / "old.ckpt")
+    module = RCAModule.load_from_checkpoint(tmp_path / "old.ckpt")
+    assert module.tag_threshold == 0.5
+    assert not module.tag_calibration.fitted
+    other = network()
+    other.tag_calibration.fitted.fill_(True)
+    trainer = quiet_trainer(tmp_path, limit_predict_batches=0)
+    trainer.predict(other, DataLoader([0]), ckpt_path=tmp_path / "old.ckpt", return_predictions=False)
+    assert not other.tag_calibration.fitted
+    assert other.tag_threshold.tolist() == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_networks_of_earlier_formats_pad_with_zeros(tmp_path: Path, number: int):
     path = tmp_path / "old.ckpt"

@@ -8,10 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 
 from rca_lightning.evaluation.report import Scores
-from rca_lightning.evaluation.seed_iou import Evaluation, SeedIoU, mean_average_precision
+from rca_lightning.evaluation.seed_iou import (
+    Evaluation,
+    SeedIoU,
+    mean_average_precision,
+    tag_calibration_error,
+    tag_f1_scores,
+)
 from rca_lightning.rca.inference import ClassMaps
 
 KEYS = [
@@ -25,6 +31,9 @@ KEYS = [
     "per_class_precision",
     "per_class_recall",
     "classification_map",
+    "tag_f1",
+    "tag_f1_macro",
+    "tag_calibration_error",
 ]
 
 
@@ -53,6 +62,45 @@ def test_mean_average_precision_equals_scikit_learn(seed):
 
 def test_no_tag_at_all_has_no_average_precision():
     assert math.isnan(mean_average_precision(torch.rand(3, 2), torch.zeros(3, 2, dtype=torch.long)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_f1_of_tags_equals_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    tags, predicted = rng.integers(0, 2, (30, 4)), rng.integers(0, 2, (30, 4))
+    tags[:, 2] = 0  # never occurs: its false positives count among all pairs, and it has no F1 of its own
+    micro, macro = tag_f1_scores(torch.tensor(predicted, dtype=torch.bool), torch.tensor(tags))
+    assert micro == pytest.approx(f1_score(tags.ravel(), predicted.ravel()))
+    assert macro == pytest.approx(np.mean([f1_score(tags[:, c], predicted[:, c]) for c in (0, 1, 3)]))
+
+
+def test_no_tag_at_all_has_no_f1():
+    assert all(math.isnan(value) for value in tag_f1_scores(torch.ones(3, 2) > 0, torch.zeros(3, 2, dtype=torch.long)))
+
+
+def test_calibration_error_is_the_difference_of_probability_and_share_bin_by_bin():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(40, 5, generator=generator, dtype=torch.float64)
+    tags = (torch.rand(40, 5, generator=generator) < probabilities**2).long()
+    bins = [[] for _ in range(15)]
+    for probability, tag in zip(probabilities.flatten().tolist(), tags.flatten().tolist(), strict=True):
+        bins[int(probability * 15)].append((probability, tag))
+    expected = sum(abs(sum(p for p, _ in rows) - sum(t for _, t in rows)) for rows in bins) / 200
+    assert tag_calibration_error(probabilities, tags) == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(tag_calibration_error(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.long)))
+
+
+def test_tags_are_predicted_with_the_threshold_of_each_class_and_unknown_ones_do_not_count():
+    maps = torch.ones(1, 2, 2)
+    rows = [[0.3, 0.6], [0.1, 0.2], [0.9, 0.9]]
+    seeds = [ClassMaps(maps, torch.tensor([0]), torch.tensor(row)) for row in rows]
+    tags = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    evaluation = Evaluation(2)
+    for threshold, predicted in ((torch.tensor([0.25, 0.7]), [[1, 0], [0, 1]]), (0.5, [[0, 1], [0, 1]])):
+        evaluation.update(seeds, tags, torch.ones(3, 2, 2, dtype=torch.long))
+        result = evaluation.finish(threshold)
+        assert result.tag_f1 == pytest.approx(f1_score(tags[:2].int().numpy().ravel(), np.ravel(predicted)))
+        assert result.tag_f1_macro == pytest.approx(f1_score(tags[:2].int().numpy(), predicted, average="macro"))
 
 
 def test_all_images_of_all_batches_count():
@@ -113,6 +161,9 @@ def result_with_nan() -> Scores:
         precision=torch.tensor([0.75, math.nan, math.nan]),
         recall=torch.tensor([1.0, 0.0, math.nan]),
         classification_map=math.nan,
+        tag_f1=0.75,
+        tag_f1_macro=math.nan,
+        tag_calibration_error=0.0625,
     )
 
 
@@ -130,6 +181,9 @@ def test_as_dict_is_the_documented_json_with_null_for_nan():
         "per_class_precision": {"background": 0.75, "cat": None, "dog": None},
         "per_class_recall": {"background": 1.0, "cat": 0.0, "dog": None},
         "classification_map": None,
+        "tag_f1": 0.75,
+        "tag_f1_macro": None,
+        "tag_calibration_error": 0.0625,
     }
 
 
@@ -143,4 +197,5 @@ def test_logged_names_say_whose_tags():
     assert logged["test/seed_miou/predicted_tags"] == 0.25
     assert logged["test/seed_threshold/predicted_tags"] == 0.1
     assert math.isnan(logged["test/classification_map"])
+    assert (logged["test/tag_f1"], logged["test/tag_calibration_error"]) == (0.75, 0.0625)
     assert "val/seed_miou/image_tags" in result_with_nan().logged("image", prefix="val")

@@ -35,7 +35,7 @@ GOOD = {
     "region_threshold": 0.5,
     "background_threshold": 0.05,
     "confidence": 0.5,
-    "tag_threshold": 0.5,
+    "tag_threshold": None,
     "seed_threshold": None,
     "alpha": 0.1,
     "beta": 1.0,

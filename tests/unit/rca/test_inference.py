@@ -12,6 +12,7 @@ from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.cam import image_logits, max_normalise
 from rca_lightning.rca.inference import ClassMaps, infer_class_maps, multi_scale_flip
 from rca_lightning.rca.network import RCANetwork
+from rca_lightning.rca.tag_calibration import TagCalibration
 
 L, K = 5, 3
 SCALES = (1.0, 0.5)
@@ -51,6 +52,26 @@ def test_unknown_tags_are_decided_once_over_all_views(network, tag_threshold):
     for one, other in zip(found, infer_class_maps(network, images, told, scales=SCALES), strict=True):
         assert_equal(one, other)
         assert (one.maps.amax((1, 2)) == 1).all(), "every class that is kept has a map"
+
+
+def test_calibration_gives_the_probabilities_and_each_class_its_threshold(network):
+    images, generator = photographs(40), torch.Generator().manual_seed(2)
+    before = infer_class_maps(network, images, scales=SCALES, tags_by_attention=True)
+    views = list(multi_scale_flip(images, scales=SCALES))
+    with torch.no_grad():
+        logits = torch.stack([image_logits(network(view).coarse) for view, _ in views]).mean(0)
+        evidence = torch.stack([network.class_evidence(network.stages(view)) for view, _ in views]).mean(0)
+    calibration = TagCalibration(L)
+    calibration.fit(logits, evidence, (torch.rand(40, L, generator=generator) < 0.4).float())
+    thresholds = torch.linspace(0.2, 0.6, L)
+    found = infer_class_maps(
+        network, images, scales=SCALES, tags_by_attention=True, calibration=calibration, tag_threshold=thresholds
+    )
+    for one, other, expected in zip(found, before, calibration(logits, evidence), strict=True):
+        torch.testing.assert_close(one.probabilities, expected, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(one.probabilities, other.probabilities, atol=1e-3)
+        above = [c for c in range(L) if one.probabilities[c] > thresholds[c]]
+        assert one.classes.tolist() == (above or [int(one.probabilities.argmax())])
 
 
 def test_known_none_and_unknown_tags_in_one_batch(network):
