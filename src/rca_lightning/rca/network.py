@@ -175,17 +175,21 @@ class RCANetwork(nn.Module):
             Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone; with a PCA their projection
             `(B, D, h, w)` alone.
         """
-        if self.pca is not None:
-            return [self.pca(self.features(images))]
-        return self._outputs(images)
+        return self.stages_of(self.outputs(images))
 
     def features(self, images: Tensor) -> Tensor:
         """What a projection reads, `(B, C, h, w)`: the last `embedding_stages` stages on the grid of the last one."""
-        return concat_stages(_on_last_grid(self._outputs(images)))
+        return concat_stages(_on_last_grid(self.outputs(images)[-self.embedding_stages :]))
 
-    def _outputs(self, images: Tensor) -> list[Tensor]:
+    def outputs(self, images: Tensor) -> list[Tensor]:
+        """Outputs `(B, C, h, w)` of all stages of the backbone, for images `(B, 3, H, W)`."""
         outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
-        return outputs[-self.embedding_stages :]
+        return outputs
+
+    def stages_of(self, outputs: list[Tensor]) -> list[Tensor]:
+        """What `stages` returns, from the `outputs` of the backbone."""
+        stages = outputs[-self.embedding_stages :]
+        return stages if self.pca is None else [self.pca(concat_stages(_on_last_grid(stages)))]
 
     @property
     def pca_learned(self) -> bool:
