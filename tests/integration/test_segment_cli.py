@@ -219,7 +219,7 @@ def said_by_console(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
 
 def test_unknown_task_is_one_line(monkeypatch: pytest.MonkeyPatch):
     said = said_by_console(monkeypatch, "fit", "--task", "classify")
-    assert said == "rca: task='classify': give one of localize, segment"
+    assert said == "rca: task='classify': give one of localize, segment, one_stage"
 
 
 @pytest.mark.parametrize(
