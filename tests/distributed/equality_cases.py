@@ -58,7 +58,7 @@ def segmentation() -> tuple[L.LightningModule, DataLoader[Any], dict[str, Any]]:
 
 
 def one_stage() -> tuple[L.LightningModule, DataLoader[Any], dict[str, Any]]:
-    labels = {"teacher_warmup": 1, "ramp_epochs": 0.5, "low": 0.3, "high": 0.5, "pamr_iterations": 2}
+    labels = {"teacher_warmup": 1, "ramp_epochs": 0.5, "low": 0.3, "high": 0.8, "pamr_iterations": 2}
     module = OneStageModule(**_SMALL, **labels, head="linear", teacher_decay=0.5)
     return module, given.loader(given.random_tags(19), [12, 7]), {}
 

@@ -146,6 +146,19 @@ def test_resumed_training_ends_as_if_it_had_not_been_stopped(tmp_path: Path):
     assert not torch.equal(stored["teacher.head.classifiers.0.weight"], stored["head.classifiers.0.weight"])
 
 
+def test_another_number_of_prototypes_begins_with_none(tmp_path: Path):
+    fit(tmp_path, build(), [0, 1]).save_checkpoint(tmp_path / "a.ckpt")
+    other = build(num_prototypes=3)
+    with pytest.raises(WeightsError, match=r"num_prototypes 2 in the checkpoint, 3 in this run"):
+        fit(tmp_path, other, [0, 1], max_epochs=3, ckpt_path=tmp_path / "a.ckpt")
+    memory = RegionMemoryCallback(slots=6, backend="torch", on_mismatch="rebuild")
+    trainer = quiet_trainer(tmp_path, max_epochs=3, limit_val_batches=0, callbacks=[memory])
+    batches = DataLoader([sample(0), sample(1)], batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(other, batches, ckpt_path=tmp_path / "a.ckpt")
+    assert trainer.global_step == 6
+    assert other.teacher.network.aggregation.prototypes.shape == (3 * 2 + 2, other.embedding_dim)
+
+
 def test_skips_and_counts_as_if_the_batch_were_not_there(tmp_path: Path):
     plain = {"contrast": False, "poly_power": 0.0, "teacher_decay": 0.05}
     module, other = build(on_non_finite="skip", **plain), build(**plain)
