@@ -18,6 +18,7 @@ GivenTags = Literal["none", "image"]
 class LabelPrediction(MetricResetMixin, DataChecks):
     """Scores label images by their mean IoU, and predicts them.
 
+    A module that derives from it names `DataChecks` last among its bases: that loads checkpoints, after all others.
     Its `hparams` have `scales`, `flip`, `max_side`, `crf`, `eval_tags` and `predict_tags`; see `SegmentationModule`.
 
     Attributes:

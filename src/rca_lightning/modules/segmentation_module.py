@@ -18,6 +18,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.evaluation.mask_classes import sample_mask_classes
+from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import shared_arguments
 from rca_lightning.modules.label_prediction import GivenTags, LabelPrediction
 from rca_lightning.modules.monitored import MonitorGuard
@@ -37,7 +38,7 @@ _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_m
 
 
 class SegmentationModule(
-    LabelPrediction, NonFiniteGuard, StepSeedMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer
+    LabelPrediction, NonFiniteGuard, StepSeedMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
 ):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
