@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rca_lightning.data.datamodule import WSSSDataModule
     from rca_lightning.evaluation.label_iou import LabelIoU
     from rca_lightning.evaluation.seed_iou import SeedIoU
+    from rca_lightning.modules.one_stage_module import OneStageModule
     from rca_lightning.modules.rca_module import RCAModule
     from rca_lightning.modules.segmentation_module import SegmentationModule
     from rca_lightning.rca.aggregation import SemanticAggregation
@@ -33,6 +34,7 @@ _MODULES = {
     "FeatureCacheCallback": "callbacks.feature_cache",
     "LabelIoU": "evaluation.label_iou",
     "MaskWriter": "callbacks.mask_writer",
+    "OneStageModule": "modules.one_stage_module",
     "PanelCallback": "callbacks.panels",
     "PrototypeAtlasCallback": "callbacks.atlas",
     "PseudoLabelWriter": "callbacks.pseudo_label_writer",
@@ -57,6 +59,7 @@ __all__ = [
     "FeatureCacheCallback",
     "LabelIoU",
     "MaskWriter",
+    "OneStageModule",
     "PanelCallback",
     "PrototypeAtlasCallback",
     "PseudoLabelWriter",

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from rca_lightning import RCAModule, RegionMemoryCallback, SegmentationModule, WSSSDataModule
+from rca_lightning import OneStageModule, RCAModule, RegionMemoryCallback, SegmentationModule, WSSSDataModule
 from tests.distributed import equality_data as given
 from tests.distributed.observing_steps import Predicted, Steps
 from tests.quiet_trainer import quiet_trainer
@@ -18,13 +18,15 @@ from tests.quiet_trainer import quiet_trainer
 TRAIN_IMAGES, VAL_IMAGES = 26, 7  # neither divides by 2 and 3
 
 
+# A small network; small steps, for rounding grows with them.
+_SMALL: dict[str, Any] = {
+    "num_classes": given.CLASSES, "backbone": "resnet14", "output_stride": 8, "confidence": 0.0, "lr": 1e-3,
+    "num_prototypes": 2, "background_prototypes": 2, "alpha": 0.5, "flip": False, "warmup_epochs": 1,
+}  # fmt: skip
+
+
 def rca(**options: Any) -> RCAModule:
-    """A small network; small steps, for rounding grows with them."""
-    small: dict[str, Any] = {
-        "num_classes": given.CLASSES, "backbone": "resnet14", "output_stride": 8, "confidence": 0.0, "lr": 1e-3,
-        "num_prototypes": 2, "background_prototypes": 2, "alpha": 0.5, "flip": False, "warmup_epochs": 1,
-    }  # fmt: skip
-    return RCAModule(**(small | options))
+    return RCAModule(**(_SMALL | options))
 
 
 def uneven_regions() -> tuple[L.LightningModule, DataLoader[Any], dict[str, Any]]:
@@ -55,9 +57,23 @@ def segmentation() -> tuple[L.LightningModule, DataLoader[Any], dict[str, Any]]:
     return module, given.loader(given.random_tags(19), [12, 7]), {}
 
 
+def one_stage() -> tuple[L.LightningModule, DataLoader[Any], dict[str, Any]]:
+    labels = {"teacher_warmup": 1, "ramp_epochs": 0.5, "low": 0.3, "high": 0.8, "pamr_iterations": 2}
+    module = OneStageModule(**_SMALL, **labels, head="linear", teacher_decay=0.5)
+    return module, given.loader(given.random_tags(19), [12, 7]), {}
+
+
 CASES: dict[str, Callable[[], tuple[L.LightningModule, DataLoader[Any], dict[str, Any]]]] = {
     case.__name__: case
-    for case in (uneven_regions, none_on_a_rank, class_on_one_rank, last_batch_smaller, accumulation, segmentation)
+    for case in (
+        uneven_regions,
+        none_on_a_rank,
+        class_on_one_rank,
+        last_batch_smaller,
+        accumulation,
+        segmentation,
+        one_stage,
+    )
 }
 
 

@@ -91,6 +91,10 @@ def test_prototypes_come_at_the_end_of_the_warmup(folder: Path, case: str):
 
 
 def test_cases_are_what_they_say(folder: Path):
+    labelled = [losses["train/labelled"] for losses in read(folder, 1, "one_stage")["losses"]]
+    assert labelled[:2] == [0.0, 0.0]
+    assert all(0 < share < 1 for share in labelled[2:])
+
     def regions(case: str) -> list[list[list[int]]]:
         return [read(folder, SEVERAL, case, rank)["regions"] for rank in range(SEVERAL)]
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from rca_lightning import RCAModule, SegmentationModule, WSSSDataModule
-from rca_lightning.cli.main import RCACLI, SegmentationCLI
+from rca_lightning import OneStageModule, RCAModule, SegmentationModule, WSSSDataModule
+from rca_lightning.cli.main import RCACLI, OneStageCLI, SegmentationCLI
 from rca_lightning.cli.trainer import find_task
 from tests.integration.commands import written_commands
 
@@ -44,6 +44,9 @@ class OnlyParsingRCA(OnlyParsing, RCACLI): ...
 class OnlyParsingSegmentation(OnlyParsing, SegmentationCLI): ...
 
 
+class OnlyParsingOneStage(OnlyParsing, OneStageCLI): ...
+
+
 @pytest.fixture(scope="module")
 def parsers() -> dict[str, ArgumentParser]:
     """The parser of `rca` by task; building one takes longer than any use of it."""
@@ -51,6 +54,7 @@ def parsers() -> dict[str, ArgumentParser]:
     return {
         "localize": OnlyParsingRCA(RCAModule, WSSSDataModule, args=args).parser,
         "segment": OnlyParsingSegmentation(SegmentationModule, WSSSDataModule, args=args).parser,
+        "one_stage": OnlyParsingOneStage(OneStageModule, WSSSDataModule, args=args).parser,
     }
 
 
@@ -74,6 +78,7 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
 def test_recipes_are_found():
     assert {"experiments/quickstart.yaml", "experiments/coco2014/rca_resnet50.yaml"} <= set(RECIPES)
     assert {"experiments/voc2012_mini/segment.yaml", "experiments/quickstart_segment.yaml"} <= set(SEGMENT_RECIPES)
+    assert {"experiments/voc2012_mini/one_stage.yaml", "experiments/quickstart_one_stage.yaml"} <= set(RECIPES)
     assert "experiments/slurm/ddp.sbatch" in BATCH_SCRIPTS
 
 

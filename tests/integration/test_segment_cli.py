@@ -112,15 +112,15 @@ def test_training_without_masks_is_refused_before_the_first_step(segment: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "tasks", "words"),
     [
-        ("PanelCallback", ()),
-        ("RegionMemoryCallback", ()),
-        ("PseudoLabelWriter", ("--trainer.callbacks.output_dir=labels",)),
+        ("PanelCallback", "localize or one_stage", ()),
+        ("RegionMemoryCallback", "localize or one_stage", ()),
+        ("PseudoLabelWriter", "localize", ("--trainer.callbacks.output_dir=labels",)),
     ],
 )
-def test_callback_of_the_other_task_is_refused_by_name(segment: Path, name: str, words: tuple[str, ...]):
-    with pytest.raises(ArgumentError, match=f"callbacks='{name}': it is for --task localize, this is segment"):
+def test_callback_of_another_task_is_refused_by_name(segment: Path, name: str, tasks: str, words: tuple[str, ...]):
+    with pytest.raises(ArgumentError, match=f"callbacks='{name}': it is for --task {tasks}, this is segment"):
         run("fit", segment, f"--trainer.callbacks+=rca_lightning.{name}", *words)
 
 
@@ -199,15 +199,19 @@ def test_options(segment: Path, option: list[str]):
     assert 0 <= float(cli.trainer.callback_metrics["val/miou"]) <= 1
 
 
-@pytest.mark.parametrize(("task", "own", "other"), [("segment", "head", "memory"), ("localize", "contrast", "head")])
+@pytest.mark.parametrize(
+    ("task", "own", "other"),
+    [("segment", "head", "memory"), ("localize", "contrast", "head"), ("one_stage", "teacher_decay", "tag_weight")],
+)
 def test_help_shows_the_arguments_of_the_task(task, own, other, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["fit", "--task", task, "--help"])
     printed = capsys.readouterr().out
     assert f"--model.{own} " in printed
     assert f"--model.{other} " not in printed
-    assert ("--memory." in printed) == (task == "localize")
-    assert "--task {localize,segment}" in printed
+    assert ("--memory." in printed) == (task != "segment")
+    assert ("--features." in printed) == (task == "localize")
+    assert "--task {localize,segment,one_stage}" in printed
 
 
 def said_by_console(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
@@ -219,7 +223,7 @@ def said_by_console(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
 
 def test_unknown_task_is_one_line(monkeypatch: pytest.MonkeyPatch):
     said = said_by_console(monkeypatch, "fit", "--task", "classify")
-    assert said == "rca: task='classify': give one of localize, segment"
+    assert said == "rca: task='classify': give one of localize, segment, one_stage"
 
 
 @pytest.mark.parametrize(

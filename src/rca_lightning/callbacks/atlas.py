@@ -13,6 +13,7 @@ from rca_lightning.atlas.atlas import BACKGROUND, make_atlas
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.data.dataset import CachedFeatures, TaggedImages
 from rca_lightning.errors import ArgumentError, RCAError
+from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.memory_bank import RegionMemory
 
@@ -40,7 +41,7 @@ class PrototypeAtlasCallback(L.Callback):
         >>> trainer = L.Trainer(callbacks=callbacks, logger=False, accelerator="cpu")
     """
 
-    task = RCAModule.task
+    task = (RCAModule.task, OneStageModule.task)
 
     @check_arguments
     def __init__(self, folder: str | None = None, regions: int = 6) -> None:

@@ -15,6 +15,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.attention_store import AttentionStore, crop_maps_to_grids, grid_size
 from rca_lightning.pseudo_labels.labels import check_count, check_share
@@ -55,7 +56,7 @@ class AttentionAccumulation(L.Callback):
         >>> trainer = L.Trainer(callbacks=[AttentionAccumulation(cells=32)], logger=False, accelerator="cpu")
     """
 
-    task = RCAModule.task
+    task = (RCAModule.task, OneStageModule.task)
 
     @check_arguments
     def __init__(self, cells: int = 64, warmup_epochs: int = 1, confidence: float = 0.0, max_mib: float = 1024) -> None:

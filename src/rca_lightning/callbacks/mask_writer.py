@@ -1,4 +1,4 @@
-"""Writer of the predictions of `SegmentationModule`: masks, and the files that benchmark servers take."""
+"""Writer of predicted label images: masks, and the files that benchmark servers take."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import denormalise
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.io.output_folder import Existing
+from rca_lightning.modules.label_prediction import LabelPrediction
+from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.pseudo_labels.files import write_mask_file, write_overlay_file
 from rca_lightning.submission.coco import CocoForm, write_coco_results
@@ -47,12 +49,13 @@ class MaskWriter(PredictionWriter):
         existing: "skip" what is complete, "overwrite" everything.
 
     Raises:
-        ArgumentError: for an unknown layout; when predicting starts, if the module is no `SegmentationModule`.
+        ArgumentError: for an unknown layout; when predicting starts, if the module predicts no label
+            images, as `SegmentationModule` and `OneStageModule` do.
         OutputError: when predicting starts, if the folder cannot be made or written to, or holds predictions of
             another model or setting; later, if two images have one id, or an id cannot be a file name.
     """
 
-    task = SegmentationModule.task
+    task = (SegmentationModule.task, OneStageModule.task)
 
     @check_arguments
     def __init__(
@@ -69,10 +72,12 @@ class MaskWriter(PredictionWriter):
 
     def describe(self, module: L.LightningModule) -> dict[str, Any]:
         """Settings that masks depend on."""
-        if not isinstance(module, SegmentationModule):
-            raise ArgumentError("model", type(module).__name__, "MaskWriter writes predictions of SegmentationModule")
+        if not isinstance(module, LabelPrediction):
+            remedy = "MaskWriter writes predictions of SegmentationModule and OneStageModule"
+            raise ArgumentError("model", type(module).__name__, remedy)
         names = ("num_classes", "class_names", "backbone", "head", "scales", "flip", "max_side", "predict_tags", "crf")
-        return {name: module.hparams[name] for name in names}
+        drawn_by = {"drawn_by": module.hparams["drawn_by"]} if "drawn_by" in module.hparams else {}
+        return {name: module.hparams[name] for name in names} | drawn_by
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and removes COCO results that would be out of date."""
@@ -95,7 +100,7 @@ class MaskWriter(PredictionWriter):
         """Writes the COCO results from the mask files, which may be of several runs."""
         if not self.coco_results:
             return
-        assert isinstance(module, SegmentationModule)
+        assert isinstance(module, LabelPrediction)
         wanted = _predicted_ids(trainer)
         ids = [image_id for image_id in self.folder.complete_ids() if wanted is None or image_id in wanted]
         entries = self._entries(ids, _coco_form(trainer, module.class_names))

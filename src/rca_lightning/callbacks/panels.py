@@ -20,6 +20,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import Pixels, denormalise, draw_panel, overlay_maps, overlay_mask
 from rca_lightning.errors import ArgumentError
 from rca_lightning.io.atomic import output_errors, write_atomically
+from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.training_guards import evaluation_mode
 
@@ -50,7 +51,7 @@ class PanelCallback(L.Callback):
         >>> trainer = L.Trainer(callbacks=[panels], check_val_every_n_epoch=10, logger=False, accelerator="cpu")
     """
 
-    task = RCAModule.task
+    task = (RCAModule.task, OneStageModule.task)
 
     @check_arguments
     def __init__(self, images: int = 6, folder: str | None = None, every_n_epochs: int = 1) -> None:

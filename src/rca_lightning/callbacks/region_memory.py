@@ -19,6 +19,7 @@ from rca_lightning.checkpoints.compatibility import OnMismatch
 from rca_lightning.clustering.cluster import REMOVED_METHODS, ClusteringBackend, ClusteringMethod, check_method
 from rca_lightning.distributed import broadcast_from_first, gather_objects, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, WeightsError, refuse_removed, require_extra
+from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.aggregation import SemanticAggregation
 from rca_lightning.rca.diagnostics import advise_on_empty, diagnose
@@ -74,7 +75,7 @@ class RegionMemoryCallback(L.Callback):
         >>> trainer = L.Trainer(callbacks=[RegionMemoryCallback(slots=200)], logger=False, accelerator="cpu")
     """
 
-    task = RCAModule.task
+    task = (RCAModule.task, OneStageModule.task)
     logged_prefixes = ("memory/", "prototypes/")
 
     @refuse_removed(

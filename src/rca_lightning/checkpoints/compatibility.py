@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -97,6 +98,7 @@ OnMismatch = Literal["refuse", "rebuild"]
 _PROTOTYPES, _VALID = "network.aggregation.prototypes", "network.aggregation.valid"
 _SIZES = ("num_prototypes", "background_prototypes")
 _STATISTICS = "network.standardization."  # of embeddings, a number a channel
+_TEACHER = r"^teacher\.network\."  # a copy of the network in one stage
 
 
 def differences(checkpoint: Mapping[str, Any], own: Mapping[str, Any], own_state: Mapping[str, Tensor]) -> list[str]:
@@ -143,7 +145,8 @@ def drop_memory(checkpoint: dict[str, Any], module: nn.Module, reasons: Sequence
                 state.pop(name, None)
     weights: dict[str, Tensor] = checkpoint["state_dict"]
     for name, own in module.state_dict().items():
-        if name in (_PROTOTYPES, _VALID):
+        of_network = re.sub(_TEACHER, "network.", name)
+        if of_network in (_PROTOTYPES, _VALID):
             weights[name] = torch.zeros_like(own)
-        elif name.startswith(_STATISTICS) and name in weights and weights[name].shape != own.shape:
+        elif of_network.startswith(_STATISTICS) and name in weights and weights[name].shape != own.shape:
             weights[name] = own.clone()

@@ -68,7 +68,8 @@ def _argument_problems(key: str, arguments: Any) -> Iterator[str]:
 _KEYWORDS = ("last", "hpc")  # names that Lightning looks up itself
 _REGISTRY = re.compile("registry(:.*)?", re.IGNORECASE)  # models that Lightning fetches from a registry
 _SHOWN = 3
-_OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head."}  # weights that one task alone has
+# Weights that a task has; of two tasks that have them the later one.
+_OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head.", "one_stage": "teacher."}
 
 
 def check_checkpoint(path: str, task: str | None = None) -> dict[str, Any]:
@@ -163,19 +164,25 @@ def check_fit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], arguments
 
 
 def check_task(names: Iterable[str], task: str) -> None:
-    """Checks that a checkpoint is not of the other task.
+    """Checks that a checkpoint is not of another task.
 
     Args:
         names: in the `state_dict` of the checkpoint.
-        task: "localize" or "segment".
+        task: "localize", "segment" or "one_stage".
 
     Raises:
-        WeightsError: if it is of the other one; a checkpoint of neither passes.
+        WeightsError: if it is of another one; a checkpoint of none passes.
     """
+    other = task_of(names)
+    if other not in (None, task):
+        raise WeightsError(
+            f"the checkpoint is of the task {other!r}, not of {task!r}; "
+            f"give --task {other}, or a checkpoint of rca fit --task {task}"
+        )
+
+
+def task_of(names: Iterable[str]) -> str | None:
+    """Finds the task of a checkpoint by the names in its `state_dict`; `None` if it is of none."""
     names = tuple(names)
-    for other, prefix in _OWN_NAMES.items():
-        if other != task and any(name.startswith(prefix) for name in names):
-            raise WeightsError(
-                f"the checkpoint is of the task {other!r}, not of {task!r}; "
-                f"give --task {other}, or a checkpoint of rca fit --task {task}"
-            )
+    tasks = [task for task, prefix in _OWN_NAMES.items() if any(name.startswith(prefix) for name in names)]
+    return tasks[-1] if tasks else None

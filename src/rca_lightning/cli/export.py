@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rca_lightning.checkpoints.reading import read_checkpoint
+from rca_lightning.checkpoints.reading import read_checkpoint, task_of
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.export.onnx import require_onnx, save_onnx
 from rca_lightning.export.program import save_program
@@ -26,12 +26,14 @@ def main(words: Sequence[str]) -> None:
     """
     given = _parser().parse_args(list(words))
     _check_out(given.out)
-    read_checkpoint(given.ckpt_path, map_location="meta")  # refused under the name that the argument has here
+    content = read_checkpoint(given.ckpt_path, map_location="meta")  # refused under the name that the argument has here
+    from rca_lightning.modules.one_stage_module import OneStageModule
     from rca_lightning.modules.segmentation_module import SegmentationModule
 
-    module = SegmentationModule.load_from_checkpoint(given.ckpt_path, map_location="cpu")
+    kind = OneStageModule if task_of(content["state_dict"]) == OneStageModule.task else SegmentationModule
+    module = kind.load_from_checkpoint(given.ckpt_path, map_location="cpu")
     try:
-        _WRITERS[given.out.suffix](module.network, module.class_names, given.out)
+        _WRITERS[given.out.suffix](module.segmenter, module.class_names, given.out)
     except OSError as error:
         raise OutputError(f"out={str(given.out)!r} cannot be written ({error}); give another file") from error
     labels = len(module.class_names) + 1
@@ -47,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
         allow_abbrev=False,
     )
-    parser.add_argument("--ckpt_path", required=True, help="checkpoint of rca fit --task segment")
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint of rca fit --task segment or one_stage")
     parser.add_argument(
         "--out", required=True, type=Path, help="file to write: .onnx for ONNX, .pt2 for a torch.export program"
     )

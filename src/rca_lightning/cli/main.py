@@ -6,6 +6,7 @@ import importlib
 import sys
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -16,9 +17,10 @@ from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.cli.atlas import AtlasTrainer
 from rca_lightning.cli.console import set_up_console
-from rca_lightning.cli.trainer import OneLineParser, TaskCLI, find_task
+from rca_lightning.cli.trainer import OneLineParser, Task, TaskCLI, find_task
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.errors import ArgumentError, RCAError
+from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.version import __version__
@@ -36,7 +38,22 @@ EPILOG = (
 )
 
 
-class RCACLI(TaskCLI):
+class MemoryCLI(TaskCLI):
+    """A task with the region memory."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the arguments of the region memory."""
+        super().add_arguments_to_parser(parser)
+        parser.add_lightning_class_args(RegionMemoryCallback, "memory")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a second memory, among the callbacks of the Trainer."""
+        for callback in self.config.get(f"{self.subcommand}.trainer.callbacks") or ():
+            if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
+                raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
+
+
+class RCACLI(MemoryCLI):
     """Localization from image tags, with the region memory, and the prototype atlas."""
 
     task = "localize"
@@ -58,16 +75,9 @@ class RCACLI(TaskCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the arguments of the region memory and of the feature cache."""
+        """Add the arguments of the feature cache."""
         super().add_arguments_to_parser(parser)
-        parser.add_lightning_class_args(RegionMemoryCallback, "memory")
         parser.add_lightning_class_args(FeatureCacheCallback, "features")
-
-    def before_instantiate_classes(self) -> None:
-        """Refuse a second memory, among the callbacks of the Trainer."""
-        for callback in self.config.get(f"{self.subcommand}.trainer.callbacks") or ():
-            if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
-                raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -81,6 +91,20 @@ class SegmentationCLI(TaskCLI):
 
     task = "segment"
     writer = MaskWriter
+
+
+class OneStageCLI(MemoryCLI):
+    """Maps and segmentation at once, from image tags."""
+
+    task = "one_stage"
+    writer = MaskWriter
+
+
+_TASKS: dict[Task, tuple[type[TaskCLI], type[L.LightningModule]]] = {
+    "localize": (RCACLI, RCAModule),
+    "segment": (SegmentationCLI, SegmentationModule),
+    "one_stage": (OneStageCLI, OneStageModule),
+}
 
 
 def main(args: ArgsType = None) -> TaskCLI | None:
@@ -102,7 +126,7 @@ def main(args: ArgsType = None) -> TaskCLI | None:
         importlib.import_module(COMMANDS[words[0]]).main(words[1:])
         return None
     torch.set_float32_matmul_precision("high")
-    cli, module = (RCACLI, RCAModule) if find_task(args) == "localize" else (SegmentationCLI, SegmentationModule)
+    cli, module = _TASKS[find_task(args)]
     return cli(
         module,
         WSSSDataModule,

@@ -1,4 +1,4 @@
-"""LightningCLI for both tasks: finds the task, checks checkpoints, reports scores, adds a prediction writer."""
+"""LightningCLI for all tasks: finds the task, checks checkpoints, reports scores, adds a prediction writer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rca_lightning.io.atomic import check_writable, output_errors
 
 logger = logging.getLogger(__name__)
 
-Task = Literal["localize", "segment"]
+Task = Literal["localize", "segment", "one_stage"]
 
 
 def find_task(args: ArgsType = None) -> Task:
@@ -106,8 +106,8 @@ class TaskCLI(LightningCLI):
             "--task",
             type=Task,
             default=self.task,
-            help="What to train: localize (maps from image tags) or segment (a network from masks). It decides "
-            "which arguments there are.",
+            help="What to train: localize (maps from image tags), segment (a network from masks) or one_stage (both at "
+            "once from image tags). It decides which arguments there are.",
         )
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
@@ -149,10 +149,11 @@ class TaskCLI(LightningCLI):
         super().instantiate_classes()
         trainer: Any = self.trainer
         for callback in trainer.callbacks:
-            needed = getattr(callback, "task", self.task)
-            if needed != self.task:
-                name = type(callback).__name__
-                raise ArgumentError("callbacks", name, f"it is for --task {needed}, this is {self.task}; leave it out")
+            needed = getattr(callback, "task", self.task)  # or several
+            tasks = (needed,) if isinstance(needed, str) else needed
+            if self.task not in tasks:
+                name, told = type(callback).__name__, " or ".join(tasks)
+                raise ArgumentError("callbacks", name, f"it is for --task {told}, this is {self.task}; leave it out")
         write_checkpoints_whole(trainer)
         if trainer.checkpoint_callbacks and not any(isinstance(one, SaveOnSignal) for one in trainer.callbacks):
             trainer.callbacks.append(SaveOnSignal())

@@ -111,7 +111,7 @@ class CheckedLoading(L.LightningModule):
         """Builds the network without memory: the arguments of a checkpoint may ask for any amount of it."""
         check_task(content["state_dict"], cls.task)
         named = {**content.get("hyper_parameters", {}), **given}
-        known = inspect.signature(cls).parameters
+        known = _argument_names(cls)
         try:
             with torch.device("meta"):
                 network = cls(**{name: value for name, value in named.items() if name in known and name not in _FILES})
@@ -173,6 +173,19 @@ class CheckedLoading(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin a whole epoch."""
         begin_epoch(self.trainer)
+
+
+def _argument_names(cls: type) -> set[str]:
+    """Names of the arguments of a class, with those that it passes on to its bases as `**options`."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
+        names.update(parameters)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
 
 
 def _give_plain_names(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -42,7 +42,7 @@ from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
 from rca_lightning.rca.cam import fit_head, image_logits
 from rca_lightning.rca.contrast import Positives
 from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps, read_class_maps
-from rca_lightning.rca.loss import Losses, RCALoss
+from rca_lightning.rca.loss import AddedLoss, Losses, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.rca.network import (
     ActivationMaps,
@@ -304,9 +304,13 @@ class RCAModule(
         """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
         return self.network(images, tags)  # type: ignore[no-any-return]
 
+    def score_names(self) -> list[str]:
+        """Names of the scores of a validation in `fit`."""
+        return [*Scores.logged_names(self.hparams["eval_tags"], "val")]
+
     def logged_names(self) -> list[str]:
         """Names of the metrics that `fit` logs."""
-        scores = [*Scores.logged_names(self.hparams["eval_tags"], "val")] * self.validates()
+        scores = self.score_names() * self.validates()
         if self.is_frozen:
             return scores + ["train/label_change"] * self.needs_memory
         parts = ["coarse"] + ["refined"] * (self.network.refined_head is not None) + ["contrast"] * self.needs_memory
@@ -425,10 +429,19 @@ class RCAModule(
         """
         if self.is_frozen:
             return self._round_step(batch)
-        tags = batch["tags"]
         check_cells(self.network, batch["image"], self.network.backbone.output_stride)
         self.before_step()
-        maps = self.network(batch["image"], tags)  # (1), (7), (8)
+        return self.learn_from_maps(batch, self.network(batch["image"], batch["tags"]))  # (1), (7), (8)
+
+    def learn_from_maps(self, batch: Batch, maps: ActivationMaps, added: AddedLoss | None = None) -> dict[str, Any]:
+        """Computes the losses and regions of maps, which `training_step` returns.
+
+        Args:
+            batch: what the maps are of.
+            maps: what the network computed of it.
+            added: one more loss of the batch.
+        """
+        tags = batch["tags"]
         cam = self._region_cam(maps)
         regions = self._extract_regions(maps, cam, tags) if self.needs_memory else None  # (2), (3)
         contrasts = self.hparams["contrast"] and self.current_epoch >= self.hparams["warmup_epochs"]
@@ -437,6 +450,9 @@ class RCAModule(
         probabilities = image_logits(maps.coarse.detach()).sigmoid()
         remembered = None if regions is None else self._select_for_memory(regions, maps, cam, tags, probabilities)
         pooled = {} if remembered is None else {"regions": remembered.embeddings}
+        if added is not None:
+            losses = added.to(losses)
+            pooled |= added.watched
         if self.should_skip(batch, {**pooled, "loss": losses.total}, self._evidence(maps, losses)):
             nothing = None if remembered is None else remembered.none()
             return {"loss": self.no_loss(), "regions": nothing, "image_id": batch["image_id"], "skipped": True}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import PaddingMode
@@ -16,15 +15,15 @@ from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
-from rca_lightning.errors import ArgumentError, DataError, require_extra
+from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.evaluation.mask_classes import sample_mask_classes
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.hyperparameters import shared_arguments
+from rca_lightning.modules.label_prediction import GivenTags, LabelPrediction
 from rca_lightning.modules.monitored import MonitorGuard
 from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
 from rca_lightning.modules.training_guards import (
-    MetricResetMixin,
     NonFiniteGuard,
     OnNonFinite,
     StepSeedMixin,
@@ -33,16 +32,13 @@ from rca_lightning.modules.training_guards import (
 from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
 from rca_lightning.rca.inference import MAX_SIDE
 from rca_lightning.rca.loss import classification_loss, means_over_ranks
-from rca_lightning.segmentation.inference import LabelImage, label_images
 from rca_lightning.segmentation.network import HeadName, SegmentationNetwork, pixel_cross_entropy
-
-GivenTags = Literal["none", "image"]
 
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
 class SegmentationModule(
-    NonFiniteGuard, StepSeedMixin, MetricResetMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
+    LabelPrediction, NonFiniteGuard, StepSeedMixin, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
 ):
     """A segmentation network trained with cross-entropy on masks, in which 255 marks pixels without a label.
 
@@ -157,6 +153,11 @@ class SegmentationModule(
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
 
+    @property
+    def segmenter(self) -> nn.Module:
+        """The network that draws: normalised images `(B, 3, H, W)` -> logits `(B, L + 1, h, w)`."""
+        return self.network
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, L + 1, h, w)` of images `(B, 3, H, W)`; see `SegmentationNetwork.forward`."""
         return self.network(images)  # type: ignore[no-any-return]
@@ -165,13 +166,6 @@ class SegmentationModule(
         """Names of the metrics that `fit` logs."""
         names = ["train/loss"] + ["train/tag_loss"] * (self.network.tag_head is not None) + super().logged_names()
         return names + ["val/miou"] * self.validates()
-
-    def setup(self, stage: str) -> None:
-        """Switches the CRF off in training; otherwise checks that its package is installed."""
-        super().setup(stage)
-        self.use_crf = self.hparams["crf"] and stage != "fit"
-        if self.use_crf:
-            require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
 
     def on_train_start(self) -> None:
         """Checks that every training image has a mask, and warns of classes that the masks do not show."""
@@ -209,53 +203,3 @@ class SegmentationModule(
     def _total(self, losses: Mapping[str, Tensor]) -> Tensor:
         tag_loss = losses.get("tag_loss")
         return losses["loss"] if tag_loss is None else losses["loss"] + self.hparams["tag_weight"] * tag_loss
-
-    def label_images(self, images: Tensor, tags: Tensor | None = None) -> list[LabelImage]:
-        """Label images of photographs at their own size, with this module's scales, flip and CRF.
-
-        Args:
-            images: `(B, 3, H, W)`, normalised.
-            tags: `(B, L)`, the classes that may be drawn; `None`: any.
-        """
-        return label_images(
-            self.network,
-            images,
-            scales=self.hparams["scales"],
-            flip=self.hparams["flip"],
-            max_side=self.hparams["max_side"],
-            crf=self.use_crf,
-            tags=tags,
-        )
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds the images that have a mask to the confusion matrix."""
-        if "mask" in batch:
-            tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
-            predicted = self.label_images(batch["image"], tags)
-            self.evaluation.update([image.labels for image in predicted], batch["mask"], batch["tags"])
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the mean IoU of the split."""
-        self._log_score("val")
-
-    test_step = validation_step
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the mean IoU of the split."""
-        self._log_score("test")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """For each image `image_id`, `labels` on the CPU, and `confidence`; see `LabelImage`."""
-        if not batch["image_id"]:
-            return []  # none of its images could be read
-        tags = batch["tags"] if self.hparams["predict_tags"] == "image" else None
-        return [
-            {"image_id": image_id, "labels": image.labels.cpu(), "confidence": image.confidence}
-            for image_id, image in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
-        ]
-
-    def _log_score(self, split: str) -> None:
-        scores = self.evaluation.finish()
-        if scores is not None:
-            self.log(f"{split}/miou", scores.miou, prog_bar=True, sync_dist=False)
-        self.tell_scores(scores)

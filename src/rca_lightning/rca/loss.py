@@ -34,6 +34,33 @@ class Losses:
     parts: dict[str, Tensor]
 
 
+@dataclass
+class AddedLoss:
+    """A loss beside those of RCA.
+
+    Attributes:
+        name: under which it is logged.
+        weight: what it is multiplied with in the total.
+        minimised: as `means_over_ranks` returns it, with its graph.
+        value: the same of all processes, detached.
+        watched: tensors by name that must be finite for the batch to count.
+    """
+
+    name: str
+    weight: float
+    minimised: Tensor
+    value: Tensor
+    watched: dict[str, Tensor]
+
+    def to(self, losses: Losses) -> Losses:
+        """The losses with this one among them."""
+        return Losses(
+            losses.total + self.weight * self.minimised,
+            losses.value + self.weight * self.value,
+            {**losses.parts, self.name: self.value},
+        )
+
+
 class RCALoss(nn.Module):
     """`CE(P) + beta * CE(P^) + alpha * InfoNCE`, equation (9) of docs/method.md (RCA, section 3).
 

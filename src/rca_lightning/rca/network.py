@@ -16,7 +16,7 @@ from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
 from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, predicted_classes
-from rca_lightning.rca.projection import PCAProjection, are_learned, project
+from rca_lightning.rca.projection import PCAProjection, are_learned
 from rca_lightning.rca.standardization import Standardization, concat_stages
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
@@ -171,13 +171,11 @@ class RCANetwork(nn.Module):
             Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone; with a PCA their projection
             `(B, D, h, w)` alone.
         """
-        if self.pca is not None:
-            return project(self.projections, self.features(images))
-        return self._outputs(images)
+        return self.stages_of(self.outputs(images))
 
     def features(self, images: Tensor) -> list[Tensor]:
         """What a projection reads: one map `(B, C, h, w)`, the `embedding_stages` stages on the grid of the last."""
-        return [concat_stages(_on_last_grid(self._outputs(images)))]
+        return [concat_stages(_on_last_grid(self.outputs(images)[-self.embedding_stages :]))]
 
     @property
     def projections(self) -> list[PCAProjection]:
@@ -193,9 +191,15 @@ class RCANetwork(nn.Module):
         """What tells `features` of one backbone from those of another kind of network; these came first."""
         return {}
 
-    def _outputs(self, images: Tensor) -> list[Tensor]:
+    def outputs(self, images: Tensor) -> list[Tensor]:
+        """Outputs `(B, C, h, w)` of all stages of the backbone, for images `(B, 3, H, W)`."""
         outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
-        return outputs[-self.embedding_stages :]
+        return outputs
+
+    def stages_of(self, outputs: list[Tensor]) -> list[Tensor]:
+        """What `stages` returns, from the `outputs` of the backbone."""
+        stages = outputs[-self.embedding_stages :]
+        return stages if self.pca is None else [self.pca(concat_stages(_on_last_grid(stages)))]
 
     @property
     def pca_learned(self) -> bool:

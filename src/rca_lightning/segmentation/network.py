@@ -41,6 +41,32 @@ HeadName = Literal["linear", "deeplabv2", "deeplabv3plus"]
 _LOW_LEVEL_STRIDE = 4  # of the early stage that the decoder of v3+ reads
 
 
+@check_arguments
+def build_head(head: HeadName, backbone: Backbone, num_labels: int) -> tuple[nn.Module, int]:
+    """Builds the head of this name for a backbone.
+
+    Args:
+        head: see `SegmentationNetwork`.
+        backbone: gives the features.
+        num_labels: `L + 1`, the background among them.
+
+    Returns:
+        The head, and how many of the last stages of the backbone it reads.
+
+    Raises:
+        ArgumentError: if the head is unknown, or "deeplabv3plus" meets a backbone whose stages are not known.
+    """
+    stride = backbone.output_stride
+    if head == "linear":
+        return LinearHead(backbone.num_features, num_labels), 1
+    if head == "deeplabv2":
+        rates = [max(1, round(rate * 8 / stride)) for rate in (6, 12, 18, 24)]
+        return DeepLabV2Head(backbone.num_features, num_labels, rates=rates), 1
+    stages, low_channels = _early_stage(backbone)
+    rates = [max(1, round(rate * 16 / stride)) for rate in (6, 12, 18)]
+    return DeepLabV3PlusHead(backbone.num_features, low_channels, num_labels, rates=rates), stages
+
+
 class SegmentationNetwork(nn.Module):
     """Encoder (a backbone) and head; computes the logits of every label at every cell.
 
@@ -71,18 +97,7 @@ class SegmentationNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.stages = 1  # how many of the last ones the head reads
-        self.head: nn.Module
-        stride = backbone.output_stride
-        if head == "linear":
-            self.head = LinearHead(backbone.num_features, num_labels)
-        elif head == "deeplabv2":
-            rates = [max(1, round(rate * 8 / stride)) for rate in (6, 12, 18, 24)]
-            self.head = DeepLabV2Head(backbone.num_features, num_labels, rates=rates)
-        else:
-            self.stages, low_channels = _early_stage(backbone)
-            rates = [max(1, round(rate * 16 / stride)) for rate in (6, 12, 18)]
-            self.head = DeepLabV3PlusHead(backbone.num_features, low_channels, num_labels, rates=rates)
+        self.head, self.stages = build_head(head, backbone, num_labels)
         self.tag_head = CAMHead(backbone.num_features, num_labels - 1) if tag_head else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]

@@ -11,10 +11,10 @@ import torch
 from tests.quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
-from rca_lightning import RCAModule, RegionMemoryCallback, SegmentationModule
+from rca_lightning import OneStageModule, RCAModule, RegionMemoryCallback, SegmentationModule
 from rca_lightning.errors import ArgumentError
 
-MODULES = [RCAModule, SegmentationModule]
+MODULES = [RCAModule, SegmentationModule, OneStageModule]
 WARNED = "THE BACKBONE resnet14 STARTS FROM RANDOM WEIGHTS"
 
 

@@ -9,7 +9,7 @@ from tests.quiet_trainer import quiet_trainer
 from tests.tagged_images import tagged_images
 from torch.utils.data import DataLoader
 
-from rca_lightning import RCAModule, SegmentationModule
+from rca_lightning import OneStageModule, RCAModule, SegmentationModule
 from rca_lightning.data.sample import collate
 
 
@@ -31,7 +31,7 @@ def loader() -> DataLoader:
     return DataLoader(images, collate_fn=collate)
 
 
-@pytest.mark.parametrize("kind", [RCAModule, SegmentationModule])
+@pytest.mark.parametrize("kind", [RCAModule, SegmentationModule, OneStageModule])
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_each_image_is_scored_once(kind, stage, tmp_path):
     module = kind(2, backbone="resnet14", flip=False)
