@@ -233,7 +233,7 @@ def boundary_walk(
     weights = torch.cat([torch.ones_like(forward[:, :1]), forward, *back], dim=1)
     weights /= weights.sum(1, keepdim=True)
     offsets = [(0, 0), *half, *((-row, -column) for row, column in half)]
-    return apply_weights(values, weights, offsets, "nothing", steps)
+    return apply_weights(values, weights, offsets, "nothing", steps).clamp_(0, 1)  # rounding adds up over the steps
 
 
 @torch.no_grad()
