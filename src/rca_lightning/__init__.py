@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rca_lightning.data.datamodule import WSSSDataModule
     from rca_lightning.evaluation.label_iou import LabelIoU
     from rca_lightning.evaluation.seed_iou import SeedIoU
+    from rca_lightning.modules.affinity_module import AffinityModule
     from rca_lightning.modules.one_stage_module import OneStageModule
     from rca_lightning.modules.rca_module import RCAModule
     from rca_lightning.modules.segmentation_module import SegmentationModule
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # Imported when they are first used: the method alone needs no Lightning, and a worker process not the command line.
 _MODULES = {
+    "AffinityModule": "modules.affinity_module",
     "AtomicCheckpointIO": "checkpoints.writing",
     "AttentionAccumulation": "callbacks.attention_accumulation",
     "FeatureCacheCallback": "callbacks.feature_cache",
@@ -54,6 +56,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "AffinityModule",
     "AtomicCheckpointIO",
     "AttentionAccumulation",
     "FeatureCacheCallback",

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from rca_lightning import OneStageModule, RCAModule, SegmentationModule, WSSSDataModule
+from rca_lightning import AffinityModule, OneStageModule, RCAModule, SegmentationModule, WSSSDataModule
+from rca_lightning.cli.affinity import AffinityCLI, task_words
 from rca_lightning.cli.main import RCACLI, OneStageCLI, SegmentationCLI
 from rca_lightning.cli.trainer import find_task
 from tests.integration.commands import written_commands
@@ -47,6 +48,10 @@ class OnlyParsingSegmentation(OnlyParsing, SegmentationCLI): ...
 class OnlyParsingOneStage(OnlyParsing, OneStageCLI): ...
 
 
+class OnlyParsingAffinity(OnlyParsing, AffinityCLI):
+    def before_instantiate_classes(self) -> None: ...
+
+
 @pytest.fixture(scope="module")
 def parsers() -> dict[str, ArgumentParser]:
     """The parser of `rca` by task; building one takes longer than any use of it."""
@@ -55,6 +60,7 @@ def parsers() -> dict[str, ArgumentParser]:
         "localize": OnlyParsingRCA(RCAModule, WSSSDataModule, args=args).parser,
         "segment": OnlyParsingSegmentation(SegmentationModule, WSSSDataModule, args=args).parser,
         "one_stage": OnlyParsingOneStage(OneStageModule, WSSSDataModule, args=args).parser,
+        "affinity": OnlyParsingAffinity(AffinityModule, WSSSDataModule, args=args).parser,
     }
 
 
@@ -78,6 +84,7 @@ def parse(parser: ArgumentParser, words: list[str]) -> Namespace:
 def test_recipes_are_found():
     assert {"experiments/quickstart.yaml", "experiments/coco2014/rca_resnet50.yaml"} <= set(RECIPES)
     assert {"experiments/voc2012_mini/segment.yaml", "experiments/quickstart_segment.yaml"} <= set(SEGMENT_RECIPES)
+    assert "experiments/voc2012_mini/affinity.yaml" in RECIPES
     assert {"experiments/voc2012_mini/one_stage.yaml", "experiments/quickstart_one_stage.yaml"} <= set(RECIPES)
     assert "experiments/slurm/ddp.sbatch" in BATCH_SCRIPTS
 
@@ -112,6 +119,7 @@ def test_commands_in_the_header_are_understood(parsers: dict[str, ArgumentParser
     folder = yaml.safe_load(text)["trainer"]["default_root_dir"]
     for words in commands:
         assert words[0] == "rca"
+        words = ["rca", *task_words(words[2:])] if words[1] == "affinity" else words
         options = parse(parsers[find_task(words)], words[1:])
         assert [Path(str(path)).as_posix() for path in options.config] == [recipe]
         if words[1] != "fit":

@@ -201,7 +201,12 @@ def test_options(segment: Path, option: list[str]):
 
 @pytest.mark.parametrize(
     ("task", "own", "other"),
-    [("segment", "head", "memory"), ("localize", "contrast", "head"), ("one_stage", "teacher_decay", "tag_weight")],
+    [
+        ("segment", "head", "memory"),
+        ("localize", "contrast", "head"),
+        ("one_stage", "teacher_decay", "tag_weight"),
+        ("affinity", "radius", "head"),
+    ],
 )
 def test_help_shows_the_arguments_of_the_task(task, own, other, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
@@ -209,9 +214,9 @@ def test_help_shows_the_arguments_of_the_task(task, own, other, capsys: pytest.C
     printed = capsys.readouterr().out
     assert f"--model.{own} " in printed
     assert f"--model.{other} " not in printed
-    assert ("--memory." in printed) == (task != "segment")
-    assert ("--features." in printed) == (task == "localize")
-    assert "--task {localize,segment,one_stage}" in printed
+    assert ("--memory." in printed) == (task in {"localize", "one_stage"})
+    assert ("--features." in printed) == (task in {"localize", "affinity"})
+    assert "--task {localize,segment,one_stage,affinity}" in printed
 
 
 def said_by_console(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
@@ -223,7 +228,7 @@ def said_by_console(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
 
 def test_unknown_task_is_one_line(monkeypatch: pytest.MonkeyPatch):
     said = said_by_console(monkeypatch, "fit", "--task", "classify")
-    assert said == "rca: task='classify': give one of localize, segment, one_stage"
+    assert said == "rca: task='classify': give one of localize, segment, one_stage, affinity"
 
 
 @pytest.mark.parametrize(

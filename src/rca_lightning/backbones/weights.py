@@ -18,7 +18,8 @@ from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name
 
 logger = logging.getLogger(__name__)
 
-BACKBONE_PREFIX = "network.backbone."  # of its weights in a checkpoint of `rca fit`
+# Of its weights in a checkpoint of `rca fit`; the second in one of a boundary network.
+BACKBONE_PREFIXES = ("network.backbone.", "network.pyramid.backbone.")
 CAM_HEAD_PREFIX = "network.coarse_head."
 PCA_PREFIX = "network.pca."
 # What a network starts with, each of use with the ones before alone.
@@ -60,7 +61,7 @@ def load_weights(
         return
     path = _locate(source, sha256)
     content = _tensors(path, _content(path))
-    content = _part(content, BACKBONE_PREFIX) or content
+    content = next((part for prefix in BACKBONE_PREFIXES if (part := _part(content, prefix))), content)
     state = {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
     needed = {key: value for key, value in module.state_dict().items() if not key.startswith(ignore_prefixes)}
     if problems := "; ".join(_problems(needed, state)):

@@ -133,6 +133,8 @@ class FeatureCacheCallback(L.Callback):
                 self._store(pl_module, splits[0].records[row], self.cache.scales[0], features)
             unread = self._compute(trainer, pl_module, splits, data.num_workers)
         data.leave_out_of_training(unread)
+        # A learning rate that decays over all steps has had a loader made to count them, of photographs.
+        trainer.fit_loop._combined_loader = None
         if begins:
             pl_module.start_from_features(data.cached_features(), penalty=self.penalty)
 

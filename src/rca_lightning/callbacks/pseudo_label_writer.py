@@ -19,6 +19,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
 from rca_lightning.io.output_folder import Existing
+from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.files import write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
@@ -60,7 +61,9 @@ class PseudoLabelWriter(PredictionWriter):
         saliency_threshold: of "saliency", in `[0, 1]`.
         maps: "network", or "accumulated": those that the callback `AttentionAccumulation` has kept of the training;
             photographs that were not trained on get those of the network, and are counted in the log.
-        refine: refinements in the order in which they act: "random_walk", "pamr", "dense_crf" (extra `crf`).
+        refine: refinements in the order in which they act: "random_walk", "pamr", "dense_crf" (extra `crf`), and first
+            of all "affinity", the walk over learned boundaries.
+        affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
         workers: threads that write files, or processes that run `dense_crf` and write, while the network computes the
             next images; 0: it waits.
         overlays: whether to write the labels over the photograph as well.
@@ -89,6 +92,7 @@ class PseudoLabelWriter(PredictionWriter):
         saliency_threshold: float = 0.5,
         maps: MapSource = "network",
         refine: Sequence[RefinementName] = (),
+        affinity_ckpt: str | None = None,
         workers: int = 2,
         overlays: bool = False,
         existing: Existing = "skip",
@@ -96,6 +100,9 @@ class PseudoLabelWriter(PredictionWriter):
         kinds = {"pseudo_labels": ".png", "cams": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
         super().__init__(output_dir, kinds, existing)
         check_count("workers", workers, least=0)
+        check_affinity(refine, affinity_ckpt)
+        self.affinity_ckpt = affinity_ckpt
+        self._affinity: AffinityModule | None = None
         thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
         self._settings: dict[str, Any] = {
             "background": background,
@@ -118,12 +125,15 @@ class PseudoLabelWriter(PredictionWriter):
         kind = {"attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
         self.generator = PseudoLabelGenerator(**{**default_thresholds(**kind), **self._settings})
         self.generator.check_packages()
+        if self.affinity_ckpt is not None:
+            self._affinity = load_affinity(self.affinity_ckpt, module.device)
+        affinity = {} if self._affinity is None else {"affinity": self._affinity.digest()}
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in ("class_names", *names)}
         maps = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
-        return {"maps": self.maps, **self.generator.describe(), **settings, **maps}
+        return {"maps": self.maps, **self.generator.describe(), **affinity, **settings, **maps}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and asks the module for the features that a refinement needs."""
@@ -134,7 +144,8 @@ class PseudoLabelWriter(PredictionWriter):
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
         """Scores the pixels on the device of the maps; a worker draws the label and writes the files."""
         image_id, seeds = prediction["image_id"], self._seeds(prediction)
-        intermediate = self.generator.score(seeds, colours(image), self._saliency(batch, index))
+        boundary = None if self._affinity is None else self._affinity.boundary_maps(image[None])[0]
+        intermediate = self.generator.score(seeds, colours(image), self._saliency(batch, index), boundary=boundary)
         maps = seeds.maps.cpu().numpy().astype(np.float16)
         probabilities = seeds.probabilities[seeds.classes].float().cpu().numpy()
         paths = self.folder.paths(image_id)

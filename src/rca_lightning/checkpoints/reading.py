@@ -69,7 +69,12 @@ _KEYWORDS = ("last", "hpc")  # names that Lightning looks up itself
 _REGISTRY = re.compile("registry(:.*)?", re.IGNORECASE)  # models that Lightning fetches from a registry
 _SHOWN = 3
 # Weights that a task has; of two tasks that have them the later one.
-_OWN_NAMES = {"localize": "network.coarse_head.", "segment": "network.head.", "one_stage": "teacher."}
+_OWN_NAMES = {
+    "localize": "network.coarse_head.",
+    "segment": "network.head.",
+    "one_stage": "teacher.",
+    "affinity": "network.boundary.",
+}
 
 
 def check_checkpoint(path: str, task: str | None = None) -> dict[str, Any]:
@@ -168,7 +173,7 @@ def check_task(names: Iterable[str], task: str) -> None:
 
     Args:
         names: in the `state_dict` of the checkpoint.
-        task: "localize", "segment" or "one_stage".
+        task: "localize", "segment", "one_stage" or "affinity".
 
     Raises:
         WeightsError: if it is of another one; a checkpoint of none passes.

@@ -17,6 +17,7 @@ from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.images import read_image, read_saliency
 from rca_lightning.data.records import Record
 from rca_lightning.data.sample import SkippedImage
+from rca_lightning.data.transforms import Pixels, normalise
 from rca_lightning.errors import (
     ArgumentError,
     DataError,
@@ -26,6 +27,7 @@ from rca_lightning.errors import (
     refuse_removed,
 )
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
+from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import BACKGROUND_SETTINGS, Background, check_count, default_thresholds
@@ -53,6 +55,7 @@ def label_stored_maps(
     high: float | None = None,
     saliency_threshold: float = 0.5,
     refine: Sequence[RefinementName] = (),
+    affinity_ckpt: str | None = None,
     workers: int = 2,
     overlays: bool = False,
     existing: Existing = "skip",
@@ -73,7 +76,8 @@ def label_stored_maps(
         low: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
         high: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
         saliency_threshold: of "saliency".
-        refine: "pamr", "dense_crf"; not "random_walk", whose features are not stored.
+        refine: "pamr", "dense_crf", and first of all "affinity"; not "random_walk", whose features are not stored.
+        affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
         workers: processes that refine by `dense_crf`.
         overlays: whether to write the labels over the photographs.
         existing: "skip" what is complete, "overwrite" everything.
@@ -81,11 +85,13 @@ def label_stored_maps(
     Raises:
         ArgumentError: for an argument that is out of range or cannot be had without the network.
         DatasetNotFoundError: if the folder of the maps is not there, or the maps of a photograph.
+        WeightsError: for an `affinity_ckpt` that is damaged or of another task.
         DataError: for maps that cannot be read, are of another size than the photograph, or of other classes.
         OutputError: if the folder cannot be written to, or was made otherwise.
         MissingExtraError: if a refinement needs a package that is not there.
     """
     check_count("workers", workers, least=0)
+    check_affinity(refine, affinity_ckpt)
     source = Path(maps)
     if not source.is_dir():
         raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
@@ -104,6 +110,7 @@ def label_stored_maps(
     if generator.needs_features:
         raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")
     generator.check_packages()
+    affinity = None if affinity_ckpt is None else load_affinity(affinity_ckpt)
     data.prepare_data()
     data.setup("predict")
     records, unread = _with_maps(data, source)
@@ -111,7 +118,8 @@ def label_stored_maps(
     folder = PredictionFolder(output_dir, endings, existing=existing)
     done = folder.done()
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
-    folder.prepare({**source_settings, "class_names": data.class_names, **generator.describe()})
+    refined = {} if affinity is None else {"affinity": affinity.digest()}
+    folder.prepare({**source_settings, "class_names": data.class_names, **generator.describe(), **refined})
     folder.begin()
     data.bad_images.begin({data.predict_split: len(records) + len(unread)}, folder=folder.root, first=True)
     with folder.output_errors():
@@ -121,7 +129,7 @@ def label_stored_maps(
         for count, record in enumerate(records, start=1):
             if folder.claim(record.image_id) and record.image_id not in done:
                 with folder.output_errors():
-                    _label(record, source, generator, queue, folder, data.num_classes)
+                    _label(record, source, generator, affinity, queue, folder, data.num_classes)
             if count % _EVERY == 0 or count == len(records):
                 logger.info("labels: image %d of %d", count, len(records))
         with folder.output_errors():
@@ -164,11 +172,13 @@ def _label(
     record: Record,
     source: Path,
     generator: PseudoLabelGenerator,
+    affinity: AffinityModule | None,
     queue: WorkQueue,
     folder: PredictionFolder,
     num_classes: int,
 ) -> None:
-    picture = torch.from_numpy(read_image(record.image)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
+    pixels = read_image(record.image)
+    picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
     size = (picture.shape[1], picture.shape[2])
     seeds = read_maps(source / f"{record.image_id}.npz", size=size, num_classes=num_classes)
     saliency = None
@@ -178,7 +188,8 @@ def _label(
                 f"{record.image_id}: no saliency map, which background='saliency' needs; give --data.saliency_dir"
             )
         saliency = torch.from_numpy(read_saliency(record.saliency))
-    intermediate = generator.score(seeds, picture, saliency)
+    boundary = None if affinity is None else affinity.boundary_maps(normalise(Pixels(pixels))[None])[0]
+    intermediate = generator.score(seeds, picture, saliency, boundary=boundary)
     probabilities, paths = seeds.probabilities.numpy(), folder.paths(record.image_id)
     queue.submit(write_label_files, record.image_id, intermediate, generator, None, probabilities, paths)
 

@@ -1,4 +1,4 @@
-"""The command line: `rca fit | validate | test | predict | atlas`, and `labels | export | check` without a Trainer."""
+"""The command line: `rca fit | validate | test | predict | atlas | affinity`, and `labels | export | check`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from rca_lightning.callbacks.feature_cache import FeatureCacheCallback
 from rca_lightning.callbacks.mask_writer import MaskWriter
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
+from rca_lightning.cli.affinity import AffinityCLI, task_words
 from rca_lightning.cli.atlas import AtlasTrainer
 from rca_lightning.cli.console import set_up_console
 from rca_lightning.cli.trainer import OneLineParser, Task, TaskCLI, find_task
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.errors import ArgumentError, RCAError
+from rca_lightning.modules.affinity_module import AffinityModule
 from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
@@ -32,9 +34,9 @@ COMMANDS = {
     "check": "rca_lightning.cli.check",
 }
 EPILOG = (
-    "Three more commands need no Trainer: rca labels (pseudo labels from stored maps), rca export (a trained "
-    "segmentation network as ONNX or torch.export program) and rca check (whether files for a benchmark server are as "
-    "it wants them); each has a --help of its own."
+    "rca affinity learns boundaries that refine maps. Three more commands need no Trainer: rca labels (pseudo labels "
+    "from stored maps), rca export (a trained segmentation network as ONNX or torch.export program) and rca check "
+    "(whether files for a benchmark server are as it wants them). Each has a --help of its own."
 )
 
 
@@ -104,6 +106,7 @@ _TASKS: dict[Task, tuple[type[TaskCLI], type[L.LightningModule]]] = {
     "localize": (RCACLI, RCAModule),
     "segment": (SegmentationCLI, SegmentationModule),
     "one_stage": (OneStageCLI, OneStageModule),
+    "affinity": (AffinityCLI, AffinityModule),
 }
 
 
@@ -114,7 +117,8 @@ def main(args: ArgsType = None) -> TaskCLI | None:
         args: words after `rca`; default those of the process.
 
     Returns:
-        The CLI object, with `model`, `datamodule` and `trainer`; `None` for a command without a Trainer.
+        The CLI object, with `model`, `datamodule` and `trainer`; `None` for a command without a Trainer, and after
+        `rca affinity --help`.
 
     Raises:
         RCAError: for arguments and files that cannot be used.
@@ -125,6 +129,14 @@ def main(args: ArgsType = None) -> TaskCLI | None:
     if isinstance(words, list) and words and words[0] in COMMANDS:
         importlib.import_module(COMMANDS[words[0]]).main(words[1:])
         return None
+    if isinstance(words, list) and words[:1] == ["affinity"]:
+        meant = task_words(words[1:])
+        if meant is None:
+            return None
+        if args is None:
+            sys.argv[1:] = meant  # Lightning starts further processes with these words
+        else:
+            args = meant
     torch.set_float32_matmul_precision("high")
     cli, module = _TASKS[find_task(args)]
     return cli(

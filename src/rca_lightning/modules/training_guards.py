@@ -121,13 +121,14 @@ def find_non_finite(batch: Batch, evidence: Mapping[str, Tensor]) -> NonFinite |
     """Finds the non-finite tensors among the inputs of a batch and what was computed of them.
 
     Args:
-        batch: `image` `(B, 3, H, W)`, `tags` `(B, L)`, `image_id`.
+        batch: `image` `(B, 3, H, W)` unless it has features, `tags` `(B, L)`, `image_id`.
         evidence: tensors by name, in the order of computation; those of `B` rows have one an image.
 
     Returns:
         The non-finite tensors; `None` if all are finite.
     """
-    steps = {"pixels": batch["image"], "tags": batch["tags"], **evidence}
+    pixels = {"pixels": batch["image"]} if "image" in batch else {}
+    steps = {**pixels, "tags": batch["tags"], **evidence}
     broken = [name for name, value in steps.items() if not bool(torch.isfinite(value).all())]
     if not broken:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError, require_extra
+from rca_lightning.pseudo_labels.affinity import walk_class_maps
 from rca_lightning.pseudo_labels.labels import (
     BACKGROUND_SETTINGS,
     Background,
@@ -23,7 +24,7 @@ from rca_lightning.pseudo_labels.labels import (
     label_scores,
     salient_pixels,
 )
-from rca_lightning.pseudo_labels.refinement import RefinementName, refine_scores
+from rca_lightning.pseudo_labels.refinement import RefinementName, check_order, refine_scores
 from rca_lightning.rca.inference import ClassMaps
 
 
@@ -72,10 +73,11 @@ class PseudoLabelGenerator:
         low: of "two_thresholds" and "saliency", in `[0, high]`.
         high: of "two_thresholds" and "saliency", in `[low, 1]`.
         saliency_threshold: of "saliency", in `[0, 1]`.
-        refine: refinements in the order in which they act; see `refine_scores`.
+        refine: refinements in the order in which they act; see `refine_scores`. "affinity" can only come first: it
+            walks the class maps themselves, before the background joins them.
 
     Raises:
-        ArgumentError: for a value out of its range or an unknown refinement.
+        ArgumentError: for a value out of its range, an unknown refinement, or "affinity" after another.
     """
 
     background: Background = "fixed"
@@ -90,6 +92,7 @@ class PseudoLabelGenerator:
         for name in ("background_threshold", "low", "high", "saliency_threshold"):
             check_share(name, getattr(self, name))
         check_positive("power", self.power)
+        check_order(self.refine)
         if self.low > self.high and self.background in {"saliency", "two_thresholds"}:
             raise ArgumentError("low", self.low, f"give at most high={self.high}")
 
@@ -97,6 +100,11 @@ class PseudoLabelGenerator:
     def needs_features(self) -> bool:
         """Whether `score` needs the features of the network."""
         return "random_walk" in self.refine
+
+    @property
+    def needs_boundary(self) -> bool:
+        """Whether `score` needs the boundary map of an `AffinityModule`."""
+        return "affinity" in self.refine
 
     @property
     def is_slow(self) -> bool:
@@ -113,16 +121,19 @@ class PseudoLabelGenerator:
         if self.is_slow:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="refine=dense_crf")
 
-    def score(self, maps: ClassMaps, picture: Tensor, saliency: Tensor | None = None) -> IntermediateLabel:
+    def score(
+        self, maps: ClassMaps, picture: Tensor, saliency: Tensor | None = None, *, boundary: Tensor | None = None
+    ) -> IntermediateLabel:
         """Scores background and classes at each pixel, with the refinements before the first `dense_crf`.
 
         Args:
             maps: class maps of the photograph; with features for "random_walk".
             picture: `(3, H, W)` in `[0, 1]`.
             saliency: `(H, W)` in `[0, 1]`; for the background "saliency".
+            boundary: `(h, w)` in `[0, 1]`, boundary map of the photograph; for "affinity".
 
         Raises:
-            ArgumentError: for maps, features, a picture or saliency that do not fit.
+            ArgumentError: for maps, features, a picture, saliency or a boundary that do not fit.
         """
         check_images(picture, maps.maps, name="picture")
         if self.needs_features and maps.features is None:
@@ -130,8 +141,13 @@ class PseudoLabelGenerator:
         salient = None
         if self.background == "saliency":
             salient = salient_pixels(saliency, maps.maps, threshold=self.saliency_threshold).cpu().numpy()
-        count = self.refine.index("dense_crf") if self.is_slow else len(self.refine)
-        now, later = self.refine[:count], self.refine[count:]
+        steps = self.refine
+        if self.needs_boundary:
+            if boundary is None:
+                raise ArgumentError("boundary", None, "'affinity' needs the boundary map of the photograph")
+            maps, steps = replace(maps, maps=walk_class_maps(maps.maps, boundary)), steps[1:]
+        count = steps.index("dense_crf") if self.is_slow else len(steps)
+        now, later = steps[:count], steps[count:]
         picture = picture.to(maps.maps.device)
         features = maps.features if "random_walk" in later else None
         return IntermediateLabel(

@@ -19,11 +19,11 @@ from rca_lightning.pseudo_labels.labels import (
     check_same_cells,
 )
 
-_Offset = tuple[int, int]  # rows down, columns right
-_Beyond = Literal["border", "nothing"]  # outside the grid a cell sees the nearest cell inside, or zeros
+Offset = tuple[int, int]  # rows down, columns right
+Beyond = Literal["border", "nothing"]  # outside the grid a cell sees the nearest cell inside, or zeros
 
 
-def _neighbours(values: Tensor, offsets: Sequence[_Offset], beyond: _Beyond) -> Iterator[Tensor]:
+def neighbours(values: Tensor, offsets: Sequence[Offset], beyond: Beyond) -> Iterator[Tensor]:
     """Neighbours of every cell of `(B, C, H, W)` at each offset; views of a padded copy, not to be written to."""
     height, width = values.shape[2:]
     margin = max(max(abs(row), abs(column)) for row, column in offsets)
@@ -32,11 +32,11 @@ def _neighbours(values: Tensor, offsets: Sequence[_Offset], beyond: _Beyond) -> 
         yield padded[:, :, margin + row : margin + row + height, margin + column : margin + column + width]
 
 
-def _propagate(values: Tensor, weights: Tensor, offsets: Sequence[_Offset], beyond: _Beyond, times: int) -> Tensor:
+def apply_weights(values: Tensor, weights: Tensor, offsets: Sequence[Offset], beyond: Beyond, times: int) -> Tensor:
     """Replaces each cell of `(B, C, H, W)` by the sum of its N neighbours by weight `(B, N, H, W)`, so many times."""
     for _ in range(times):
         total = torch.zeros_like(values)
-        for index, seen in enumerate(_neighbours(values, offsets, beyond)):
+        for index, seen in enumerate(neighbours(values, offsets, beyond)):
             total.addcmul_(weights[:, index, None], seen)
         values = total
     return values
@@ -100,15 +100,15 @@ def pamr(
         return values
     around = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
     offsets = [(row * dilation, column * dilation) for dilation in dilations for row, column in around]
-    return _propagate(values, _colour_weights(images.float(), offsets, sharpness), offsets, "border", iterations)
+    return apply_weights(values, _colour_weights(images.float(), offsets, sharpness), offsets, "border", iterations)
 
 
-def _colour_weights(images: Tensor, offsets: list[_Offset], sharpness: float) -> Tensor:
+def _colour_weights(images: Tensor, offsets: list[Offset], sharpness: float) -> Tensor:
     """Softmax weights of PAMR, `(B, N, H, W)`."""
     std = _local_std(images, offsets).add_(_LEAST_STD)
     batch, _, height, width = images.shape
     weights = images.new_empty(batch, len(offsets), height, width)
-    for index, seen in enumerate(_neighbours(images, offsets, "border")):
+    for index, seen in enumerate(neighbours(images, offsets, "border")):
         weights[:, index] = ((seen - images).abs_() / std).mean(1)
     weights *= -sharpness
     weights -= weights.amax(1, keepdim=True)  # softmax in place: this tensor is by far the largest
@@ -117,16 +117,16 @@ def _colour_weights(images: Tensor, offsets: list[_Offset], sharpness: float) ->
     return weights
 
 
-def _local_std(images: Tensor, offsets: list[_Offset]) -> Tensor:
+def _local_std(images: Tensor, offsets: list[Offset]) -> Tensor:
     """Standard deviation of each colour over a pixel and its neighbours, `(B, 3, H, W)`."""
     # In two passes: the mean square minus the squared mean would leave rounding errors on a plain surface.
     around = [(0, 0), *offsets]
     mean = torch.zeros_like(images)
-    for seen in _neighbours(images, around, "border"):
+    for seen in neighbours(images, around, "border"):
         mean += seen
     mean /= len(around)
     square = torch.zeros_like(images)
-    for seen in _neighbours(images, around, "border"):
+    for seen in neighbours(images, around, "border"):
         difference = seen - mean
         square.addcmul_(difference, difference)
     return (square / len(around)).sqrt_()
@@ -176,15 +176,15 @@ def random_walk(maps: Tensor, features: Tensor, *, radius: float = 5.0, beta: fl
         return values
     reach = range(-int(radius), int(radius) + 1)
     offsets = [(row, column) for row in reach for column in reach if row**2 + column**2 <= radius**2]
-    return _propagate(values, _transition(features.float(), offsets, beta), offsets, "nothing", steps)
+    return apply_weights(values, _transition(features.float(), offsets, beta), offsets, "nothing", steps)
 
 
-def _transition(features: Tensor, offsets: list[_Offset], beta: float) -> Tensor:
+def _transition(features: Tensor, offsets: list[Offset], beta: float) -> Tensor:
     """Rows of `T`, `(B, N, H, W)`: the probability of each step from each cell."""
     directions = F.normalize(features, dim=1)
     batch, _, height, width = features.shape
     affinity = features.new_empty(batch, len(offsets), height, width)
-    for index, seen in enumerate(_neighbours(directions, offsets, "nothing")):
+    for index, seen in enumerate(neighbours(directions, offsets, "nothing")):
         affinity[:, index] = (directions * seen).sum(1)  # 0 with what lies outside
     affinity[:, offsets.index((0, 0))] = 1  # also where the features are 0: no row of T may be empty
     affinity.clamp_(0, 1).pow_(beta)

@@ -14,7 +14,19 @@ from rca_lightning.pseudo_labels.dense_crf import dense_crf
 from rca_lightning.pseudo_labels.propagation import pamr, random_walk
 from rca_lightning.rca.inference import MAX_SIDE, view_sizes
 
-RefinementName = Literal["random_walk", "pamr", "dense_crf"]
+RefinementName = Literal["random_walk", "pamr", "dense_crf", "affinity"]
+
+_NOT_FIRST = "it walks class maps before the background joins them, so it can only come first; give ['affinity', ...]"
+
+
+def check_order(names: Sequence[RefinementName]) -> None:
+    """Refuses "affinity" anywhere but first.
+
+    Raises:
+        ArgumentError: naming `refine`.
+    """
+    if "affinity" in names[1:]:
+        raise ArgumentError("refine", list(names), f"'affinity': {_NOT_FIRST}")
 
 
 @check_arguments
@@ -27,6 +39,9 @@ def refine_scores(
     stays as it is, which equals a threshold on the refined maps; a "power" background is refined itself. A photograph
     with a side above `MAX_SIDE` is refined at that size: PAMR would take gigabytes for 12 megapixels.
 
+    "affinity" is none of these steps: it walks class maps before they have a background; `PseudoLabelGenerator` does
+    it, by `walk_class_maps`.
+
     Args:
         scores: `(1 + K, H, W)` in `[0, 1]`, the background first.
         picture: `(3, H, W)` in `[0, 1]`, not normalised for a network.
@@ -37,12 +52,14 @@ def refine_scores(
         `(1 + K, H, W)` float32.
 
     Raises:
-        ArgumentError: for an unknown name, scores or a picture that are not finite and in `[0, 1]` or not of one size,
-            or "random_walk" without features.
+        ArgumentError: for an unknown name or "affinity", scores or a picture that are not finite and in `[0, 1]` or
+            not of one size, or "random_walk" without features.
         MissingExtraError: for "dense_crf" without the extra `crf`.
     """
     if not names:
         return scores.float()
+    if "affinity" in names:
+        raise ArgumentError("names", list(names), "these scores have a background; walk_class_maps walks without one")
     size = (scores.shape[1], scores.shape[2])
     [bounded] = view_sizes(size, scales=(1.0,), max_side=MAX_SIDE)
     refined, images = scores[None].float(), picture[None]

@@ -149,7 +149,7 @@ def fit_shared_logistic(inputs: Tensor, tags: Tensor, *, penalty: float = PENALT
 
 @torch.no_grad()
 def best_thresholds(probabilities: Tensor, tags: Tensor, *, shared: float = SHARED) -> Tensor:
-    """Threshold of each class with the best F1, drawn towards the one that is best for all classes.
+    """Threshold of each class with the best F1, drawn towards the one best for all classes: equation (13).
 
     To the counts of a class those of all classes are added, scaled to `shared` images that show it. A class of few
     images so has about the threshold of all, a class without any has exactly that.

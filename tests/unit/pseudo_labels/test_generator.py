@@ -11,6 +11,7 @@ import torch
 
 from rca_lightning.errors import ArgumentError, MissingExtraError
 from rca_lightning.pseudo_labels import refinement
+from rca_lightning.pseudo_labels.affinity import walk_class_maps
 from rca_lightning.pseudo_labels.generator import IntermediateLabel, PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import background_score, label_scores
 from rca_lightning.pseudo_labels.refinement import refine_scores
@@ -191,6 +192,37 @@ def test_missing_crf_is_told_before_it_is_needed(monkeypatch):
 def test_refused_settings(options, message):
     with pytest.raises(ArgumentError, match=message):
         PseudoLabelGenerator(**options)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+@pytest.mark.parametrize("later", [(), ("dense_crf", "random_walk"), ("pamr",)])
+def test_affinity_walks_the_class_maps_before_the_background_joins(background, later, monkeypatch):
+    monkeypatch.setattr(refinement, "dense_crf", lighten)
+    boundary = torch.rand(4, 6, generator=torch.Generator().manual_seed(5))
+    seeds = random_seeds()
+    seeds.maps[:, :, :5] = 0
+    generator = PseudoLabelGenerator(background=background, refine=("affinity", *later), **SETTINGS)
+    intermediate = generator.score(seeds, random_picture(), random_saliency(), boundary=boundary)
+    walked = dataclasses.replace(seeds, maps=walk_class_maps(seeds.maps, boundary))
+    assert not torch.equal(walked.maps, seeds.maps)
+    plain = PseudoLabelGenerator(background=background, refine=later, **SETTINGS)
+    expected = plain.score(walked, random_picture(), random_saliency())
+    assert torch.equal(intermediate.evidence, expected.evidence)
+    assert intermediate.steps == expected.steps
+    assert torch.equal(generator.draw(intermediate), plain.draw(expected))
+    assert generator.needs_boundary
+    assert not plain.needs_boundary
+
+
+def test_affinity_is_refused_after_another_step_and_without_a_boundary():
+    with pytest.raises(ArgumentError, match=r"^refine=\['pamr', 'affinity'\]: 'affinity': .*give \['affinity', ...\]"):
+        PseudoLabelGenerator(refine=("pamr", "affinity"))
+    with pytest.raises(ArgumentError, match=r"^refine=\['affinity', 'affinity'\]"):
+        PseudoLabelGenerator(refine=("affinity", "affinity"))
+    with pytest.raises(ArgumentError, match=r"^boundary=None: 'affinity' needs the boundary map"):
+        PseudoLabelGenerator(refine=("affinity",)).score(random_seeds(), random_picture())
+    with pytest.raises(ArgumentError, match=r"^names=\['affinity'\]: these scores have a background"):
+        refine_scores(torch.zeros(2, H, W), random_picture(), ("affinity",))
 
 
 def test_thresholds_that_a_background_does_not_read_may_be_any():
