@@ -14,12 +14,15 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
 from rca_lightning import WSSSDataModule
+from rca_lightning.callbacks.feature_cache import FeatureCacheCallback
 from rca_lightning.data.visualization import colours
 from rca_lightning.evaluation.label_iou import LabelIoU
 from rca_lightning.evaluation.report import Scores
@@ -42,6 +45,9 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="folder of the photographs")
     parser.add_argument("--maps", required=True, type=Path, help="folder cams of rca predict")
     parser.add_argument("--affinity", help="checkpoint of rca affinity fit, for ways with affinity")
+    parser.add_argument(
+        "--features", help="folder of the feature cache of rca affinity fit, to read and not compute them"
+    )
     parser.add_argument("--ways", nargs="+", required=True, help="NAMES=FIRST:LAST, refinements and their thresholds")
     parser.add_argument("--chosen-on", default="train_a", help="split that thresholds are chosen on")
     parser.add_argument("--reported-on", default="train_b", help="split that is scored at the chosen threshold")
@@ -80,6 +86,9 @@ def score(
     options = yaml.safe_load(Path(given.config).read_text())["data"]
     data = WSSSDataModule(**{**options, "root": given.root, "eval_split": split, "eval_batch_size": 1})
     data.prepare_data()
+    if affinity is not None and given.features is not None:
+        trainer: Any = SimpleNamespace(datamodule=data)
+        FeatureCacheCallback(given.features).setup(trainer, affinity, "validate")
     data.setup("validate")
     metrics = {way: {threshold: LabelIoU(data.num_classes) for threshold in ts} for way, ts in ways.items()}
     loader = data.val_dataloader()
@@ -90,7 +99,7 @@ def score(
             size=(image.shape[2], image.shape[3]),
             num_classes=data.num_classes,
         )
-        boundary = None if affinity is None else affinity.boundary_maps(image)[0]
+        boundary = None if affinity is None else affinity.boundaries(batch)[0]
         for way, threshold, labels in _labels(maps.maps, maps.classes, colours(image[0]), boundary, ways):
             metrics[way][threshold].update(labels, mask)
         if count % _EVERY == 0 or count == len(loader):
