@@ -48,26 +48,30 @@ def main() -> None:
     parser.add_argument(
         "--features", help="folder of the feature cache of rca affinity fit, to read and not compute them"
     )
-    parser.add_argument("--ways", nargs="+", required=True, help="NAMES=FIRST:LAST, refinements and their thresholds")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        required=True,
+        help="NAMES=FIRST:LAST, refinements and thresholds; of a single one nothing is chosen",
+    )
     parser.add_argument("--chosen-on", default="train_a", help="split that thresholds are chosen on")
     parser.add_argument("--reported-on", default="train_b", help="split that is scored at the chosen threshold")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()
     ways = dict(_way(text) for text in given.ways)
     affinity = None if given.affinity is None else load_affinity(given.affinity)
-    chosen_on = score(given, given.chosen_on, ways, affinity)
-    best = {way: max(curve, key=lambda threshold: curve[threshold].miou) for way, curve in chosen_on.items()}
+    several = {way: thresholds for way, thresholds in ways.items() if len(thresholds) > 1}
+    chosen_on = score(given, given.chosen_on, several, affinity) if several else {}
+    best = {way: thresholds[0] for way, thresholds in ways.items()}
+    best |= {way: max(curve, key=lambda threshold: curve[threshold].miou) for way, curve in chosen_on.items()}
     reported = score(given, given.reported_on, {way: [threshold] for way, threshold in best.items()}, affinity)
     rows = []
     for way, threshold in best.items():
-        name, other = ",".join(way) or "none", reported[way][threshold]
-        curve = {str(value): round(100 * scores.miou, 2) for value, scores in chosen_on[way].items()}
-        row = {"refine": list(way), "threshold": threshold, given.chosen_on: curve[str(threshold)], "curve": curve}
-        rows.append({**row, given.reported_on: round(100 * other.miou, 2)})
-        print(
-            f"{name}: threshold {threshold}, {given.chosen_on} {curve[str(threshold)]:.1f}, "
-            f"{given.reported_on} {100 * other.miou:.1f}"
-        )
+        curve = {value: round(100 * scores.miou, 2) for value, scores in chosen_on.get(way, {}).items()}
+        chosen = {given.chosen_on: curve[threshold], "curve": curve} if curve else {}
+        miou = round(100 * reported[way][threshold].miou, 2)
+        rows.append({"refine": list(way), "threshold": threshold, **chosen, given.reported_on: miou})
+        print(", ".join(f"{name} {value}" for name, value in rows[-1].items() if name != "curve"))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(rows, indent=2) + "\n")
 
