@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 LABELS_FOLDER = "confident_labels"
 """In `trainer.default_root_dir`: the labels that are made from `--maps`."""
 
+_STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
+
 HELP = f"""usage: rca affinity fit | validate [options]
 
 Learns where objects end (the boundary branch of IRN, arXiv 1904.05044) behind a frozen backbone. The refinement
@@ -132,6 +134,7 @@ def write_confident_labels(
         low=low,
         high=high,
         refine=refine,
+        refine_stride=_STRIDE,
         workers=data["num_workers"],
     )
 

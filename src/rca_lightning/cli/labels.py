@@ -56,6 +56,7 @@ def label_stored_maps(
     saliency_threshold: float = 0.5,
     refine: Sequence[RefinementName] = (),
     affinity_ckpt: str | None = None,
+    refine_stride: int = 1,
     workers: int = 2,
     overlays: bool = False,
     existing: Existing = "skip",
@@ -78,6 +79,7 @@ def label_stored_maps(
         saliency_threshold: of "saliency".
         refine: "pamr", "dense_crf", and first of all "affinity"; not "random_walk", whose features are not stored.
         affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
+        refine_stride: pixels along each side that "pamr" and "dense_crf" average; see `PseudoLabelGenerator`.
         workers: processes that refine by `dense_crf`.
         overlays: whether to write the labels over the photographs.
         existing: "skip" what is complete, "overwrite" everything.
@@ -106,6 +108,7 @@ def label_stored_maps(
         power=power,
         saliency_threshold=saliency_threshold,
         refine=tuple(refine),
+        refine_stride=refine_stride,
     )
     if generator.needs_features:
         raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")

@@ -29,7 +29,14 @@ from rca_lightning.modules.hyperparameters import shared_arguments
 from rca_lightning.modules.monitored import MonitorGuard
 from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
 from rca_lightning.modules.training_guards import MetricResetMixin, NonFiniteGuard, OnNonFinite, StepSeedMixin
-from rca_lightning.pseudo_labels.affinity import LOSS_RADIUS, PAIR_WEIGHTS, affinity_loss, half_disc, pair_losses
+from rca_lightning.pseudo_labels.affinity import (
+    LOSS_RADIUS,
+    NUM_OFFSETS,
+    PAIR_WEIGHTS,
+    affinity_loss,
+    half_disc,
+    pair_losses,
+)
 from rca_lightning.pseudo_labels.labels import check_count
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.rca.inference import MAX_SIDE, multi_scale_flip
@@ -109,7 +116,7 @@ class AffinityModule(
         stride_in: StrideIn = "3x3",
         padding_mode: PaddingMode | None = None,
         radius: float = LOSS_RADIUS,
-        num_offsets: int | None = None,
+        num_offsets: int | None = NUM_OFFSETS,
         scales: tuple[float, ...] = (1.0,),
         flip: bool = False,
         max_side: int = MAX_SIDE,

@@ -9,6 +9,8 @@ from torch import Tensor
 from rca_lightning.errors import require_extra
 from rca_lightning.pseudo_labels.labels import check_count, check_images, check_maps, check_positive
 
+SMOOTH_REACH, COLOUR_REACH = 3.0, 50.0
+"""Standard deviations in pixels of the two terms."""
 _LEAST_PROBABILITY = 1e-5  # its negative logarithm is the highest energy
 
 
@@ -19,9 +21,9 @@ def dense_crf(
     *,
     iterations: int = 10,
     smooth_weight: float = 3.0,
-    smooth_reach: float = 3.0,
+    smooth_reach: float = SMOOTH_REACH,
     colour_weight: float = 4.0,
-    colour_reach: float = 50.0,
+    colour_reach: float = COLOUR_REACH,
     colour_tolerance: float = 5.0,
 ) -> Tensor:
     """Mean-field marginals of a CRF that links all pairs of pixels (Krähenbühl & Koltun, NIPS 2011, arXiv 1210.5644).

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
-from rca_lightning.pseudo_labels.dense_crf import dense_crf
+from rca_lightning.pseudo_labels.dense_crf import COLOUR_REACH, SMOOTH_REACH, dense_crf
 from rca_lightning.pseudo_labels.propagation import pamr, random_walk
 from rca_lightning.rca.inference import MAX_SIDE, view_sizes
 
@@ -32,7 +32,12 @@ def check_order(names: Sequence[RefinementName]) -> None:
 
 @check_arguments
 def refine_scores(
-    scores: Tensor, picture: Tensor, names: Sequence[RefinementName], *, features: Tensor | None = None
+    scores: Tensor,
+    picture: Tensor,
+    names: Sequence[RefinementName],
+    *,
+    features: Tensor | None = None,
+    stride: int = 1,
 ) -> Tensor:
     """Refines the scores of one photograph by each named step in turn, with its default settings.
 
@@ -48,6 +53,8 @@ def refine_scores(
         picture: `(3, H, W)` in `[0, 1]`, not normalised for a network.
         names: in the order in which the steps act; none gives the scores as they are.
         features: `(D, h, w)` of the photograph, for "random_walk".
+        stride: the steps act on means over so many pixels along each side, and what they give is enlarged. The reach of
+            "dense_crf" stays the same in pixels.
 
     Returns:
         `(1 + K, H, W)` float32.
@@ -63,6 +70,7 @@ def refine_scores(
         raise ArgumentError("names", list(names), "these scores have a background; walk_class_maps walks without one")
     size = (scores.shape[1], scores.shape[2])
     [bounded] = view_sizes(size, scales=(1.0,), max_side=MAX_SIDE)
+    bounded = (-(-bounded[0] // stride), -(-bounded[1] // stride))
     refined, images = scores[None].float(), picture[None]
     if bounded != size:
         refined, images = (F.interpolate(x, bounded, mode="bilinear", antialias=True) for x in (refined, images))
@@ -71,7 +79,7 @@ def refine_scores(
         if name == "pamr":
             refined = pamr(refined, images)
         elif name == "dense_crf":
-            refined = dense_crf(refined, images)
+            refined = dense_crf(refined, images, smooth_reach=SMOOTH_REACH / stride, colour_reach=COLOUR_REACH / stride)
         elif features is None:
             raise ArgumentError("features", None, "'random_walk' needs the features of the photograph")
         else:
