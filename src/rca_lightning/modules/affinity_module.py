@@ -278,7 +278,8 @@ class AffinityModule(
             self.warn_once("no image that was validated has a mask, so there is no loss")
 
 
-def check_affinity(refine: Sequence[RefinementName], affinity_ckpt: str | Path | None) -> None:
+@check_arguments
+def check_affinity(refine: Sequence[RefinementName], affinity_ckpt: str | None) -> None:
     """Refuses the refinement "affinity" without a checkpoint, and a checkpoint without that refinement.
 
     Raises:
@@ -289,7 +290,7 @@ def check_affinity(refine: Sequence[RefinementName], affinity_ckpt: str | Path |
         raise ArgumentError("affinity_ckpt", None, remedy)
     if "affinity" not in refine and affinity_ckpt is not None:
         remedy = "nothing reads it; give 'affinity' first in refine, or leave it out"
-        raise ArgumentError("affinity_ckpt", str(affinity_ckpt), remedy)
+        raise ArgumentError("affinity_ckpt", affinity_ckpt, remedy)
 
 
 def load_affinity(affinity_ckpt: str | Path, device: torch.device | str = "cpu") -> AffinityModule:

@@ -13,7 +13,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.labels import check_count, check_maps, check_positive, check_same_cells
-from rca_lightning.pseudo_labels.propagation import Offset, apply_weights, neighbours
+from rca_lightning.pseudo_labels.propagation import Offset, apply_weights
 from rca_lightning.rca.cam import max_normalise
 
 LOSS_RADIUS = 10.0
@@ -224,15 +224,10 @@ def boundary_walk(
     values = maps.float()
     if values.numel() == 0 or steps == 0:
         return values
-    forward = boundary_affinities(boundary, half).pow_(beta)
-    # The way back from `j` to `i` is the same line.
-    back = [
-        next(iter(neighbours(forward[:, index, None], [(-row, -column)], "nothing")))
-        for index, (row, column) in enumerate(half)
-    ]
-    weights = torch.cat([torch.ones_like(forward[:, :1]), forward, *back], dim=1)
-    weights /= weights.sum(1, keepdim=True)
     offsets = [(0, 0), *half, *((-row, -column) for row, column in half)]
+    weights = boundary_affinities(boundary, offsets).pow_(beta)
+    weights[:, 0] = 1  # also on a boundary: no row of T may be empty
+    weights /= weights.sum(1, keepdim=True)
     return apply_weights(values, weights, offsets, "nothing", steps).clamp_(0, 1)  # rounding adds up over the steps
 
 

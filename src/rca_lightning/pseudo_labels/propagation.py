@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.labels import (
     check_count,
@@ -23,7 +24,7 @@ Offset = tuple[int, int]  # rows down, columns right
 Beyond = Literal["border", "nothing"]  # outside the grid a cell sees the nearest cell inside, or zeros
 
 
-def neighbours(values: Tensor, offsets: Sequence[Offset], beyond: Beyond) -> Iterator[Tensor]:
+def _neighbours(values: Tensor, offsets: Sequence[Offset], beyond: Beyond) -> Iterator[Tensor]:
     """Neighbours of every cell of `(B, C, H, W)` at each offset; views of a padded copy, not to be written to."""
     height, width = values.shape[2:]
     margin = max(max(abs(row), abs(column)) for row, column in offsets)
@@ -32,11 +33,12 @@ def neighbours(values: Tensor, offsets: Sequence[Offset], beyond: Beyond) -> Ite
         yield padded[:, :, margin + row : margin + row + height, margin + column : margin + column + width]
 
 
+@check_arguments
 def apply_weights(values: Tensor, weights: Tensor, offsets: Sequence[Offset], beyond: Beyond, times: int) -> Tensor:
     """Replaces each cell of `(B, C, H, W)` by the sum of its N neighbours by weight `(B, N, H, W)`, so many times."""
     for _ in range(times):
         total = torch.zeros_like(values)
-        for index, seen in enumerate(neighbours(values, offsets, beyond)):
+        for index, seen in enumerate(_neighbours(values, offsets, beyond)):
             total.addcmul_(weights[:, index, None], seen)
         values = total
     return values
@@ -108,7 +110,7 @@ def _colour_weights(images: Tensor, offsets: list[Offset], sharpness: float) -> 
     std = _local_std(images, offsets).add_(_LEAST_STD)
     batch, _, height, width = images.shape
     weights = images.new_empty(batch, len(offsets), height, width)
-    for index, seen in enumerate(neighbours(images, offsets, "border")):
+    for index, seen in enumerate(_neighbours(images, offsets, "border")):
         weights[:, index] = ((seen - images).abs_() / std).mean(1)
     weights *= -sharpness
     weights -= weights.amax(1, keepdim=True)  # softmax in place: this tensor is by far the largest
@@ -122,11 +124,11 @@ def _local_std(images: Tensor, offsets: list[Offset]) -> Tensor:
     # In two passes: the mean square minus the squared mean would leave rounding errors on a plain surface.
     around = [(0, 0), *offsets]
     mean = torch.zeros_like(images)
-    for seen in neighbours(images, around, "border"):
+    for seen in _neighbours(images, around, "border"):
         mean += seen
     mean /= len(around)
     square = torch.zeros_like(images)
-    for seen in neighbours(images, around, "border"):
+    for seen in _neighbours(images, around, "border"):
         difference = seen - mean
         square.addcmul_(difference, difference)
     return (square / len(around)).sqrt_()
@@ -184,7 +186,7 @@ def _transition(features: Tensor, offsets: list[Offset], beta: float) -> Tensor:
     directions = F.normalize(features, dim=1)
     batch, _, height, width = features.shape
     affinity = features.new_empty(batch, len(offsets), height, width)
-    for index, seen in enumerate(neighbours(directions, offsets, "nothing")):
+    for index, seen in enumerate(_neighbours(directions, offsets, "nothing")):
         affinity[:, index] = (directions * seen).sum(1)  # 0 with what lies outside
     affinity[:, offsets.index((0, 0))] = 1  # also where the features are 0: no row of T may be empty
     affinity.clamp_(0, 1).pow_(beta)

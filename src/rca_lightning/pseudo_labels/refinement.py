@@ -19,6 +19,7 @@ RefinementName = Literal["random_walk", "pamr", "dense_crf", "affinity"]
 _NOT_FIRST = "it walks class maps before the background joins them, so it can only come first; give ['affinity', ...]"
 
 
+@check_arguments
 def check_order(names: Sequence[RefinementName]) -> None:
     """Refuses "affinity" anywhere but first.
 

@@ -117,7 +117,7 @@ def test_features_are_kept_while_a_writer_needs_them(tmp_path, module, monkeypat
 
 
 def test_the_crf_is_left_to_the_queue_which_is_joined_before_the_summary(tmp_path, module, monkeypatch):
-    monkeypatch.setattr(refinement, "dense_crf", lambda maps, images: maps.sqrt())
+    monkeypatch.setattr(refinement, "dense_crf", lambda maps, images, **_: maps.sqrt())
     monkeypatch.setattr("rca_lightning.pseudo_labels.generator.require_extra", lambda *_, **__: None)
     writer = PseudoLabelWriter(str(tmp_path), refine=["dense_crf"])
     assert (writer._queue.workers, writer._queue.threads) == (2, False)

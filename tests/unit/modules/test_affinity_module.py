@@ -13,7 +13,7 @@ from PIL import Image
 from tests.frozen_fits import TRAIN, VAL, data, generated
 from tests.quiet_trainer import quiet_trainer
 
-from rca_lightning import AffinityModule, FeatureCacheCallback, RCAModule, WSSSDataModule
+from rca_lightning import AffinityModule, FeatureCacheCallback, PseudoLabelWriter, RCAModule, WSSSDataModule
 from rca_lightning.errors import ArgumentError, DataError, NonFiniteError, WeightsError
 from rca_lightning.modules.affinity_module import check_affinity, load_affinity
 from rca_lightning.pseudo_labels.affinity import affinity_loss
@@ -174,6 +174,10 @@ def test_refinement_and_checkpoint_belong_together():
         check_affinity(["affinity"], None)
     with pytest.raises(ArgumentError, match=r"^affinity_ckpt='a.ckpt': nothing reads it"):
         check_affinity(["pamr"], "a.ckpt")
+    with pytest.raises(ArgumentError, match=r"^affinity_ckpt=None: refine='affinity' needs a checkpoint"):
+        PseudoLabelWriter("labels", refine=["affinity"])
+    with pytest.raises(ArgumentError, match=r"^refine=\['pamr', 'affinity'\]: 'affinity': .*only come first"):
+        PseudoLabelWriter("labels", refine=["pamr", "affinity"], affinity_ckpt="a.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def whole(generator: PseudoLabelGenerator, seeds: ClassMaps | None = None) -> tu
     return generator.draw(intermediate), intermediate.evidence
 
 
-def lighten(maps: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def lighten(maps: torch.Tensor, images: torch.Tensor, **_: float) -> torch.Tensor:
     """Stands for the CRF: any function of maps and images that no other step undoes."""
     return (0.25 * maps + 0.75 * images.mean(1, keepdim=True)) * maps.sqrt()
 

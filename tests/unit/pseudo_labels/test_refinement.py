@@ -35,7 +35,7 @@ def test_without_steps_scores_stay_as_they_are():
 
 def test_steps_act_in_their_order_on_what_came_before(monkeypatch):
     maps, picture, features = random_case()
-    monkeypatch.setattr(refinement, "dense_crf", lambda maps, images: maps * images.mean(1, keepdim=True))
+    monkeypatch.setattr(refinement, "dense_crf", lambda maps, images, **_: maps * images.mean(1, keepdim=True))
     scores = with_background(maps, **POWER)
     walked = F.interpolate(
         random_walk(F.avg_pool2d(scores[None], 4), features[None]), (8, 12), mode="bilinear", align_corners=False
