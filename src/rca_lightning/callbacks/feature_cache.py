@@ -26,6 +26,7 @@ from rca_lightning.data.sample import SkippedImage
 from rca_lightning.distributed import broadcast_from_first, gather_objects, world_size_and_rank
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.io.download import cache_folder
+from rca_lightning.modules.affinity_module import AffinityModule
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.inference import multi_scale_flip, view_sizes
@@ -73,6 +74,8 @@ class FeatureCacheCallback(L.Callback):
     Example:
         >>> callback = FeatureCacheCallback("features", max_gib=10)
     """
+
+    task = (RCAModule.task, AffinityModule.task)
 
     @check_arguments
     def __init__(
