@@ -21,7 +21,7 @@ LOSS_RADIUS = 10.0
 NUM_OFFSETS = 40
 """Offsets of pairs that a training step draws: a quarter of those within `LOSS_RADIUS`."""
 WALK_RADIUS, WALK_BETA, WALK_STEPS = 8.0, 8.0, 32
-"""Settings of the walk, chosen on maps of photographs (experiments/voc2012_mini); IRN has 5, 10 and 256."""
+"""Settings of the walk, chosen on photographs of VOC (experiments/voc2012_mini); IRN has 5, 10 and 256."""
 PAIR_WEIGHTS = {"background": 0.25, "class": 0.25, "different": 0.5}
 """Weight of each kind of pair in the loss."""
 
@@ -192,8 +192,8 @@ def boundary_walk(
 
     `T` goes from each cell `i` to the cells `j` within `radius` with the probability `T_ij = a_ij^beta / sum_j
     a_ij^beta`, with `a` of `boundary_affinities` and `a_ii = 1`. It is held as one map for each offset, `(B, N, h, w)`
-    with N about `3.14 * radius^2`, never as `hw x hw`. A constant map stays as it is. IRN begins at `M (1 - b)`, which
-    cost five points on VOC photographs: maps that cover an object lose its border.
+    with N about `3.14 * radius^2`, never as `hw x hw`. A constant map stays as it is. IRN begins at
+    `M (1 - b)`, from which maps that cover an object lose its border.
 
     Args:
         maps: `(B, K, h, w)` in `[0, 1]`.

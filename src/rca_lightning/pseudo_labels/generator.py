@@ -76,8 +76,8 @@ class PseudoLabelGenerator:
         saliency_threshold: of "saliency", in `[0, 1]`.
         refine: refinements in the order in which they act; see `refine_scores`. "affinity" can only come first: it
             walks the class maps themselves, before the background joins them.
-        refine_stride: pixels along each side that the others act on the mean of. At 4 labels of "dense_crf" take a
-            ninth of the time: for training on a coarser grid (experiments/voc2012_mini).
+        refine_stride: pixels along each side that the others act on the mean of, for labels that are learned from on a
+            coarser grid: a "dense_crf" at 4 takes a fraction of the time.
 
     Raises:
         ArgumentError: for a value out of its range, an unknown refinement, or "affinity" after another.
