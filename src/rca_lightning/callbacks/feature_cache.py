@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import lightning as L
 import torch
@@ -26,6 +25,7 @@ from rca_lightning.data.sample import SkippedImage
 from rca_lightning.distributed import broadcast_from_first, gather_objects, world_size_and_rank
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.io.download import cache_folder
+from rca_lightning.io.tensor_file import tensor_digest
 from rca_lightning.modules.affinity_module import AffinityModule
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.rca_module import RCAModule
@@ -178,7 +178,7 @@ class FeatureCacheCallback(L.Callback):
         states = network.backbone.state_dict(prefix="backbone."), projections_state(network.projections)
         return {
             "format": _FORMAT,
-            "weights": _digest(*states),
+            "weights": tensor_digest(*states),
             "computed in": str(dtype).removeprefix("torch."),
             **{name: hparams[name] for name in names},
             **network.feature_key(),
@@ -345,15 +345,6 @@ def compute_dtype(device: torch.device, weights: torch.dtype = torch.float32) ->
             torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         )
     return torch.bfloat16 if has_units else weights
-
-
-def _digest(*states: Mapping[str, Tensor]) -> str:
-    """Checksum of tensors and their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(item for state in states for item in state.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _dtype(module: FrozenBackboneMixin) -> torch.dtype:

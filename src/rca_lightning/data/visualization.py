@@ -17,11 +17,16 @@ Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 _TITLE_HEIGHT = 18
 
 
+def rgb(images: Tensor) -> Tensor:
+    """Undo the ImageNet normalisation: `(..., 3, H, W)` -> float32 in `[0, 1]`, on the same device."""
+    values = images.detach().float()
+    mean, std = values.new_tensor(IMAGENET_MEAN), values.new_tensor(IMAGENET_STD)
+    return (values * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+
+
 def denormalise(image: Tensor) -> Pixels:
     """Undo the ImageNet normalisation: `(3, H, W)` float -> `(H, W, 3)` uint8."""
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
-    pixels = (image.detach().float().cpu() * std + mean).clamp(0, 1) * 255
-    return np.asarray(pixels.round().to(torch.uint8).permute(1, 2, 0))
+    return np.asarray((rgb(image.cpu()) * 255).round().to(torch.uint8).permute(1, 2, 0))
 
 
 def colours(image: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,12 @@ def _check_pickle(path: Path) -> None:
             if _BYTEARRAY in end + chunk:
                 raise ValueError("it asks for a bytearray")
             end = chunk[-len(_BYTEARRAY) :]
+
+
+def tensor_digest(*states: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names, the same wherever the tensors are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(item for state in states for item in state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

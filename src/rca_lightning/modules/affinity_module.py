@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.data.sample import Batch
 from rca_lightning.distributed import sum_over_ranks, world_size_and_rank
 from rca_lightning.errors import ArgumentError, DataError, WeightsError
+from rca_lightning.io.tensor_file import tensor_digest
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.hyperparameters import shared_arguments
@@ -263,11 +263,7 @@ class AffinityModule(
 
     def digest(self) -> str:
         """Checksum of the weights, which tells what was refined with them from what was refined with others."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return tensor_digest(self.state_dict())[:16]
 
     def _log_loss(self, split: str) -> None:
         loss = float(self.evaluation.compute())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -27,12 +27,11 @@ from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.io.listing import first_few
 from rca_lightning.modules.data_checks import DataChecks
-from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.hyperparameters import checked_arguments
 from rca_lightning.modules.monitored import MonitorGuard
 from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
+from rca_lightning.modules.seed_prediction import SeedPrediction
 from rca_lightning.modules.training_guards import (
-    MetricResetMixin,
     NonFiniteGuard,
     OnNonFinite,
     StepSeedMixin,
@@ -41,7 +40,7 @@ from rca_lightning.modules.training_guards import (
 from rca_lightning.modules.weight_averaging import AveragedBuffersMixin
 from rca_lightning.rca.cam import fit_head, image_logits
 from rca_lightning.rca.contrast import Positives
-from rca_lightning.rca.inference import MAX_SIDE, ClassMaps, infer_class_maps, read_class_maps
+from rca_lightning.rca.inference import MAX_SIDE
 from rca_lightning.rca.loss import AddedLoss, Losses, RCALoss
 from rca_lightning.rca.memory_bank import RegionMemory
 from rca_lightning.rca.network import (
@@ -49,7 +48,6 @@ from rca_lightning.rca.network import (
     AttentionClasses,
     FinalMap,
     Projection,
-    RCANetwork,
     RegionMap,
     build_network,
 )
@@ -66,14 +64,7 @@ _NEED_GRADIENTS = (LearningRateFinder, BatchSizeFinder, StochasticWeightAveragin
 
 
 class RCAModule(
-    NonFiniteGuard,
-    StepSeedMixin,
-    MetricResetMixin,
-    AveragedBuffersMixin,
-    MonitorGuard,
-    ResumableOptimizer,
-    DataChecks,
-    FrozenBackboneMixin,
+    NonFiniteGuard, StepSeedMixin, SeedPrediction, AveragedBuffersMixin, MonitorGuard, ResumableOptimizer, DataChecks
 ):
     """Weakly supervised segmentation by Regional Semantic Contrast and Aggregation.
 
@@ -173,7 +164,6 @@ class RCAModule(
     """
 
     task = "localize"
-    network: RCANetwork
 
     @refuse_removed(context="gone since 0.2; rival contexts are in experiments/ablation/contexts.py")
     @check_arguments
@@ -288,12 +278,6 @@ class RCAModule(
     def num_classes(self) -> int:
         """Foreground classes `L`."""
         return int(self.hparams["num_classes"])
-
-    @property
-    def tag_threshold(self) -> float | Tensor:
-        """Image probability above which a tag is predicted: one for all classes if it was given, else `(L,)`."""
-        given = self.hparams["tag_threshold"]
-        return self.tag_calibration.threshold if given is None else float(given)
 
     @property
     def embedding_dim(self) -> int:
@@ -501,11 +485,6 @@ class RCAModule(
             found["cells"] = functools.reduce(Regions.cat, cells)
         return {"loss": loss, **found, "image_id": batch["image_id"], "labels": labels}
 
-    @property
-    def contrasts_prototypes(self) -> bool:
-        """Whether contrast moves the prototypes, and not the embeddings."""
-        return self.is_frozen and bool(self.hparams["contrast"])
-
     def _select_cells(self, maps: ActivationMaps, cam: Tensor, tags: Tensor, probabilities: Tensor) -> Regions:
         seen = probabilities >= self.hparams["confidence"]
         return select_cells(
@@ -567,84 +546,8 @@ class RCAModule(
         refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
         return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in losses.parts.items()}}
 
-    @check_arguments
-    def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
-        """Class maps of photographs at their own size, with this module's scales and flip; see `infer_class_maps`."""
-        return infer_class_maps(
-            self.network,
-            images,
-            tags,
-            scales=self.hparams["scales"],
-            flip=self.hparams["flip"],
-            max_side=self.hparams["max_side"],
-            **self._reading(final_map),
-        )
-
-    def _reading(self, final_map: FinalMap | None = None) -> dict[str, Any]:
-        """How maps are read, whether from photographs or from cached features."""
-        names = ("propagation_steps", "propagation_power")
-        chosen = {
-            "final_map": final_map or self.hparams["final_map"],
-            "keep_features": self.keeps_features,
-            "tag_threshold": self.tag_threshold,
-            "calibration": self.tag_calibration,
-            "tags_by_attention": self.contrasts_prototypes,
-        }
-        return {**chosen, **{name: self.hparams[name] for name in names}}
-
-    def _batch_seeds(self, batch: Batch, tags: Tensor | None) -> list[ClassMaps]:
-        """Class maps of a batch, from its cached features where it has them."""
-        if "features" not in batch:
-            return self.seeds(batch["image"], tags)
-        seeds = []
-        for index, features in enumerate(batch["features"]):
-            seeds += read_class_maps(
-                self.network,
-                _views(features, self.network.coarse_head.conv.weight),
-                None if tags is None else tags[index : index + 1],
-                size=(batch["image"].shape[2], batch["image"].shape[3]),
-                **self._reading(),
-            )
-        return seeds
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Scores the class maps of images that have a mask."""
-        if "mask" not in batch:
-            return  # nothing to score, or none of its images could be read
-        tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
-        seeds = self._batch_seeds(batch, tags)
-        self.evaluation.update(seeds, batch["tags"], batch.get("mask"))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the score of the split."""
-        result = self.evaluation.finish(self.tag_threshold)
-        if result is not None:
-            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), sync_dist=False)
-        self.tell_scores(result)
-
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """For each image `image_id` and `seeds`, on the device that computed them."""
-        if not batch["image_id"]:
-            return []  # none of its images could be read
-        seeds = self._batch_seeds(batch, batch["tags"] if self.hparams["predict_tags"] == "image" else None)
-        return [
-            {"image_id": image_id, "seeds": of_image}
-            for image_id, of_image in zip(batch["image_id"], seeds, strict=True)
-        ]
-
 
 def _wrap_if_trained(strategy: DDPStrategy, wrap: Callable[[], None]) -> None:
     """DistributedDataParallel refuses a module without a gradient to exchange."""
     if strategy.model is not None and any(weight.requires_grad for weight in strategy.model.parameters()):
         wrap()
-
-
-def _views(features: Iterable[Tensor], weight: Tensor) -> Iterator[tuple[list[Tensor], bool]]:
-    """Cached features `(V, D, h, w)` of each scale as views for this weight, the largest first, each size once."""
-    by_size = {tuple(of_scale.shape[2:]): of_scale for of_scale in features}
-    for _, of_scale in sorted(by_size.items(), reverse=True):
-        for mirrored, view in enumerate(of_scale.to(weight)):
-            yield [view[None]], bool(mirrored)

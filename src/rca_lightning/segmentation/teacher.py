@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rca_lightning.constants import IGNORE_INDEX, IMAGENET_MEAN, IMAGENET_STD
+from rca_lightning.constants import IGNORE_INDEX
+from rca_lightning.data.visualization import rgb
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.labels import check_share
 from rca_lightning.pseudo_labels.propagation import pamr
@@ -110,7 +111,7 @@ def teacher_labels(
     read = max_normalise(enlarged * shown[:, :, None, None] * ~padding)
     classes = torch.nonzero(shown.any(dim=0))[:, 0]  # PAMR of the others would be of zeros
     if pamr_iterations and len(classes):
-        colours = F.interpolate(_colours(images), size, mode="bilinear", antialias=True).clamp(0, 1)
+        colours = F.interpolate(rgb(images.nan_to_num(0, 0, 0)), size, mode="bilinear", antialias=True).clamp(0, 1)
         refined = pamr(read[:, classes], colours, iterations=pamr_iterations, dilations=_DILATIONS)
         read = read.index_copy(1, classes, refined)
     strength, strongest = read.max(dim=1)  # (B, h, w)
@@ -129,10 +130,3 @@ def check_thresholds(low: float, high: float) -> None:
     check_share("high", high)
     if low > high:
         raise ArgumentError("low", low, f"give at most high, which is {high}")
-
-
-def _colours(images: Tensor) -> Tensor:
-    """Undoes the normalisation of images `(B, 3, H, W)`: RGB in `[0, 1]`."""
-    values = images.float().nan_to_num(0, 0, 0)
-    mean, std = values.new_tensor(IMAGENET_MEAN), values.new_tensor(IMAGENET_STD)
-    return (values * std[:, None, None] + mean[:, None, None]).clamp(0, 1)

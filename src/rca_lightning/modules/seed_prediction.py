@@ -1,0 +1,124 @@
+"""Validation and prediction of seeds, for a module whose network gives class maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from rca_lightning.arguments import check_arguments
+from rca_lightning.data.sample import Batch
+from rca_lightning.modules.data_checks import DataChecks
+from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
+from rca_lightning.modules.training_guards import MetricResetMixin
+from rca_lightning.rca.inference import ClassMaps, infer_class_maps, read_class_maps
+from rca_lightning.rca.network import FinalMap, RCANetwork
+from rca_lightning.rca.tag_calibration import TagCalibration
+
+
+class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
+    """Computes class maps of photographs or of their cached features, scores them as seeds, and predicts them.
+
+    A module that derives from it names `DataChecks` last among its bases: that loads checkpoints, after all others.
+    Its `hparams` have `scales`, `flip`, `max_side`, `final_map`, `eval_tags`, `predict_tags`, `tag_threshold`,
+    `propagation_steps` and `propagation_power`; see `RCAModule`.
+
+    Attributes:
+        network: gives the maps.
+        evaluation: an `Evaluation`, the scores of the split.
+        tag_calibration: of predicted tags.
+        keeps_features: whether class maps come with the features that a refinement walks over.
+    """
+
+    network: RCANetwork
+    evaluation: Any
+    tag_calibration: TagCalibration
+    keeps_features: bool = False
+
+    @property
+    def contrasts_prototypes(self) -> bool:
+        """Whether contrast moves the prototypes, and not the embeddings."""
+        return self.is_frozen and bool(self.hparams["contrast"])
+
+    @property
+    def tag_threshold(self) -> float | Tensor:
+        """Image probability above which a tag is predicted: one for all classes if it was given, else `(L,)`."""
+        given = self.hparams["tag_threshold"]
+        return self.tag_calibration.threshold if given is None else float(given)
+
+    @check_arguments
+    def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
+        """Class maps of photographs at their own size, with this module's scales and flip; see `infer_class_maps`."""
+        return infer_class_maps(
+            self.network,
+            images,
+            tags,
+            scales=self.hparams["scales"],
+            flip=self.hparams["flip"],
+            max_side=self.hparams["max_side"],
+            **self._reading(final_map),
+        )
+
+    def _reading(self, final_map: FinalMap | None = None) -> dict[str, Any]:
+        """How maps are read, whether from photographs or from cached features."""
+        names = ("propagation_steps", "propagation_power")
+        chosen = {
+            "final_map": final_map or self.hparams["final_map"],
+            "keep_features": self.keeps_features,
+            "tag_threshold": self.tag_threshold,
+            "calibration": self.tag_calibration,
+            "tags_by_attention": self.contrasts_prototypes,
+        }
+        return {**chosen, **{name: self.hparams[name] for name in names}}
+
+    def _batch_seeds(self, batch: Batch, tags: Tensor | None) -> list[ClassMaps]:
+        """Class maps of a batch, from its cached features where it has them."""
+        if "features" not in batch:
+            return self.seeds(batch["image"], tags)
+        seeds = []
+        for index, features in enumerate(batch["features"]):
+            seeds += read_class_maps(
+                self.network,
+                _views(features, self.network.coarse_head.conv.weight),
+                None if tags is None else tags[index : index + 1],
+                size=(batch["image"].shape[2], batch["image"].shape[3]),
+                **self._reading(),
+            )
+        return seeds
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Scores the class maps of images that have a mask."""
+        if "mask" not in batch:
+            return  # nothing to score, or none of its images could be read
+        tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
+        seeds = self._batch_seeds(batch, tags)
+        self.evaluation.update(seeds, batch["tags"], batch.get("mask"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the score of the split."""
+        result = self.evaluation.finish(self.tag_threshold)
+        if result is not None:
+            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), sync_dist=False)
+        self.tell_scores(result)
+
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """For each image `image_id` and `seeds`, on the device that computed them."""
+        if not batch["image_id"]:
+            return []  # none of its images could be read
+        seeds = self._batch_seeds(batch, batch["tags"] if self.hparams["predict_tags"] == "image" else None)
+        return [
+            {"image_id": image_id, "seeds": of_image}
+            for image_id, of_image in zip(batch["image_id"], seeds, strict=True)
+        ]
+
+
+def _views(features: Iterable[Tensor], weight: Tensor) -> Iterator[tuple[list[Tensor], bool]]:
+    """Cached features `(V, D, h, w)` of each scale as views for this weight, the largest first, each size once."""
+    by_size = {tuple(of_scale.shape[2:]): of_scale for of_scale in features}
+    for _, of_scale in sorted(by_size.items(), reverse=True):
+        for mirrored, view in enumerate(of_scale.to(weight)):
+            yield [view[None]], bool(mirrored)
