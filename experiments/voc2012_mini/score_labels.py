@@ -42,7 +42,8 @@ def main() -> None:
     """Reads the arguments, scores both splits, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="configuration of rca fit; its part data is read")
-    parser.add_argument("--root", required=True, help="folder of the photographs")
+    parser.add_argument("--root", help="folder of the photographs; generated ones need none")
+    parser.add_argument("--synthetic-seed", type=int, default=0, help="of generated photographs")
     parser.add_argument("--maps", required=True, type=Path, help="folder cams of rca predict")
     parser.add_argument("--affinity", help="checkpoint of rca affinity fit, for ways with affinity")
     parser.add_argument(
@@ -88,7 +89,8 @@ def score(
 ) -> dict[Way, dict[float, Scores]]:
     """Scores every threshold of every way on a split."""
     options = yaml.safe_load(Path(given.config).read_text())["data"]
-    data = WSSSDataModule(**{**options, "root": given.root, "eval_split": split, "eval_batch_size": 1})
+    given_too = {"root": given.root, "synthetic_seed": given.synthetic_seed}
+    data = WSSSDataModule(**{**options, **given_too, "eval_split": split, "eval_batch_size": 1})
     data.prepare_data()
     if affinity is not None and given.features is not None:
         trainer: Any = SimpleNamespace(datamodule=data)

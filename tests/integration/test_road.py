@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import signal
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from rca_lightning.cli.main import main
+from rca_lightning.modules.affinity_module import load_affinity
 from tests.folder_contents import file_bytes
 from tests.integration.children import finish, send, start, wait_for
 
@@ -30,18 +32,19 @@ SMALL = (
 def commands(run: Path) -> list[list[str]]:
     """What `scripts/road` calls `rca` with, on a few small images."""
     text = (ROOT / "scripts" / "road").read_text().replace("\\\n", " ")
-    variables = dict(re.findall(r"^(maps|segment)=(.*)$", text, flags=re.MULTILINE)) | {"run": str(run)}
+    variables = dict(re.findall(r"^(maps|affinity|segment)=(.*)$", text, flags=re.MULTILINE)) | {"run": str(run)}
     found = []
     for line in text.splitlines():
         if not line.startswith("rca "):
             continue
         folder = re.search(r'\$\(last "(.*?)"\)', line)
+        further = [*SMALL] if '"$@"' in line else []
         line = re.sub(r'\$\(last ".*?"\)', "", line).replace('"$@"', "")
         if folder:
             line += f" {last(Path(expand(folder[1], variables)))}"
-        words = [expand(word, variables) for word in shlex.split(line)[1:]]
+        words = [expand(word, variables) for word in shlex.split(line, comments=True)[1:]]
         early = ["--model.warmup_epochs=1"] if variables["maps"] in words else []
-        found.append([*words, *SMALL, *early])
+        found.append([*words, *further, *early])
     return found
 
 
@@ -69,7 +72,8 @@ def walk(run: Path) -> None:
 
 
 def test_from_tags_to_the_score_of_a_segmenter_and_again(run: Path):
-    assert [words[0] for words in commands(run)] == ["fit", "predict", "fit", "validate", "predict"]
+    steps = ["fit", "predict", "affinity", "labels", "fit", "validate", "predict"]
+    assert [words[0] for words in commands(run)] == steps
     walk(run)
     labels = sorted((run / "labels" / "pseudo_labels").glob("*.png"))
     masks = sorted((run / "masks" / "masks").glob("*.png"))
@@ -77,11 +81,13 @@ def test_from_tags_to_the_score_of_a_segmenter_and_again(run: Path):
     assert all(np.asarray(Image.open(path)).shape == (48, 48) for path in (*labels, *masks))
     for name in ("labels/quality.json", "labels/pseudo_labels.json", "segment/validate.json"):
         assert (run / name).stat().st_size > 0
+    settings = json.loads((run / "labels" / "predict.json").read_text())
+    learned = load_affinity(run / "affinity" / "checkpoints" / "last.ckpt")
+    assert (settings["refine"], settings["affinity"]) == (["affinity"], learned.digest())
 
     before = file_bytes(run)
     kept = [
-        run / "maps" / "checkpoints" / "last.ckpt",
-        run / "segment" / "checkpoints" / "last.ckpt",
+        *(run / step / "checkpoints" / "last.ckpt" for step in ("maps", "affinity", "segment")),
         *labels[1:],
         *masks,
     ]
@@ -98,7 +104,7 @@ def test_killed_predictions_go_on_without_half_a_file(run: Path, tmp_path: Path)
     fit, predict, *_ = commands(run)
     main([*fit, "--trainer.max_epochs=1"])
     more = ["--data.synthetic_train_images=60", "--data.eval_batch_size=1"]
-    folder = run / "labels"
+    folder = run / "predictions"
     process = start([*predict, *more], tmp_path / "killed")
     wait_for(lambda: len(list(folder.glob("pseudo_labels/*.png"))) >= 3, process)
     send(process, signal.SIGKILL)
