@@ -65,7 +65,9 @@ def main() -> None:
     chosen_on = score(given, given.chosen_on, several, affinity) if several else {}
     best = {way: thresholds[0] for way, thresholds in ways.items()}
     best |= {way: max(curve, key=lambda threshold: curve[threshold].miou) for way, curve in chosen_on.items()}
-    reported = score(given, given.reported_on, {way: [threshold] for way, threshold in best.items()}, affinity)
+    known = chosen_on if given.reported_on == given.chosen_on else {}
+    left = {way: [threshold] for way, threshold in best.items() if way not in known}
+    reported = known | (score(given, given.reported_on, left, affinity) if left else {})
     rows = []
     for way, threshold in best.items():
         curve = {value: round(100 * scores.miou, 2) for value, scores in chosen_on.get(way, {}).items()}
@@ -116,11 +118,14 @@ def score(
 def _labels(
     maps: Tensor, classes: Tensor, picture: Tensor, boundary: Tensor | None, ways: dict[Way, list[float]]
 ) -> Iterator[tuple[Way, float, Tensor]]:
+    over_boundaries: Tensor | None = None
     for way, thresholds in ways.items():
         walked, rest = maps, way
         if way[:1] == ("affinity",):
-            assert boundary is not None, "give --affinity"
-            walked, rest = walk_class_maps(maps, boundary), way[1:]
+            if over_boundaries is None:  # the walk is the same of every such way, and takes longest
+                assert boundary is not None, "give --affinity"
+                over_boundaries = walk_class_maps(maps, boundary)
+            walked, rest = over_boundaries, way[1:]
         for threshold in thresholds:
             scores = torch.cat([torch.full((1, *maps.shape[1:]), threshold), walked])
             refined = refine_scores(scores, picture, rest)  # type: ignore[arg-type]
