@@ -83,7 +83,7 @@ def test_from_tags_to_the_score_of_a_segmenter_and_again(run: Path):
         assert (run / name).stat().st_size > 0
     settings = json.loads((run / "labels" / "predict.json").read_text())
     learned = load_affinity(run / "affinity" / "checkpoints" / "last.ckpt")
-    assert (settings["refine"], settings["affinity"]) == (["affinity"], learned.digest())
+    assert (settings["refine"], settings["affinity"]) == (["affinity", "pamr"], learned.digest())
 
     before = file_bytes(run)
     kept = [
