@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rca_lightning.evaluation.label_iou import LabelIoU
     from rca_lightning.evaluation.seed_iou import SeedIoU
     from rca_lightning.modules.affinity_module import AffinityModule
+    from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
     from rca_lightning.modules.one_stage_module import OneStageModule
     from rca_lightning.modules.rca_module import RCAModule
     from rca_lightning.modules.segmentation_module import SegmentationModule
@@ -34,6 +35,7 @@ _MODULES = {
     "AtomicCheckpointIO": "checkpoints.writing",
     "AttentionAccumulation": "callbacks.attention_accumulation",
     "FeatureCacheCallback": "callbacks.feature_cache",
+    "FrozenSegmentationModule": "modules.frozen_segmentation_module",
     "LabelIoU": "evaluation.label_iou",
     "MaskWriter": "callbacks.mask_writer",
     "OneStageModule": "modules.one_stage_module",
@@ -60,6 +62,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "AttentionAccumulation",
     "FeatureCacheCallback",
+    "FrozenSegmentationModule",
     "LabelIoU",
     "MaskWriter",
     "OneStageModule",

@@ -28,6 +28,7 @@ from rca_lightning.io.download import cache_folder
 from rca_lightning.io.tensor_file import tensor_digest
 from rca_lightning.modules.affinity_module import AffinityModule
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
+from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.inference import multi_scale_flip, view_sizes
 from rca_lightning.rca.projection import (
@@ -75,7 +76,7 @@ class FeatureCacheCallback(L.Callback):
         >>> callback = FeatureCacheCallback("features", max_gib=10)
     """
 
-    task = (RCAModule.task, AffinityModule.task)
+    task = (RCAModule.task, AffinityModule.task, FrozenSegmentationModule.task)
 
     @check_arguments
     def __init__(
@@ -102,7 +103,7 @@ class FeatureCacheCallback(L.Callback):
         return self.cache
 
     def _use(self, module: FrozenBackboneMixin, dtype: torch.dtype) -> None:
-        hparams = module.hparams
+        hparams = module.feature_arguments
         levels = len(module.network.projections)
         self.cache.use(self._key(module, dtype), scales=hparams["scales"], flip=bool(hparams["flip"]), levels=levels)
 
@@ -126,7 +127,7 @@ class FeatureCacheCallback(L.Callback):
         broadcast_from_first(*network.backbone.state_dict().values())
         dtype = compute_dtype(pl_module.device, _dtype(pl_module))
         cells = max(1, data.augmentation.crop_size // network.strides[-1]) if pl_module.trains_on_crops else None
-        splits = data.keep_features(self.cache, splits=self.splits, crop_cells=cells)
+        splits = data.keep_features(self.cache, splits=self.splits, crop_cells=cells, with_masks=pl_module.reads_masks)
         begins = not are_learned(network.projections)
         casts = dtype == torch.bfloat16
         with torch.inference_mode(), torch.autocast(pl_module.device.type, torch.bfloat16, enabled=casts):
@@ -172,7 +173,7 @@ class FeatureCacheCallback(L.Callback):
         self.cache.release()
 
     def _key(self, module: FrozenBackboneMixin, dtype: torch.dtype) -> dict[str, object]:
-        network, hparams = module.network, module.hparams
+        network, hparams = module.network, module.feature_arguments
         names = [name for name in ("backbone", "output_stride", "stride_in", "max_side") if name in hparams]
         names += ["padding_mode"] * (hparams.get("padding_mode", "zeros") != "zeros")
         states = network.backbone.state_dict(prefix="backbone."), projections_state(network.projections)
@@ -203,8 +204,12 @@ class FeatureCacheCallback(L.Callback):
             step = max(1, len(images) // _SAMPLE)
             rows = list(range(0, len(images), step))[:_SAMPLE]
             key = self._key(module, dtype)
-            key |= {name: module.hparams[name] for name in ("embedding_stages",) if name in module.hparams}
-            key |= {"scale": module.hparams["scales"][0]}
+            key |= {
+                name: module.feature_arguments[name]
+                for name in ("embedding_stages",)
+                if name in module.feature_arguments
+            }
+            key |= {"scale": module.feature_arguments["scales"][0]}
             self.cache.use(key | {"projection of": [self.cache.stamp(images.records[row]) for row in rows]}, scales=[])
             if not load_projections(network.projections, self.cache.read_tensors(_PROJECTION)):
                 self.cache.begin(sum(self._bytes(module, of, row) for of in splits for row in range(len(of))))
@@ -224,7 +229,10 @@ class FeatureCacheCallback(L.Callback):
             if isinstance(image, SkippedImage):
                 continue
             ((view, _),) = multi_scale_flip(
-                _to(image, module), scales=module.hparams["scales"][:1], flip=False, max_side=module.hparams["max_side"]
+                _to(image, module),
+                scales=module.feature_arguments["scales"][:1],
+                flip=False,
+                max_side=module.feature_arguments["max_side"],
             )
             features = module.network.features(view)
             moments = [Moments(level.shape[1]) for level in features] if moments is None else moments
@@ -281,7 +289,7 @@ class FeatureCacheCallback(L.Callback):
         record = images.records[row]
         for scale, mirrored in self.cache.missing(record, scored=images.scored):
             ((view, _),) = multi_scale_flip(
-                _to(image, module), scales=(scale,), flip=False, max_side=module.hparams["max_side"]
+                _to(image, module), scales=(scale,), flip=False, max_side=module.feature_arguments["max_side"]
             )
             features = module.network.features(view.flip(3) if mirrored else view)
             self._store(module, record, scale, features, mirrored=mirrored)
@@ -305,7 +313,7 @@ class FeatureCacheCallback(L.Callback):
     @staticmethod
     def _bytes(module: FrozenBackboneMixin, images: TaggedImages, row: int) -> int:
         """Of the features of a photograph, about."""
-        network, hparams = module.network, module.hparams
+        network, hparams = module.network, module.feature_arguments
         coarsest = network.strides[-1]
         try:
             size = image_size(images.records[row].image)

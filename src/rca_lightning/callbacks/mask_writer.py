@@ -18,6 +18,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import denormalise
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.io.output_folder import Existing
+from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
 from rca_lightning.modules.label_prediction import LabelPrediction
 from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
@@ -50,12 +51,12 @@ class MaskWriter(PredictionWriter):
 
     Raises:
         ArgumentError: for an unknown layout; when predicting starts, if the module predicts no label
-            images, as `SegmentationModule` and `OneStageModule` do.
+            images, as `SegmentationModule`, `FrozenSegmentationModule` and `OneStageModule` do.
         OutputError: when predicting starts, if the folder cannot be made or written to, or holds predictions of
             another model or setting; later, if two images have one id, or an id cannot be a file name.
     """
 
-    task = (SegmentationModule.task, OneStageModule.task)
+    task = (SegmentationModule.task, FrozenSegmentationModule.task, OneStageModule.task)
 
     @check_arguments
     def __init__(
@@ -75,9 +76,10 @@ class MaskWriter(PredictionWriter):
         if not isinstance(module, LabelPrediction):
             remedy = "MaskWriter writes predictions of SegmentationModule and OneStageModule"
             raise ArgumentError("model", type(module).__name__, remedy)
-        names = ("num_classes", "class_names", "backbone", "head", "scales", "flip", "max_side", "predict_tags", "crf")
-        drawn_by = {"drawn_by": module.hparams["drawn_by"]} if "drawn_by" in module.hparams else {}
-        return {name: module.hparams[name] for name in names} | drawn_by
+        names = ("num_classes", "class_names", "scales", "flip", "max_side", "predict_tags", "crf")
+        some = ("backbone", "head", "drawn_by", "propagation_steps", "propagation_power")
+        known = [*names, *(name for name in some if name in module.hparams)]
+        return {name: module.hparams[name] for name in known}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and removes COCO results that would be out of date."""

@@ -74,6 +74,7 @@ _OWN_NAMES = {
     "segment": "network.head.",
     "one_stage": "teacher.",
     "affinity": "network.boundary.",
+    "segment_frozen": "network.classifier.",
 }
 
 
@@ -173,7 +174,7 @@ def check_task(names: Iterable[str], task: str) -> None:
 
     Args:
         names: in the `state_dict` of the checkpoint.
-        task: "localize", "segment", "one_stage" or "affinity".
+        task: "localize", "segment", "segment_frozen", "one_stage" or "affinity".
 
     Raises:
         WeightsError: if it is of another one; a checkpoint of none passes.

@@ -22,6 +22,7 @@ from rca_lightning.cli.trainer import OneLineParser, Task, TaskCLI, find_task
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.modules.affinity_module import AffinityModule
+from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
 from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
@@ -95,6 +96,18 @@ class SegmentationCLI(TaskCLI):
     writer = MaskWriter
 
 
+class FrozenSegmentationCLI(TaskCLI):
+    """Segmentation from masks behind a frozen backbone."""
+
+    task = "segment_frozen"
+    writer = MaskWriter
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the arguments of the feature cache."""
+        super().add_arguments_to_parser(parser)
+        parser.add_lightning_class_args(FeatureCacheCallback, "features")
+
+
 class OneStageCLI(MemoryCLI):
     """Maps and segmentation at once, from image tags."""
 
@@ -105,6 +118,7 @@ class OneStageCLI(MemoryCLI):
 _TASKS: dict[Task, tuple[type[TaskCLI], type[L.LightningModule]]] = {
     "localize": (RCACLI, RCAModule),
     "segment": (SegmentationCLI, SegmentationModule),
+    "segment_frozen": (FrozenSegmentationCLI, FrozenSegmentationModule),
     "one_stage": (OneStageCLI, OneStageModule),
     "affinity": (AffinityCLI, AffinityModule),
 }

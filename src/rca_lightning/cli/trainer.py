@@ -28,7 +28,7 @@ from rca_lightning.io.atomic import check_writable, output_errors
 
 logger = logging.getLogger(__name__)
 
-Task = Literal["localize", "segment", "one_stage", "affinity"]
+Task = Literal["localize", "segment", "segment_frozen", "one_stage", "affinity"]
 
 
 def find_task(args: ArgsType = None) -> Task:
@@ -106,7 +106,8 @@ class TaskCLI(LightningCLI):
             "--task",
             type=Task,
             default=self.task,
-            help="What to train: localize (maps from image tags), segment (a network from masks), one_stage (both at "
+            help="What to train: localize (maps from image tags), segment (a network from masks), segment_frozen (a "
+            "classifier from masks behind the backbone of localize), one_stage (both at "
             "once from image tags) or affinity (boundaries that refine maps). It decides which arguments there are.",
         )
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")

@@ -188,6 +188,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.pin_memory = pin_memory
         self.features: FeatureCache | None = None
         self.crop_cells: int | None = None  # side of the crops of features that are trained on
+        self.masks_of_features = False  # whether whole photographs are trained on with their masks
         # Asked when a loader of photographs is made: the cache, and whether it is read with the mirror images.
         self.open_features: Callable[[], FeatureCache] | None = None
         self._train: TaggedImages | None = None
@@ -304,7 +305,12 @@ class WSSSDataModule(L.LightningDataModule):
         return 0 if self._train is None else len(self._train)
 
     def keep_features(
-        self, cache: FeatureCache, *, splits: Sequence[str] = (), crop_cells: int | None = None
+        self,
+        cache: FeatureCache,
+        *,
+        splits: Sequence[str] = (),
+        crop_cells: int | None = None,
+        with_masks: bool = False,
     ) -> list[TaggedImages]:
         """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
 
@@ -313,6 +319,7 @@ class WSSSDataModule(L.LightningDataModule):
             splits: further splits that need features, to be scored later.
             crop_cells: side of the crops of features that are trained on, in cells of the coarsest level; None: whole
                 photographs are.
+            with_masks: whether whole photographs are trained on with their masks.
 
         Returns:
             The photographs that need features, whole: those to train on, then those that `fit` validates on, if any,
@@ -323,6 +330,7 @@ class WSSSDataModule(L.LightningDataModule):
         """
         self.features = cache
         self.crop_cells = crop_cells
+        self.masks_of_features = with_masks
         self._without_features = frozenset()
         needed = {self.train_split: _set_up(self._train, "fit").whole()}
         needed[self.train_split].scored = self.train_split in splits
@@ -363,7 +371,8 @@ class WSSSDataModule(L.LightningDataModule):
         images = _set_up(self._train, "fit")
         if self.features is None:
             raise ArgumentError("features", None, "call keep_features before")
-        return CachedFeatures(images.without(self._without_features, at_least=0), self.features)
+        kept = images.without(self._without_features, at_least=0)
+        return CachedFeatures(kept, self.features, with_masks=self.masks_of_features)
 
     def _training_features(self) -> CachedFeatures | CachedCrops:
         whole = self.cached_features()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.data.coco_shapes import CocoShapes
 from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.images import DecodedCache, check_same_size, image_size, read_image, read_mask, read_saliency
@@ -245,11 +246,13 @@ class CachedFeatures(Dataset["Sample"]):
     Args:
         images: the photographs.
         cache: their features.
+        with_masks: whether their masks come with them; one that cannot be read and is skipped is void everywhere.
     """
 
-    def __init__(self, images: TaggedImages, cache: FeatureCache) -> None:
+    def __init__(self, images: TaggedImages, cache: FeatureCache, *, with_masks: bool = False) -> None:
         self.images = images
         self.cache = cache
+        self.with_masks = with_masks
 
     def __len__(self) -> int:
         return len(self.images)
@@ -271,7 +274,14 @@ class CachedFeatures(Dataset["Sample"]):
         features = _read(self.cache, record)
         if features is None:
             raise features_gone(record, self.cache)
-        return Sample(tags=tag_row(record.tags, self.images.num_classes), image_id=record.image_id, features=features)
+        sample = Sample(tags=tag_row(record.tags, self.images.num_classes), image_id=record.image_id, features=features)
+        mask = self.images.mask(row) if self.with_masks else None
+        if isinstance(mask, SkippedImage):
+            sample["unread"] = [mask]
+            mask = np.full((1, 1), IGNORE_INDEX, dtype=np.uint8)
+        if mask is not None:
+            sample["mask"] = torch.from_numpy(mask.astype(np.int64))
+        return sample
 
 
 def _read(cache: FeatureCache, record: Record, *, scored: bool = False) -> list[Any] | None:

@@ -64,6 +64,7 @@ class Batch(TypedDict, total=False):
         image_id: B names.
         original_size: (B, 2) int64.
         mask: (B, H, W) int64; only if every sample has one.
+        masks: B masks (H, W) int64, in the place of `mask` where features of whole photographs are trained on.
         saliency: (B, H, W) float32; only if every sample has one.
         window: (B, 2, 3) float32; only if every sample has one.
         features: of each image those of its sample; only if every sample has them. Of crops: of each level
@@ -77,6 +78,7 @@ class Batch(TypedDict, total=False):
     original_size: Tensor
     features: list[Any]
     mask: Tensor
+    masks: list[Tensor]
     saliency: Tensor
     window: Tensor
     unread: list[SkippedImage]
@@ -112,12 +114,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def collate_features(samples: Sequence[Sample]) -> Batch:
-    """Lists the features of samples, whose photographs may have any size."""
-    return Batch(
+    """Lists the features of samples, whose photographs may have any size, and their masks if all have one."""
+    batch = Batch(
         tags=torch.stack([sample["tags"] for sample in samples]),
         image_id=[sample["image_id"] for sample in samples],
         features=[sample["features"] for sample in samples],
     )
+    nothing = torch.zeros(0, 0, dtype=torch.int64)  # of a sample without a photograph
+    if all("mask" in sample or not sample["features"] for sample in samples):
+        batch["masks"] = [sample.get("mask", nothing) for sample in samples]
+    unread = [image for sample in samples for image in sample.get("unread", ())]
+    if unread:
+        batch["unread"] = unread
+    return batch
 
 
 def collate_crops(samples: Sequence[Sample]) -> Batch:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import lightning as L
 from torch import Tensor
@@ -44,15 +44,22 @@ class FrozenBackboneMixin(L.LightningModule):
         network: gives the features.
         trains_on_crops: whether it is trained on crops of features and masks, `data.crop_size` pixels wide, or on whole
             photographs.
+        reads_masks: whether the masks of whole photographs come with their features.
     """
 
     network: FeatureNetwork
     trains_on_crops: bool = False
+    reads_masks: bool = False
 
     @property
     def is_frozen(self) -> bool:
         """Whether the backbone is not trained."""
         return bool(self.hparams["backbone_mode"] == "frozen")
+
+    @property
+    def feature_arguments(self) -> Mapping[str, Any]:
+        """Arguments by name, among them those that features depend on."""
+        return self.hparams
 
     def start_from_features(self, images: CachedFeatures, *, penalty: float) -> None:
         """Starts the module where its projections were just learned; every rank calls it once, in `fit`.

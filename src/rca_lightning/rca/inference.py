@@ -212,8 +212,8 @@ def read_class_maps(
     if classes is None:
         # Kept, as each view is read with the classes that all views decide.
         kept = list(views)
-        seen = [_seen(network, of_view, tags_by_attention) for of_view, _ in kept]
-        probabilities = _image_probabilities(seen, calibration)
+        seen = [seen_tags(network, of_view, tags_by_attention) for of_view, _ in kept]
+        probabilities = image_probabilities(seen, calibration)
         classes = predicted_classes(probabilities, tag_threshold)
         if tags is not None:
             classes = torch.where((tags < 0).any(dim=1, keepdim=True), classes, tags > 0)
@@ -229,12 +229,12 @@ def read_class_maps(
         cam = _unmirrored(cam, mirrored)
         number += 1
         if probabilities is None:
-            seen.append(_seen(network, of_view, tags_by_attention, image_logits(output.coarse)))
+            seen.append(seen_tags(network, of_view, tags_by_attention, image_logits(output.coarse)))
         if keep_features and (not features or features[0].shape == output.embeddings.shape):
             features.append(_unmirrored(output.embeddings.float(), mirrored))
         summed = cam if summed is None else summed + _resize(cam, summed.shape[2:])
     assert summed is not None  # there is at least one scale
-    probabilities = _image_probabilities(seen, calibration) if probabilities is None else probabilities
+    probabilities = image_probabilities(seen, calibration) if probabilities is None else probabilities
     class_maps = []
     for index, of_image in enumerate(classes):
         keep = torch.nonzero(of_image)[:, 0]
@@ -246,16 +246,23 @@ def read_class_maps(
     return class_maps
 
 
-def _seen(
+def seen_tags(
     network: RCANetwork, of_view: list[Tensor], by_attention: bool, logits: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Image logits `(B, L)` of a view, and the evidence of its attention if it is asked for."""
+    """Image logits `(B, L)` of a view, and the evidence of its attention if it is asked for; see `class_evidence`.
+
+    Args:
+        network: in evaluation mode.
+        of_view: what `network.stages` returns of the view.
+        by_attention: whether the evidence is asked for.
+        logits: of the first CAM head where they are known.
+    """
     logits = image_logits(network.coarse_head(of_view[-1])) if logits is None else logits
     return logits, network.class_evidence(of_view) if by_attention else None
 
 
-def _image_probabilities(seen: Sequence[tuple[Tensor, Tensor | None]], calibration: TagCalibration | None) -> Tensor:
-    """Probability `(B, L)` of each class from what all views have shown, equation (12) of docs/method.md."""
+def image_probabilities(seen: Sequence[tuple[Tensor, Tensor | None]], calibration: TagCalibration | None) -> Tensor:
+    """Probability `(B, L)` of each class from what `seen_tags` found in each view: equation (12) of docs/method.md."""
     logits = torch.stack([of_view for of_view, _ in seen]).mean(0)
     shown = [of_view for _, of_view in seen if of_view is not None]
     evidence = torch.stack(shown).mean(0) if shown else None

@@ -1,0 +1,126 @@
+"""Pixel classifier: a multinomial logistic regression of labels behind frozen features, fitted in closed steps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rca_lightning.errors import ArgumentError
+
+PENALTY = 1e-3
+"""Of half the squared weights, on features scaled to variance 1 over all channels."""
+
+TAG_PRIOR = 3.0
+"""Logit by which the classes that an image has no tag of are held back while the classifier is fitted."""
+
+MAX_CELLS = 2**19
+"""Most cells that are fitted to: 0.5 GB of 256 channels in float32. Of more, evenly spread ones are taken."""
+
+
+_NEVER = -1e4  # logit of a label that no cell has
+
+
+class PixelClassifier(nn.Module):
+    """1x1 convolution that gives the logits of every label at every cell, learned by `fit_pixel_classifier`.
+
+    Args:
+        in_channels: `D` of the embeddings.
+        num_labels: `L + 1`, the background among them.
+
+    Attributes:
+        fitted: whether there are weights; before, all logits are 0.
+
+    Shapes:
+        embeddings `(B, D, h, w)` -> logits `(B, L + 1, h, w)`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    fitted: Tensor
+
+    def __init__(self, in_channels: int, num_labels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(num_labels, in_channels))
+        self.register_buffer("bias", torch.zeros(num_labels))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Logits of embeddings."""
+        return F.conv2d(embeddings.to(self.weight.dtype), self.weight[:, :, None, None], self.bias)
+
+    @torch.no_grad()
+    def learn(self, weight: Tensor, bias: Tensor) -> None:
+        """Takes what `fit_pixel_classifier` has returned."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        self.fitted.fill_(True)
+
+
+def fit_pixel_classifier(
+    cells: Tensor,
+    targets: Tensor,
+    tags: Tensor,
+    *,
+    penalty: float = PENALTY,
+    tag_prior: float = TAG_PRIOR,
+    iterations: int = 100,
+) -> tuple[Tensor, Tensor]:
+    """Fits a multinomial logistic regression of the labels of cells: equation (17) of docs/method.md.
+
+    The labels weigh alike, however many cells show them. To the logits of classes that the image of a cell has no tag
+    of, `-tag_prior` is added while it is fitted: which classes an image shows is a question that tags answer, and the
+    weights are left to tell apart what an image does show. Whoever reads the classifier adds what is known of the tags.
+
+    Args:
+        cells: `(N, D)`, embeddings.
+        targets: `(N, L + 1)`, not negative: how much of each cell, or how surely, has each label; all 0 where nothing
+            is known.
+        tags: `(N, L)`, 0 or 1, those of the cell's image.
+        penalty: of half the squared weights, on features scaled to variance 1 over all channels.
+        tag_prior: 0 or more.
+        iterations: of L-BFGS, at most.
+
+    Returns:
+        Weights `(L + 1, D)` and biases `(L + 1,)`, float32. A label that no cell has is never the strongest.
+
+    Raises:
+        ArgumentError: for embeddings that are not finite, or targets of which no cell has any.
+
+    Example:
+        >>> cells = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+        >>> weight, bias = fit_pixel_classifier(cells, torch.eye(2)[[0, 0, 1]], torch.ones(3, 1))
+        >>> (cells @ weight.T + bias).argmax(1)
+        tensor([0, 0, 1])
+    """
+    if penalty <= 0:
+        raise ArgumentError("penalty", penalty, "give a number above 0")
+    if tag_prior < 0:
+        raise ArgumentError("tag_prior", tag_prior, "give 0 or more")
+    if not bool(torch.isfinite(cells).all()):
+        raise ArgumentError("cells", "non-finite", "features must be finite numbers")
+    mass = targets.sum(dim=0, dtype=torch.float64)
+    if not bool((mass > 0).any()):
+        raise ArgumentError("targets", "all 0", "give labels other than 255")
+    scale = cells.float().std().clamp_min(1e-12)
+    inputs = cells.float() / scale
+    seen = mass > 0
+    weights = torch.where(seen, mass.sum() / (seen.sum() * mass.clamp_min(1e-12)), 0.0).float()
+    weighed = targets.float() * weights  # (N, L + 1), its sum that of the targets
+    prior = F.pad((tags > 0).float() - 1, (1, 0)) * tag_prior  # (N, L) -> (N, L + 1), of the background 0
+    prior.masked_fill_(~seen, -torch.inf)
+    weight = torch.zeros(targets.shape[1], cells.shape[1], device=cells.device, requires_grad=True)
+    bias = torch.zeros(targets.shape[1], device=cells.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            logits = torch.addmm(bias, inputs, weight.T) + prior
+            likelihood = logits.log_softmax(dim=1).masked_fill(~seen, 0.0)
+            loss: Tensor = -(weighed * likelihood).sum() / mass.sum() + penalty / 2 * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return (weight / scale).detach(), bias.detach().masked_fill(~seen, _NEVER)
