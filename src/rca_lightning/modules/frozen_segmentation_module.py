@@ -103,7 +103,7 @@ class FrozenSegmentationModule(LabelPrediction, MonitorGuard, FrozenBackboneMixi
             names, class_names, where="the first stage", here="the data", remedy="give data of the same classes"
         )
         boundary = None if affinity is None else _affinity(affinity)
-        if boundary is not None:
+        if boundary is not None and not isinstance(affinity, Mapping):  # else a checkpoint has brought both together
             _check_one_backbone(first, boundary)
         own = {name: value for name, value in locals().items() if name in _ARGUMENTS}
         own["first_stage"] = dict(first.hparams)
@@ -284,8 +284,6 @@ def _affinity(source: str | Path | Mapping[str, Any]) -> AffinityModule:
 
 
 def _check_one_backbone(first: RCAModule, affinity: AffinityModule) -> None:
-    if first.network.coarse_head.conv.weight.is_meta:
-        return  # a checkpoint holds them together, and its tensors are not there yet
     digests = {tensor_digest(module.network.backbone.state_dict()) for module in (first, affinity)}
     stride = affinity.hparams["output_stride"]
     if stride != first.hparams["output_stride"]:
