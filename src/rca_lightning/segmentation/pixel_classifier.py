@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +59,18 @@ class PixelClassifier(nn.Module):
         self.fitted.fill_(True)
 
 
+def check_weights(penalty: float, tag_prior: float) -> None:
+    """Refuses a penalty or a prior of tags of which nothing can be fitted.
+
+    Raises:
+        ArgumentError: for a penalty that is not above 0 and finite, or a prior that is negative or not finite.
+    """
+    if not 0 < penalty < math.inf:
+        raise ArgumentError("penalty", penalty, "give a number above 0")
+    if not 0 <= tag_prior < math.inf:
+        raise ArgumentError("tag_prior", tag_prior, "give 0 or more")
+
+
 def fit_pixel_classifier(
     cells: Tensor,
     targets: Tensor,
@@ -85,7 +99,7 @@ def fit_pixel_classifier(
         Weights `(L + 1, D)` and biases `(L + 1,)`, float32. A label that no cell has is never the strongest.
 
     Raises:
-        ArgumentError: for embeddings that are not finite, or targets of which no cell has any.
+        ArgumentError: for embeddings that are not finite, targets of which no cell has any, and as `check_weights`.
 
     Example:
         >>> cells = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -93,10 +107,7 @@ def fit_pixel_classifier(
         >>> (cells @ weight.T + bias).argmax(1)
         tensor([0, 0, 1])
     """
-    if penalty <= 0:
-        raise ArgumentError("penalty", penalty, "give a number above 0")
-    if tag_prior < 0:
-        raise ArgumentError("tag_prior", tag_prior, "give 0 or more")
+    check_weights(penalty, tag_prior)
     if not bool(torch.isfinite(cells).all()):
         raise ArgumentError("cells", "non-finite", "features must be finite numbers")
     mass = targets.sum(dim=0, dtype=torch.float64)
