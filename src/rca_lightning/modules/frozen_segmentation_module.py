@@ -225,14 +225,20 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
         if not self._reads_all:
             self._read_rest()
         device, (_, rank) = self.device, world_size_and_rank()
-        ids = sorted(self._read)  # in an order that neither batches nor ranks have a part in
         width, labels = self.network.classifier.weight.shape[1], self.hparams["num_classes"] + 1
-        cells = torch.cat([torch.zeros(0, width).half().to(device), *(self._read[one][0] for one in ids)])
-        targets = torch.cat([torch.zeros(0, labels).half().to(device), *(self._read[one][1] for one in ids)])
-        rows = [self._read[one][2].expand(len(self._read[one][0]), -1) for one in ids]
-        tags = torch.cat([torch.zeros(0, labels - 1, device=device), *rows])
-        cells, targets, tags = gather_uneven(cells, targets, tags)
+        empty = torch.zeros(0, width).half(), torch.zeros(0, labels).half(), torch.zeros(0, labels - 1)
+        own = sorted(self._read.items())
+        rows = [(cells, targets, tags.expand(len(cells), -1)) for _, (cells, targets, tags) in own]
+        parts = zip(tuple(part.to(device) for part in empty), *rows, strict=True)
+        cells, targets, tags = gather_uneven(*(torch.cat(part) for part in parts))
+        of_ranks = gather_objects([(image_id, len(part[0])) for image_id, part in own])
         self._read.clear()
+        del own, rows, parts
+        if len(of_ranks) > 1:  # by photograph, so that ranks have no part in the order that numbers are added up in
+            sizes = [size for of_rank in of_ranks for size in of_rank]
+            blocks = torch.split(torch.arange(len(cells), device=device), [count for _, count in sizes])
+            order = torch.cat([blocks[place] for place in sorted(range(len(sizes)), key=sizes.__getitem__)])
+            cells, targets, tags = cells[order], targets[order], tags[order]
         weight, bias = self.network.classifier.weight.clone(), self.network.classifier.bias.clone()
         if len(cells) == 0:
             raise DataError(f"train_masks: no training image has a pixel with a label; {_REMEDY}")
