@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from PIL import Image
 from rca_lightning import RCAModule
 from rca_lightning.cli.main import console, main
 from rca_lightning.errors import ArgumentError, OutputError, WeightsError
-from tests.integration.conftest import write_config
+from tests.integration.conftest import ROOT, write_config
 from tests.integration.running import run
+
+SCRIPT = ROOT / "experiments" / "voc2012_mini" / "score_frozen.py"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,12 @@ def road(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Road
     def further(task: str, **model: Any) -> Path:
         own = {**content, "task": task, "model": model}
         del own["memory"]
-        own["trainer"] = {**content["trainer"], "default_root_dir": str(folder / task), "max_epochs": 1}
+        own["trainer"] = {
+            **content["trainer"],
+            "default_root_dir": str(folder / task),
+            "max_epochs": 1,
+            "check_val_every_n_epoch": 2,
+        }
         place = {"dirpath": str(folder / task), "save_last": True}
         own["trainer"]["callbacks"] = [{**content["trainer"]["callbacks"][0], "init_args": place}]
         path = folder / f"{task}.yaml"
@@ -64,12 +72,11 @@ def road(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Road
 
     affinity = further("affinity", backbone="resnet14", output_stride=16, weights=str(first), radius=3)
     masks = str(synthetic_root / "SegmentationClass")
-    words = ["--data.train_mask_dir", masks, "--trainer.limit_val_batches", "0"]
-    main(["affinity", "fit", "--config", str(affinity), *words])
+    main(["affinity", "fit", "--config", str(affinity), "--data.train_mask_dir", masks])
     boundaries = folder / "affinity" / "last.ckpt"
     config = further("segment_frozen", scales=[1.0, 1.5])
     given = ["--model.first_stage", str(first), "--model.affinity", str(boundaries)]
-    fitted = run("fit", config, *given, "--trainer.limit_val_batches", "0")
+    fitted = run("fit", config, *given)
     return Road(first_config, first, boundaries, config, folder / "segment_frozen" / "last.ckpt", fitted)
 
 
@@ -183,3 +190,20 @@ def test_a_mask_that_cannot_be_read_is_skipped_and_listed(road: Road, synthetic_
     done = run("fit", road.config, *road.parts, *words)
     assert float(done.trainer.callback_metrics["train/cells"]) == 23 * 16
     assert broken.stem in "".join(path.read_text() for path in (tmp_path / "run").rglob("*bad*"))
+
+
+def test_script_scores_as_the_command_does(
+    road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--config", str(road.config), "--root", yaml.safe_load(road.config.read_text())["data"]["root"]]
+    words += ["--ckpt", f"one={road.checkpoint}", f"two={road.checkpoint}", "--out", str(tmp_path / "scores.json")]
+    monkeypatch.setattr("sys.argv", ["score_frozen.py", *words])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert len(scores) == 2 * 2 * 2
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(scores)
+    walked = {(one["checkpoint"], one["tags"]): one["miou"] for one in scores if one["refinement"] == "walk"}
+    for tags in ("none", "image"):
+        done = run("validate", road.config, "--ckpt_path", road.checkpoint, "--model.eval_tags", tags)
+        assert walked["one", tags] == walked["two", tags]
+        assert walked["one", tags] == pytest.approx(float(done.trainer.callback_metrics["val/miou"]), abs=1e-6)

@@ -94,7 +94,7 @@ class FeatureCacheCallback(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" or not isinstance(pl_module, FrozenBackboneMixin) or not isinstance(data, WSSSDataModule):
             return
-        if pl_module.is_frozen:
+        if pl_module.is_frozen and pl_module.scores_features:
             data.open_features = functools.partial(self._open, pl_module)
 
     def _open(self, module: FrozenBackboneMixin) -> FeatureCache:
@@ -127,7 +127,13 @@ class FeatureCacheCallback(L.Callback):
         broadcast_from_first(*network.backbone.state_dict().values())
         dtype = compute_dtype(pl_module.device, _dtype(pl_module))
         cells = max(1, data.augmentation.crop_size // network.strides[-1]) if pl_module.trains_on_crops else None
-        splits = data.keep_features(self.cache, splits=self.splits, crop_cells=cells, with_masks=pl_module.reads_masks)
+        splits = data.keep_features(
+            self.cache,
+            splits=self.splits,
+            crop_cells=cells,
+            with_masks=pl_module.reads_masks,
+            to_validate=pl_module.scores_features,
+        )
         begins = not are_learned(network.projections)
         casts = dtype == torch.bfloat16
         with torch.inference_mode(), torch.autocast(pl_module.device.type, torch.bfloat16, enabled=casts):

@@ -51,11 +51,13 @@ class FrozenBackboneMixin(L.LightningModule):
         trains_on_crops: whether it is trained on crops of features and masks, `data.crop_size` pixels wide, or on whole
             photographs.
         reads_masks: whether the masks of whole photographs come with their features.
+        scores_features: whether validation, test and prediction read features, or photographs alone.
     """
 
     network: FeatureNetwork
     trains_on_crops: bool = False
     reads_masks: bool = False
+    scores_features: bool = True
 
     @property
     def is_frozen(self) -> bool:

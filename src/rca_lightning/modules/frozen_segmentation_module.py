@@ -80,6 +80,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
     task = "segment_frozen"
     network: FrozenSegmenter
     reads_masks = True
+    scores_features = False  # tags are scored by other features than pixels
 
     @check_arguments
     def __init__(

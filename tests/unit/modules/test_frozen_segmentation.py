@@ -142,12 +142,14 @@ def test_backbone_and_boundaries_stay_as_they_are(road: Road, fitted: tuple[Froz
 
 
 def test_features_of_the_affinity_module_serve(road: Road, tmp_path: Path):
-    counted = Counted()
+    counted, again = Counted(), Counted()
     module = build(road)
     key = FeatureCacheCallback()._key(module, compute_dtype(module.device))
     assert key == FeatureCacheCallback()._key(road.boundaries, compute_dtype(module.device))
     fit(road, tmp_path, module, callbacks=(counted,))
     assert counted.images == 0
+    fit(road, tmp_path, build(road, scales=(0.5, 1.0)), limit_val_batches=1.0, callbacks=(again,))
+    assert again.images == TRAIN + 2 * VAL  # validation reads photographs
 
 
 def test_without_affinity_the_components_are_learned_once(road: Road, tmp_path: Path):
