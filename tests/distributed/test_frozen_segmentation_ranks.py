@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import torch.multiprocessing as mp
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from rca_lightning import FeatureCacheCallback, FrozenSegmentationModule, RCAModule, WSSSDataModule
 from tests.distributed.launching import free_port
@@ -27,7 +28,7 @@ def _first_stage(path: Path) -> None:
     trainer.save_checkpoint(path)
 
 
-def _fit(rank: int, processes: int, port: int, folder: Path) -> None:
+def _fit(rank: int, processes: int, port: int, folder: Path, ckpt_path: Path | None = None) -> None:
     torch.set_num_threads(1)
     os.environ["MASTER_PORT"] = str(port)
     if processes > 1:
@@ -40,8 +41,10 @@ def _fit(rank: int, processes: int, port: int, folder: Path) -> None:
     module = FrozenSegmentationModule(6, data.class_names, first_stage=str(folder.parent / "first.ckpt"))
     cluster = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
     cache = FeatureCacheCallback(str(folder / "features"))
-    trainer = quiet_trainer(folder, max_epochs=EPOCHS, num_sanity_val_steps=0, callbacks=[cache], **cluster)
-    trainer.fit(module, data)
+    kept = ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1)
+    parts = {"callbacks": [cache, kept], "enable_checkpointing": True}
+    trainer = quiet_trainer(folder, max_epochs=EPOCHS, num_sanity_val_steps=0, **parts, **cluster)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
     result = {
         "weights": module.state_dict(),
         "score": float(trainer.callback_metrics["val/miou"]),
@@ -52,7 +55,7 @@ def _fit(rank: int, processes: int, port: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What one process, and each of two, ended with."""
+    """What one process, and each of two, ended with, and each of two that went on within the last epoch."""
     root, states = tmp_path_factory.mktemp("frozen"), []
     _first_stage(root / "first.ckpt")
     for processes in (1, 2):
@@ -60,18 +63,22 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         folder.mkdir()
         mp.start_processes(_fit, args=(processes, free_port(), folder), nprocs=processes, start_method="fork")
         states += [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
-    return states
+    folder, begun = root / "resumed", root / "2" / "epoch=1-step=6.ckpt"  # of 8 steps
+    folder.mkdir()
+    mp.start_processes(_fit, args=(2, free_port(), folder, begun), nprocs=2, start_method="fork")
+    return states + [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def test_ranks_agree_bit_for_bit(states):
-    _, first, second = states
-    assert first["score"] == second["score"]
-    for name, value in first["weights"].items():
-        assert torch.equal(second["weights"][name], value), name
+    _, first, *others = states
+    for other in others:
+        assert first["score"] == other["score"]
+        for name, value in first["weights"].items():
+            assert torch.equal(other["weights"][name], value), name
 
 
 def test_every_photograph_counts_once(states):
-    assert [state["cells"] for state in states] == [TRAIN * 9] * 3
+    assert [state["cells"] for state in states] == [TRAIN * 9] * 5
 
 
 def test_classifier_and_score_are_those_of_one_process(states):

@@ -57,9 +57,10 @@ class FeatureCacheCallback(L.Callback):
     At the start of `fit` it learns the principal components of the features from a few photographs, computes the
     projected features of those that the cache does not hold, a share on each rank, and starts the module from them:
     `RCAModule` fits its first CAM head to their means by logistic regression. Features are one map, or several levels;
-    see `FeatureNetwork`. Training and validation then read the cache alone. After the last round of `RCAModule` it
-    calibrates predicted tags, see `calibrate_tags`. A run that is killed goes on where
-    it was; the next one, with another number of prototypes or rounds, computes nothing. `validate`, `test` and
+    see `FeatureNetwork`. Training and validation then read the cache alone; `FrozenSegmentationModule` is trained on
+    it and scored on photographs. After the last round of `RCAModule` it calibrates predicted tags, see
+    `calibrate_tags`. A run that is killed goes on where it was; the next one, with another number of prototypes or
+    rounds, computes nothing. `validate`, `test` and
     `predict` read the features that are there and compute the others, without writing them. Several processes need one
     folder that all of them see. Features are computed in bfloat16 where the processor has units for it, see
     `compute_dtype`. With `on_bad_image="skip"` a photograph that cannot be read is left out.

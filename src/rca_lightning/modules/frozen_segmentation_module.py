@@ -197,7 +197,8 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
             if of_scales:  # else of a process that has no further photograph
                 self._keep(image_id, of_scales[0], mask, tags)
         if self.trainer.is_last_batch:
-            self._fit()
+            with torch.autocast(self.device.type, enabled=False):
+                self._fit()
         return torch.zeros((), device=self.device, requires_grad=True)  # Lightning calls backward
 
     def _keep(self, image_id: str, features: Tensor | list[Tensor], mask: Tensor, tags: Tensor) -> None:
@@ -210,7 +211,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
         cells = embeddings[0].flatten(1).T  # (1, D, h, w) -> (hw, D)
         chosen = torch.linspace(0, len(cells) - 1, min(most, len(cells)), device=cells.device).long()
         chosen = chosen[targets.sum(dim=1)[chosen] > 0]
-        self._read[image_id] = cells[chosen].half(), targets[chosen].half(), tags.to(self.device)
+        self._read[image_id] = cells[chosen].half(), targets[chosen].half(), tags.to(self.device).half()
 
     def _read_rest(self) -> None:
         """Reads what the run before has read of an epoch that this one goes on with: checkpoints keep no cells."""
@@ -227,7 +228,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
             self._read_rest()
         device, (_, rank) = self.device, world_size_and_rank()
         width, labels = self.network.classifier.weight.shape[1], self.hparams["num_classes"] + 1
-        empty = torch.zeros(0, width).half(), torch.zeros(0, labels).half(), torch.zeros(0, labels - 1)
+        empty = torch.zeros(0, width).half(), torch.zeros(0, labels).half(), torch.zeros(0, labels - 1).half()
         own = sorted(self._read.items())
         rows = [(cells, targets, tags.expand(len(cells), -1)) for _, (cells, targets, tags) in own]
         parts = zip(tuple(part.to(device) for part in empty), *rows, strict=True)
@@ -240,7 +241,8 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
             blocks = torch.split(torch.arange(len(cells), device=device), [count for _, count in sizes])
             order = torch.cat([blocks[place] for place in sorted(range(len(sizes)), key=sizes.__getitem__)])
             cells, targets, tags = cells[order], targets[order], tags[order]
-        weight, bias = self.network.classifier.weight.clone(), self.network.classifier.bias.clone()
+        weight = torch.zeros(labels, width, device=device, dtype=torch.float32)
+        bias = torch.zeros(labels, device=device, dtype=torch.float32)
         if len(cells) == 0:
             raise DataError(f"train_masks: no training image has a pixel with a label; {_REMEDY}")
         if rank == 0:

@@ -49,7 +49,9 @@ class PixelClassifier(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits of embeddings."""
-        return F.conv2d(embeddings.to(self.weight.dtype), self.weight[:, :, None, None], self.bias)
+        # They decide which of near labels is drawn: half precision of mixed training would leave two digits.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.conv2d(embeddings.to(self.weight.dtype), self.weight[:, :, None, None], self.bias)
 
     @torch.no_grad()
     def learn(self, weight: Tensor, bias: Tensor) -> None:
@@ -120,13 +122,13 @@ def fit_pixel_classifier(
     weighed = targets.float() * weights  # (N, L + 1), its sum that of the targets
     prior = F.pad((tags > 0).float() - 1, (1, 0)) * tag_prior  # (N, L) -> (N, L + 1), of the background 0
     prior.masked_fill_(~seen, -torch.inf)
-    weight = torch.zeros(targets.shape[1], cells.shape[1], device=cells.device, requires_grad=True)
-    bias = torch.zeros(targets.shape[1], device=cells.device, requires_grad=True)
+    weight = inputs.new_zeros(targets.shape[1], cells.shape[1], requires_grad=True)
+    bias = inputs.new_zeros(targets.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(cells.device.type, enabled=False):
             logits = torch.addmm(bias, inputs, weight.T) + prior
             likelihood = logits.log_softmax(dim=1).masked_fill(~seen, 0.0)
             loss: Tensor = -(weighed * likelihood).sum() / mass.sum() + penalty / 2 * weight.square().sum()

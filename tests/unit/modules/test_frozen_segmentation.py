@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.quiet_trainer import quiet_trainer
 
 from rca_lightning import AffinityModule, FeatureCacheCallback, FrozenSegmentationModule, RCAModule, WSSSDataModule
 from rca_lightning.callbacks.feature_cache import compute_dtype
+from rca_lightning.callbacks.mask_writer import MaskWriter
 from rca_lightning.errors import ArgumentError, DataError, RCAError, WeightsError
 from rca_lightning.modules import frozen_segmentation_module
 from rca_lightning.modules.frozen_segmentation_module import label_shares
@@ -189,6 +191,19 @@ def test_checkpoints_need_no_other_file(
     assert loaded.network.boundary_network.backbone is loaded.network.backbone
 
 
+def test_masks_of_another_classifier_are_told_apart(fitted: tuple[FrozenSegmentationModule, Path], tmp_path: Path):
+    writer, (module, path) = MaskWriter(str(tmp_path)), fitted
+    settings = writer.describe(module)
+    assert settings == json.loads(json.dumps(settings)) | {"scales": module.hparams["scales"]}
+    other = FrozenSegmentationModule.load_from_checkpoint(path, map_location="cpu", propagation_power=3.0)
+    assert writer.describe(other) == settings | {"propagation_power": 3.0}
+    other.network.classifier.bias[2] += 1e-6
+    assert writer.describe(other)["classifier"] != settings["classifier"]
+    assert path.stat().st_size < 1.2 * sum(  # what several networks share is stored once
+        {part.data_ptr(): part.numel() * part.element_size() for part in module.state_dict().values()}.values()
+    )
+
+
 def test_a_second_epoch_solves_for_the_same(
     road: Road, fitted: tuple[FrozenSegmentationModule, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -217,6 +232,19 @@ def test_a_run_goes_on_from_any_step(
     torch.testing.assert_close(weights(module), weights(fitted[0]), rtol=0, atol=0)
     assert trainer.current_epoch == 2
     assert len(read) == {"epoch=0-step=2.ckpt": 4 + TRAIN, "epoch=0-step=3.ckpt": TRAIN}.get(when, 8)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_other_precisions_solve_for_about_the_same(
+    road: Road, fitted: tuple[FrozenSegmentationModule, Path], tmp_path: Path, precision: str
+):
+    once, module = fitted[0], build(road)
+    options: dict[str, Any] = {"limit_val_batches": 1.0, "precision": precision}
+    trainer = fit(road, tmp_path, module, features=tmp_path / "features", **options)
+    assert 0 < float(trainer.callback_metrics["val/miou"]) < 1
+    embeddings = torch.randn(1, once.network.classifier.weight.shape[1], 8, 8)
+    own, expected = (one.network.classifier.float()(embeddings)[:, :6] for one in (module, once))
+    assert (own - expected).abs().mean() < {"bf16-mixed": 0.01, "bf16-true": 0.1}[precision] * expected.std()
 
 
 class Read(L.Callback):
