@@ -62,9 +62,9 @@ def build(road: Road, *, walks: bool = True, **options: Any) -> FrozenSegmentati
 def fit(
     road: Road, folder: Path, module: FrozenSegmentationModule, *, callbacks: tuple[L.Callback, ...] = (),
     dataset: WSSSDataModule | None = None, epochs: int = 1, ckpt_path: Path | None = None, features: Path | None = None,
-    **trainer: Any,
+    splits: tuple[str, ...] = (), **trainer: Any,
 ) -> L.Trainer:  # fmt: skip
-    parts = [*callbacks, FeatureCacheCallback(str(features or road.features))]
+    parts = [*callbacks, FeatureCacheCallback(str(features or road.features), splits=splits)]
     made = quiet_trainer(
         folder, **{"max_epochs": epochs, "num_sanity_val_steps": 0, "limit_val_batches": 0} | trainer, callbacks=parts
     )
@@ -150,7 +150,8 @@ def test_features_of_the_affinity_module_serve(road: Road, tmp_path: Path):
     assert key == FeatureCacheCallback()._key(road.boundaries, compute_dtype(module.device))
     fit(road, tmp_path, module, callbacks=(counted,))
     assert counted.images == 0
-    fit(road, tmp_path, build(road, scales=(0.5, 1.0)), limit_val_batches=1.0, callbacks=(again,))
+    options = {"features": tmp_path / "features", "limit_val_batches": 1.0}
+    fit(road, tmp_path, build(road, scales=(0.5, 1.0)), callbacks=(again,), **options)
     assert again.images == TRAIN + 2 * VAL  # validation reads photographs
 
 
@@ -202,6 +203,15 @@ def test_masks_of_another_classifier_are_told_apart(fitted: tuple[FrozenSegmenta
     assert path.stat().st_size < 1.2 * sum(  # what several networks share is stored once
         {part.data_ptr(): part.numel() * part.element_size() for part in module.state_dict().values()}.values()
     )
+
+
+def test_training_reads_the_first_view_of_those_that_are_cached(
+    road: Road, fitted: tuple[FrozenSegmentationModule, Path], tmp_path: Path
+):
+    module, counted = build(road, scales=(1.0, 0.5), flip=True), Counted()
+    fit(road, tmp_path, module, callbacks=(counted,), splits=("train",), features=tmp_path / "features")
+    assert counted.images == 4 * TRAIN  # both scales, as they are and mirrored
+    torch.testing.assert_close(weights(module), weights(fitted[0]), rtol=0, atol=0)
 
 
 def test_a_second_epoch_solves_for_the_same(
