@@ -24,6 +24,7 @@ from rca_lightning.segmentation.frozen_segmenter import walk_probabilities
 from rca_lightning.segmentation.inference import draw_labels
 
 _EVERY = 20  # images between two lines of progress
+_VIEWS = ("scales", "flip", "max_side")  # arguments of a module
 Way = tuple[str, str, str]  # checkpoint, tags, refinement
 
 
@@ -46,6 +47,9 @@ def main() -> None:
     digests = {tensor_digest(module.network.backbone.state_dict()) for module in modules.values()}
     if len(digests) > 1:
         parser.error("--ckpt: the checkpoints do not share one backbone; score them one by one")
+    seen = {tuple(str(module.hparams[name]) for name in _VIEWS) for module in modules.values()}
+    if len(seen) > 1:
+        parser.error(f"--ckpt: the checkpoints differ in {', '.join(_VIEWS)}; score them one by one")
     ways = ["none", "walk"] + ["dense_crf"] * given.crf
     metrics: dict[Way, LabelIoU] = {
         (name, tags, way): LabelIoU(data.num_classes) for name in modules for tags in ("none", "image") for way in ways
@@ -69,7 +73,7 @@ def score(modules: dict[str, FrozenSegmentationModule], batch: Batch, metrics: d
     """Count one photograph in every way."""
     first = next(iter(modules.values()))
     images = batch["image"].to(first.device)
-    views = first.network.views(images, **{name: first.hparams[name] for name in ("scales", "flip", "max_side")})
+    views = first.network.views(images, **{name: first.hparams[name] for name in _VIEWS})
     names = ("propagation_steps", "propagation_power")
     for name, module in modules.items():
         for tags in ("none", "image"):

@@ -14,11 +14,21 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from rca_lightning import AffinityModule, OneStageModule, RCAModule, SegmentationModule, WSSSDataModule
+from rca_lightning import (
+    AffinityModule,
+    FrozenSegmentationModule,
+    OneStageModule,
+    RCAModule,
+    SegmentationModule,
+    WSSSDataModule,
+)
 from rca_lightning.cli.affinity import AffinityCLI, task_words
-from rca_lightning.cli.main import RCACLI, OneStageCLI, SegmentationCLI
+from rca_lightning.cli.main import RCACLI, FrozenSegmentationCLI, OneStageCLI, SegmentationCLI
 from rca_lightning.cli.trainer import find_task
+from rca_lightning.data.classes import VOC_CLASSES
+from rca_lightning.data.synthetic.dataset import CLASS_NAMES as SYNTHETIC_CLASSES
 from tests.integration.commands import written_commands
+from tests.quiet_trainer import quiet_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -45,6 +55,9 @@ class OnlyParsingRCA(OnlyParsing, RCACLI): ...
 class OnlyParsingSegmentation(OnlyParsing, SegmentationCLI): ...
 
 
+class OnlyParsingFrozenSegmentation(OnlyParsing, FrozenSegmentationCLI): ...
+
+
 class OnlyParsingOneStage(OnlyParsing, OneStageCLI): ...
 
 
@@ -59,9 +72,22 @@ def parsers() -> dict[str, ArgumentParser]:
     return {
         "localize": OnlyParsingRCA(RCAModule, WSSSDataModule, args=args).parser,
         "segment": OnlyParsingSegmentation(SegmentationModule, WSSSDataModule, args=args).parser,
+        "segment_frozen": OnlyParsingFrozenSegmentation(FrozenSegmentationModule, WSSSDataModule, args=args).parser,
         "one_stage": OnlyParsingOneStage(OneStageModule, WSSSDataModule, args=args).parser,
         "affinity": OnlyParsingAffinity(AffinityModule, WSSSDataModule, args=args).parser,
     }
+
+
+@pytest.fixture(scope="module")
+def first_stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoint of a small network with a frozen backbone for the classes of a data set."""
+    folder, found = tmp_path_factory.mktemp("first_stages"), {}
+    for dataset, names in (("voc2012", VOC_CLASSES), ("synthetic", SYNTHETIC_CLASSES)):
+        module = RCAModule(len(names), list(names), backbone="resnet14", weights="none", backbone_mode="frozen")
+        trainer = quiet_trainer(folder)
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(found.setdefault(dataset, folder / f"{dataset}.ckpt"))
+    return found
 
 
 @pytest.fixture
@@ -86,16 +112,21 @@ def test_recipes_are_found():
     assert {"experiments/voc2012_mini/segment.yaml", "experiments/quickstart_segment.yaml"} <= set(SEGMENT_RECIPES)
     assert {"experiments/voc2012_mini/affinity.yaml", "experiments/quickstart_affinity.yaml"} <= set(RECIPES)
     assert {"experiments/voc2012_mini/one_stage.yaml", "experiments/quickstart_one_stage.yaml"} <= set(RECIPES)
+    assert "experiments/voc2012_mini/segment_frozen.yaml" in RECIPES
     assert "experiments/slurm/ddp.sbatch" in BATCH_SCRIPTS
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_builds_everything(parsers: dict[str, ArgumentParser], recipe: str, tmp_path: Path):
+def test_recipe_builds_everything(
+    parsers: dict[str, ArgumentParser], first_stages: dict[str, Path], recipe: str, tmp_path: Path
+):
     given = ["fit", "--config", recipe, "--trainer.accelerator=cpu", "--trainer.devices=1"]
     parser = parsers[find_task(given)]
     content = yaml.safe_load((ROOT / recipe).read_text())
     if content["data"]["dataset"] != "synthetic":
         given += ["--data.root", str(tmp_path)]
+    if find_task(given) == "segment_frozen":  # built of a checkpoint, which is not there
+        given += ["--model.first_stage", str(first_stages[content["data"]["dataset"]])]
     built = parser.instantiate_classes(parser.parse_args(given))["fit"]
     assert built.model.hparams["num_classes"] == {"coco2014": 80, "coco2017": 80, "synthetic": 6}.get(
         content["data"]["dataset"], 20

@@ -99,6 +99,7 @@ def test_walk_finds_the_public_names():
         "modules.rca_module.RCAModule.__init__",
         "modules.one_stage_module.OneStageModule.__init__",
         "modules.affinity_module.AffinityModule.__init__",
+        "modules.frozen_segmentation_module.FrozenSegmentationModule.__init__",
         "modules.segmentation_module.SegmentationModule.__init__",
         "data.datamodule.WSSSDataModule.__init__",
         "callbacks.region_memory.RegionMemoryCallback.__init__",

@@ -57,9 +57,10 @@ class FeatureCacheCallback(L.Callback):
     At the start of `fit` it learns the principal components of the features from a few photographs, computes the
     projected features of those that the cache does not hold, a share on each rank, and starts the module from them:
     `RCAModule` fits its first CAM head to their means by logistic regression. Features are one map, or several levels;
-    see `FeatureNetwork`. Training and validation then read the cache alone. After the last round of `RCAModule` it
-    calibrates predicted tags, see `calibrate_tags`. A run that is killed goes on where
-    it was; the next one, with another number of prototypes or rounds, computes nothing. `validate`, `test` and
+    see `FeatureNetwork`. Training and validation then read the cache alone; `FrozenSegmentationModule` is trained on
+    it and scored on photographs. After the last round of `RCAModule` it calibrates predicted tags, see
+    `calibrate_tags`. A run that is killed goes on where it was; the next one, with another number of prototypes or
+    rounds, computes nothing. `validate`, `test` and
     `predict` read the features that are there and compute the others, without writing them. Several processes need one
     folder that all of them see. Features are computed in bfloat16 where the processor has units for it, see
     `compute_dtype`. With `on_bad_image="skip"` a photograph that cannot be read is left out.
@@ -94,7 +95,7 @@ class FeatureCacheCallback(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" or not isinstance(pl_module, FrozenBackboneMixin) or not isinstance(data, WSSSDataModule):
             return
-        if pl_module.is_frozen:
+        if pl_module.is_frozen and pl_module.scores_features:
             data.open_features = functools.partial(self._open, pl_module)
 
     def _open(self, module: FrozenBackboneMixin) -> FeatureCache:
@@ -127,7 +128,13 @@ class FeatureCacheCallback(L.Callback):
         broadcast_from_first(*network.backbone.state_dict().values())
         dtype = compute_dtype(pl_module.device, _dtype(pl_module))
         cells = max(1, data.augmentation.crop_size // network.strides[-1]) if pl_module.trains_on_crops else None
-        splits = data.keep_features(self.cache, splits=self.splits, crop_cells=cells, with_masks=pl_module.reads_masks)
+        splits = data.keep_features(
+            self.cache,
+            splits=self.splits,
+            crop_cells=cells,
+            with_masks=pl_module.reads_masks,
+            to_validate=pl_module.scores_features,
+        )
         begins = not are_learned(network.projections)
         casts = dtype == torch.bfloat16
         with torch.inference_mode(), torch.autocast(pl_module.device.type, torch.bfloat16, enabled=casts):

@@ -18,6 +18,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import denormalise
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.io.output_folder import Existing
+from rca_lightning.io.tensor_file import tensor_digest
 from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
 from rca_lightning.modules.label_prediction import LabelPrediction
 from rca_lightning.modules.one_stage_module import OneStageModule
@@ -74,12 +75,15 @@ class MaskWriter(PredictionWriter):
     def describe(self, module: L.LightningModule) -> dict[str, Any]:
         """Settings that masks depend on."""
         if not isinstance(module, LabelPrediction):
-            remedy = "MaskWriter writes predictions of SegmentationModule and OneStageModule"
+            remedy = "MaskWriter writes predictions of SegmentationModule, FrozenSegmentationModule and OneStageModule"
             raise ArgumentError("model", type(module).__name__, remedy)
         names = ("num_classes", "class_names", "scales", "flip", "max_side", "predict_tags", "crf")
         some = ("backbone", "head", "drawn_by", "propagation_steps", "propagation_power")
         known = [*names, *(name for name in some if name in module.hparams)]
-        return {name: module.hparams[name] for name in known}
+        settings = {name: module.hparams[name] for name in known}
+        if isinstance(module, FrozenSegmentationModule):  # its few weights hardly count among those of the backbone
+            settings["classifier"] = tensor_digest(module.network.classifier.state_dict())[:16]
+        return settings
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and removes COCO results that would be out of date."""

@@ -311,6 +311,7 @@ class WSSSDataModule(L.LightningDataModule):
         splits: Sequence[str] = (),
         crop_cells: int | None = None,
         with_masks: bool = False,
+        to_validate: bool = True,
     ) -> list[TaggedImages]:
         """Serve features from a cache: in place of crops in training, and beside the photographs in validation.
 
@@ -320,6 +321,7 @@ class WSSSDataModule(L.LightningDataModule):
             crop_cells: side of the crops of features that are trained on, in cells of the coarsest level; None: whole
                 photographs are.
             with_masks: whether whole photographs are trained on with their masks.
+            to_validate: whether validation reads features.
 
         Returns:
             The photographs that need features, whole: those to train on, then those that `fit` validates on, if any,
@@ -335,7 +337,7 @@ class WSSSDataModule(L.LightningDataModule):
         needed = {self.train_split: _set_up(self._train, "fit").whole()}
         needed[self.train_split].scored = self.train_split in splits
         validated = []
-        if self._eval is not None and self._validates_in_fit():
+        if to_validate and self._eval is not None and self._validates_in_fit():
             self._eval.features, self._eval.scored = cache, True
             validated = [self._eval]
         source = self.options.open()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import lightning as L
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.data.dataset import CachedFeatures
+from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.projection import PCAProjection
+
+_NEED_GRADIENTS = (LearningRateFinder, BatchSizeFinder, StochasticWeightAveraging)
 
 
 class FeatureNetwork(Protocol):
@@ -45,11 +51,13 @@ class FrozenBackboneMixin(L.LightningModule):
         trains_on_crops: whether it is trained on crops of features and masks, `data.crop_size` pixels wide, or on whole
             photographs.
         reads_masks: whether the masks of whole photographs come with their features.
+        scores_features: whether validation, test and prediction read features, or photographs alone.
     """
 
     network: FeatureNetwork
     trains_on_crops: bool = False
     reads_masks: bool = False
+    scores_features: bool = True
 
     @property
     def is_frozen(self) -> bool:
@@ -68,3 +76,29 @@ class FrozenBackboneMixin(L.LightningModule):
             images: the features of the photographs to train on.
             penalty: of a logistic regression on them; see `fit_head`.
         """
+
+
+def prepare_without_gradients(trainer: L.Trainer, remedy: str) -> None:
+    """Refuses callbacks that need gradients, and lets several processes train a module that has none.
+
+    Args:
+        trainer: in the setup of a fit.
+        remedy: what to do about such a callback.
+
+    Raises:
+        ArgumentError: for a callback that needs gradients.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, _NEED_GRADIENTS):
+            problem = "behind a frozen backbone nothing is trained by gradients"
+            raise ArgumentError("trainer.callbacks", type(callback).__name__, f"{problem}; {remedy}")
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy.configure_ddp = functools.partial(  # type: ignore[method-assign]
+            _wrap_if_trained, trainer.strategy, trainer.strategy.configure_ddp
+        )
+
+
+def _wrap_if_trained(strategy: DDPStrategy, wrap: Callable[[], None]) -> None:
+    """DistributedDataParallel refuses a module without a gradient to exchange."""
+    if strategy.model is not None and any(weight.requires_grad for weight in strategy.model.parameters()):
+        wrap()

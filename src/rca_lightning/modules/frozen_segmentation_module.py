@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -16,13 +17,15 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.reading import check_task, read_checkpoint
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.data.classes import check_mask_classes
+from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.data.sample import Batch
-from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
+from rca_lightning.distributed import broadcast_from_first, gather_objects, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, DataError, WeightsError, refuse_other_classes
 from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.io.tensor_file import tensor_digest
 from rca_lightning.modules.affinity_module import AffinityModule, load_affinity
-from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
+from rca_lightning.modules.data_checks import DataChecks
+from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin, prepare_without_gradients
 from rca_lightning.modules.label_prediction import GivenTags, LabelPrediction
 from rca_lightning.modules.monitored import MonitorGuard
 from rca_lightning.modules.rca_module import RCAModule
@@ -30,14 +33,20 @@ from rca_lightning.rca.inference import MAX_SIDE, check_views
 from rca_lightning.rca.propagation import check_propagation
 from rca_lightning.segmentation.frozen_segmenter import FrozenSegmenter
 from rca_lightning.segmentation.inference import LabelImage, draw_labels
-from rca_lightning.segmentation.pixel_classifier import MAX_CELLS, PENALTY, TAG_PRIOR, fit_pixel_classifier
+from rca_lightning.segmentation.pixel_classifier import (
+    MAX_CELLS,
+    PENALTY,
+    TAG_PRIOR,
+    check_weights,
+    fit_pixel_classifier,
+)
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
 _REMEDY = "give train_masks=True and, for pseudo labels, their folder as train_mask_dir; every image needs one"
 
 
-class FrozenSegmentationModule(LabelPrediction, MonitorGuard, FrozenBackboneMixin):
+class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuard, DataChecks):
     """A segmentation network behind the frozen backbone of a first stage, fitted to masks in closed steps.
 
     It predicts label images without tags: a linear classifier of the pixels, the calibrated tags of the first stage,
@@ -71,6 +80,7 @@ class FrozenSegmentationModule(LabelPrediction, MonitorGuard, FrozenBackboneMixi
     task = "segment_frozen"
     network: FrozenSegmenter
     reads_masks = True
+    scores_features = False  # tags are scored by other features than pixels
 
     @check_arguments
     def __init__(
@@ -95,6 +105,7 @@ class FrozenSegmentationModule(LabelPrediction, MonitorGuard, FrozenBackboneMixi
         check_mask_classes(num_classes)
         check_views(scales, max_side)
         check_propagation(propagation_power, propagation_steps)
+        check_weights(penalty, tag_prior)
         first = _first_stage(first_stage)
         names = first.hparams["class_names"]
         if first.num_classes != num_classes:
@@ -106,6 +117,7 @@ class FrozenSegmentationModule(LabelPrediction, MonitorGuard, FrozenBackboneMixi
         if boundary is not None and not isinstance(affinity, Mapping):  # else a checkpoint has brought both together
             _check_one_backbone(first, boundary)
         own = {name: value for name, value in locals().items() if name in _ARGUMENTS}
+        own["class_names"] = names if class_names is None else class_names
         own["first_stage"] = dict(first.hparams)
         own["affinity"] = None if boundary is None else dict(boundary.hparams)
         self.save_hyperparameters(own)
@@ -118,6 +130,7 @@ class FrozenSegmentationModule(LabelPrediction, MonitorGuard, FrozenBackboneMixi
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
         self._read: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of this epoch: cells, targets and tags by image
+        self._reads_all = False  # in this run: one that goes on within an epoch has read a part of it before
 
     @property
     def is_frozen(self) -> bool:
@@ -153,6 +166,12 @@ class FrozenSegmentationModule(LabelPrediction, MonitorGuard, FrozenBackboneMixi
         self.network.eval()
         return self
 
+    def setup(self, stage: str) -> None:
+        """Refuses callbacks that need gradients."""
+        super().setup(stage)
+        if stage == TrainerFn.FITTING:
+            prepare_without_gradients(self.trainer, "leave it out, or give --task segment")
+
     def on_fit_start(self) -> None:
         """Refuses to fit without cached features."""
         super().on_fit_start()
@@ -161,42 +180,72 @@ class FrozenSegmentationModule(LabelPrediction, MonitorGuard, FrozenBackboneMixi
 
     def on_train_epoch_start(self) -> None:
         """Forgets the cells of the epoch before."""
+        super().on_train_epoch_start()
         self._read.clear()
+        self._reads_all = True
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keeps evenly spread cells of each photograph with the labels of their pixels."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Keeps evenly spread cells of each photograph with the labels of their pixels; solves in the last batch.
+
+        Returns:
+            0: nothing is minimised by steps.
+        """
         if "masks" not in batch:
             raise DataError(f"train_masks: the batch of {batch['image_id'][0]} holds no masks; {_REMEDY}")
-        kept = max(1, MAX_CELLS // self.trainer.datamodule.num_train_images)  # type: ignore[attr-defined]
         parts = zip(batch["image_id"], batch["features"], batch["masks"], batch["tags"], strict=True)
         for image_id, of_scales, mask, tags in parts:
-            if not of_scales:
-                continue  # of a process that has no further photograph
-            levels = of_scales[0] if isinstance(of_scales[0], list) else [of_scales[0]]
-            embeddings = self.network.embed([level[:1] for level in levels])
-            targets = label_shares(mask, embeddings.shape[2:], num_labels=self.hparams["num_classes"] + 1)
-            cells = embeddings[0].flatten(1).T  # (1, D, h, w) -> (hw, D)
-            chosen = torch.linspace(0, len(cells) - 1, min(kept, len(cells)), device=cells.device).long()
-            chosen = chosen[targets.sum(dim=1)[chosen] > 0]
-            self._read[image_id] = cells[chosen].half(), targets[chosen].half(), tags
+            if of_scales:  # else of a process that has no further photograph
+                self._keep(image_id, of_scales[0], mask, tags)
         if self.trainer.is_last_batch:
-            self._fit()
+            with torch.autocast(self.device.type, enabled=False):
+                self._fit()
+        return torch.zeros((), device=self.device, requires_grad=True)  # Lightning calls backward
+
+    def _keep(self, image_id: str, features: Tensor | list[Tensor], mask: Tensor, tags: Tensor) -> None:
+        """Keeps cells of one photograph; of a single level its features are the tensor alone."""
+        most = max(1, MAX_CELLS // self.trainer.datamodule.num_train_images)  # type: ignore[attr-defined]
+        levels = features if isinstance(features, list) else [features]
+        embeddings = self.network.embed([level[:1].to(self.device) for level in levels])
+        mask = mask.to(self.device)
+        targets = label_shares(mask, embeddings.shape[2:], num_labels=self.hparams["num_classes"] + 1)
+        cells = embeddings[0].flatten(1).T  # (1, D, h, w) -> (hw, D)
+        chosen = torch.linspace(0, len(cells) - 1, min(most, len(cells)), device=cells.device).long()
+        chosen = chosen[targets.sum(dim=1)[chosen] > 0]
+        self._read[image_id] = cells[chosen].half(), targets[chosen].half(), tags.to(self.device).half()
+
+    def _read_rest(self) -> None:
+        """Reads what the run before has read of an epoch that this one goes on with: checkpoints keep no cells."""
+        images: CachedFeatures = self.trainer.datamodule.cached_features()  # type: ignore[attr-defined]
+        here = {image_id for of_rank in gather_objects(list(self._read)) for image_id in of_rank}
+        missing = [row for row, image_id in enumerate(images.images.records.image_ids) if image_id not in here]
+        processes, rank = world_size_and_rank()
+        for sample in (images[row] for row in missing[rank::processes]):
+            self._keep(sample["image_id"], sample["features"][0], sample["mask"], sample["tags"])
 
     def _fit(self) -> None:
         """Solves for the classifier on the first rank, from the cells of all."""
+        if not self._reads_all:
+            self._read_rest()
         device, (_, rank) = self.device, world_size_and_rank()
-        ids = sorted(self._read)  # in an order that neither batches nor ranks have a part in
         width, labels = self.network.classifier.weight.shape[1], self.hparams["num_classes"] + 1
-        cells = torch.cat([torch.zeros(0, width).half().to(device), *(self._read[one][0] for one in ids)])
-        targets = torch.cat([torch.zeros(0, labels).half().to(device), *(self._read[one][1] for one in ids)])
-        rows = [self._read[one][2].expand(len(self._read[one][0]), -1) for one in ids]
-        tags = torch.cat([torch.zeros(0, labels - 1, device=device), *rows])
-        cells, targets, tags = gather_uneven(cells, targets, tags)
+        empty = torch.zeros(0, width).half(), torch.zeros(0, labels).half(), torch.zeros(0, labels - 1).half()
+        own = sorted(self._read.items())
+        rows = [(cells, targets, tags.expand(len(cells), -1)) for _, (cells, targets, tags) in own]
+        parts = zip(tuple(part.to(device) for part in empty), *rows, strict=True)
+        cells, targets, tags = gather_uneven(*(torch.cat(part) for part in parts))
+        of_ranks = gather_objects([(image_id, len(part[0])) for image_id, part in own])
         self._read.clear()
-        weight, bias = self.network.classifier.weight.clone(), self.network.classifier.bias.clone()
+        del own, rows, parts
+        if len(of_ranks) > 1:  # by photograph, so that ranks have no part in the order that numbers are added up in
+            sizes = [size for of_rank in of_ranks for size in of_rank]
+            blocks = torch.split(torch.arange(len(cells), device=device), [count for _, count in sizes])
+            order = torch.cat([blocks[place] for place in sorted(range(len(sizes)), key=sizes.__getitem__)])
+            cells, targets, tags = cells[order], targets[order], tags[order]
+        weight = torch.zeros(labels, width, device=device, dtype=torch.float32)
+        bias = torch.zeros(labels, device=device, dtype=torch.float32)
+        if len(cells) == 0:
+            raise DataError(f"train_masks: no training image has a pixel with a label; {_REMEDY}")
         if rank == 0:
-            if len(cells) == 0:
-                raise DataError(f"train_masks: no training image has a pixel with a label; {_REMEDY}")
             _info("segmentation: the classifier is fitted to %d cells", len(cells))
             fitted = fit_pixel_classifier(
                 cells.cpu(),
@@ -285,10 +334,10 @@ def _affinity(source: str | Path | Mapping[str, Any]) -> AffinityModule:
 
 def _check_one_backbone(first: RCAModule, affinity: AffinityModule) -> None:
     digests = {tensor_digest(module.network.backbone.state_dict()) for module in (first, affinity)}
-    stride = affinity.hparams["output_stride"]
-    if stride != first.hparams["output_stride"]:
-        remedy = f"the first stage has {first.hparams['output_stride']}; fit affinity with that output_stride"
-        raise ArgumentError("affinity", stride, remedy)
+    for name in ("backbone", "output_stride", "stride_in", "padding_mode"):
+        before, now = first.hparams[name], affinity.hparams[name]
+        if now != before:
+            raise ArgumentError("affinity", now, f"the first stage has {name} {before!r}; fit affinity with the same")
     if len(digests) > 1:
         raise WeightsError(
             "affinity is a checkpoint of another backbone than first_stage; give one of rca affinity fit "

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -27,6 +24,7 @@ from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.io.listing import first_few
 from rca_lightning.modules.data_checks import DataChecks
+from rca_lightning.modules.frozen_backbone import prepare_without_gradients
 from rca_lightning.modules.hyperparameters import checked_arguments
 from rca_lightning.modules.monitored import MonitorGuard
 from rca_lightning.modules.optimizers import OptimizerName, ResumableOptimizer
@@ -60,7 +58,6 @@ logger = logging.getLogger(__name__)
 _info = rank_zero_only(logger.info)
 
 BackboneMode = Literal["frozen", "trained"]
-_NEED_GRADIENTS = (LearningRateFinder, BatchSizeFinder, StochasticWeightAveraging)
 
 
 class RCAModule(
@@ -306,18 +303,7 @@ class RCAModule(
         super().setup(stage)
         if stage != TrainerFn.FITTING or not self.is_frozen:
             return
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, _NEED_GRADIENTS):
-                raise ArgumentError(
-                    "trainer.callbacks",
-                    type(callback).__name__,
-                    "behind a frozen backbone nothing is trained by gradients; leave it out, or give "
-                    "backbone_mode='trained'",
-                )
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            self.trainer.strategy.configure_ddp = functools.partial(  # type: ignore[method-assign]
-                _wrap_if_trained, self.trainer.strategy, self.trainer.strategy.configure_ddp
-            )
+        prepare_without_gradients(self.trainer, "leave it out, or give backbone_mode='trained'")
 
     def on_fit_start(self) -> None:
         """Refuse to train without the memory that the losses need, or with a projection that nothing trains."""
@@ -545,9 +531,3 @@ class RCAModule(
         computed = {"features (maps of the first head)": maps.coarse, "embeddings": maps.embeddings}
         refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
         return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in losses.parts.items()}}
-
-
-def _wrap_if_trained(strategy: DDPStrategy, wrap: Callable[[], None]) -> None:
-    """DistributedDataParallel refuses a module without a gradient to exchange."""
-    if strategy.model is not None and any(weight.requires_grad for weight in strategy.model.parameters()):
-        wrap()

@@ -127,8 +127,8 @@ class FrozenSegmenter(nn.Module):
             propagation_power: see there.
 
         Returns:
-            `(B, L + 1, h, w)` float32, summing to 1 in each cell: on the grid of the boundaries, else on that of the
-            largest view.
+            `(B, L + 1, h, w)` float32, summing to 1 in each cell but for labels that are not walked: on the grid of the
+            boundaries, else on that of the largest view.
         """
         views = self.views(images, scales=scales, flip=flip, max_side=max_side)
         return self.read_views(views, tags, propagation_steps=propagation_steps, propagation_power=propagation_power)

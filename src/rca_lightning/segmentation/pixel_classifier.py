@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +49,9 @@ class PixelClassifier(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits of embeddings."""
-        return F.conv2d(embeddings.to(self.weight.dtype), self.weight[:, :, None, None], self.bias)
+        # They decide which of near labels is drawn: half precision of mixed training would leave two digits.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.conv2d(embeddings.to(self.weight.dtype), self.weight[:, :, None, None], self.bias)
 
     @torch.no_grad()
     def learn(self, weight: Tensor, bias: Tensor) -> None:
@@ -55,6 +59,18 @@ class PixelClassifier(nn.Module):
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         self.fitted.fill_(True)
+
+
+def check_weights(penalty: float, tag_prior: float) -> None:
+    """Refuses a penalty or a prior of tags of which nothing can be fitted.
+
+    Raises:
+        ArgumentError: for a penalty that is not above 0 and finite, or a prior that is negative or not finite.
+    """
+    if not 0 < penalty < math.inf:
+        raise ArgumentError("penalty", penalty, "give a number above 0")
+    if not 0 <= tag_prior < math.inf:
+        raise ArgumentError("tag_prior", tag_prior, "give 0 or more")
 
 
 def fit_pixel_classifier(
@@ -85,7 +101,7 @@ def fit_pixel_classifier(
         Weights `(L + 1, D)` and biases `(L + 1,)`, float32. A label that no cell has is never the strongest.
 
     Raises:
-        ArgumentError: for embeddings that are not finite, or targets of which no cell has any.
+        ArgumentError: for embeddings that are not finite, targets of which no cell has any, and as `check_weights`.
 
     Example:
         >>> cells = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -93,10 +109,7 @@ def fit_pixel_classifier(
         >>> (cells @ weight.T + bias).argmax(1)
         tensor([0, 0, 1])
     """
-    if penalty <= 0:
-        raise ArgumentError("penalty", penalty, "give a number above 0")
-    if tag_prior < 0:
-        raise ArgumentError("tag_prior", tag_prior, "give 0 or more")
+    check_weights(penalty, tag_prior)
     if not bool(torch.isfinite(cells).all()):
         raise ArgumentError("cells", "non-finite", "features must be finite numbers")
     mass = targets.sum(dim=0, dtype=torch.float64)
@@ -109,13 +122,13 @@ def fit_pixel_classifier(
     weighed = targets.float() * weights  # (N, L + 1), its sum that of the targets
     prior = F.pad((tags > 0).float() - 1, (1, 0)) * tag_prior  # (N, L) -> (N, L + 1), of the background 0
     prior.masked_fill_(~seen, -torch.inf)
-    weight = torch.zeros(targets.shape[1], cells.shape[1], device=cells.device, requires_grad=True)
-    bias = torch.zeros(targets.shape[1], device=cells.device, requires_grad=True)
+    weight = inputs.new_zeros(targets.shape[1], cells.shape[1], requires_grad=True)
+    bias = inputs.new_zeros(targets.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(cells.device.type, enabled=False):
             logits = torch.addmm(bias, inputs, weight.T) + prior
             likelihood = logits.log_softmax(dim=1).masked_fill(~seen, 0.0)
             loss: Tensor = -(weighed * likelihood).sum() / mass.sum() + penalty / 2 * weight.square().sum()

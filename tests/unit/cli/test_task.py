@@ -60,7 +60,9 @@ def test_arguments_as_an_object(wrap):
 
 @pytest.mark.parametrize("value", ["segmentation", "", "Segment"])
 def test_another_task_is_refused(value):
-    with pytest.raises(ArgumentError, match=rf"^task='{value}': give one of localize, segment, one_stage, affinity$"):
+    with pytest.raises(
+        ArgumentError, match=rf"^task='{value}': give one of localize, segment, segment_frozen, one_stage, affinity$"
+    ):
         find_task(["fit", "--task", value])
 
 
