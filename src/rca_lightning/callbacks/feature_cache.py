@@ -210,13 +210,9 @@ class FeatureCacheCallback(L.Callback):
             images = splits[0]
             step = max(1, len(images) // _SAMPLE)
             rows = list(range(0, len(images), step))[:_SAMPLE]
-            key = self._key(module, dtype)
-            key |= {
-                name: module.feature_arguments[name]
-                for name in ("embedding_stages",)
-                if name in module.feature_arguments
-            }
-            key |= {"scale": module.feature_arguments["scales"][0]}
+            arguments = module.feature_arguments
+            key = self._key(module, dtype) | {"scale": arguments["scales"][0]}
+            key |= {name: arguments[name] for name in ("embedding_stages",) if name in arguments}
             self.cache.use(key | {"projection of": [self.cache.stamp(images.records[row]) for row in rows]}, scales=[])
             if not load_projections(network.projections, self.cache.read_tensors(_PROJECTION)):
                 self.cache.begin(sum(self._bytes(module, of, row) for of in splits for row in range(len(of))))

@@ -101,6 +101,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
         eval_tags: GivenTags = "none",
         predict_tags: GivenTags = "none",
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         check_mask_classes(num_classes)
         check_views(scales, max_side)
@@ -116,11 +117,12 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
         boundary = None if affinity is None else _affinity(affinity)
         if boundary is not None and not isinstance(affinity, Mapping):  # else a checkpoint has brought both together
             _check_one_backbone(first, boundary)
-        own = {name: value for name, value in locals().items() if name in _ARGUMENTS}
-        own["class_names"] = names if class_names is None else class_names
-        own["first_stage"] = dict(first.hparams)
-        own["affinity"] = None if boundary is None else dict(boundary.hparams)
-        self.save_hyperparameters(own)
+        kept = {
+            "class_names": names if class_names is None else class_names,
+            "first_stage": dict(first.hparams),
+            "affinity": None if boundary is None else dict(boundary.hparams),
+        }
+        self.save_hyperparameters(given | kept)
         self.network = FrozenSegmenter(
             first.network,
             first.tag_calibration,
@@ -270,22 +272,6 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
         options = {name: self.hparams[name] for name in names}
         probabilities = self.network.label_probabilities(images, tags, **options)
         return draw_labels(probabilities, images, tags=tags, crf=self.use_crf)
-
-
-_ARGUMENTS = (
-    "num_classes",
-    "class_names",
-    "penalty",
-    "tag_prior",
-    "scales",
-    "flip",
-    "max_side",
-    "propagation_steps",
-    "propagation_power",
-    "crf",
-    "eval_tags",
-    "predict_tags",
-)
 
 
 def label_shares(mask: Tensor, size: torch.Size, *, num_labels: int) -> Tensor:
