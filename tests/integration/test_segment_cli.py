@@ -216,7 +216,7 @@ def test_help_shows_the_arguments_of_the_task(task, own, other, capsys: pytest.C
     assert f"--model.{other} " not in printed
     assert ("--memory." in printed) == (task in {"localize", "one_stage"})
     assert ("--features." in printed) == (task in {"localize", "affinity"})
-    assert "--task {localize,segment,one_stage,affinity}" in printed
+    assert "--task {localize,segment,segment_frozen,one_stage,affinity}" in printed
 
 
 def said_by_console(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
@@ -228,7 +228,7 @@ def said_by_console(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
 
 def test_unknown_task_is_one_line(monkeypatch: pytest.MonkeyPatch):
     said = said_by_console(monkeypatch, "fit", "--task", "classify")
-    assert said == "rca: task='classify': give one of localize, segment, one_stage, affinity"
+    assert said == "rca: task='classify': give one of localize, segment, segment_frozen, one_stage, affinity"
 
 
 @pytest.mark.parametrize(
