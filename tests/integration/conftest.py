@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
+from rca_lightning.backbones.build import build_backbone
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
 from tests.integration.running import keep_parsers, run
 
@@ -47,6 +49,18 @@ def config(tmp_path: Path, synthetic_root: Path) -> Path:
 def write_config(folder: Path, synthetic_root: Path) -> Path:
     """`config.yaml` of a run in `folder/run`."""
     return _write(folder / "config.yaml", _localize(folder, synthetic_root))
+
+
+def write_frozen_config(folder: Path, synthetic_root: Path) -> Path:
+    """`config.yaml` of a run in `folder/run` behind a frozen backbone, whose random weights it writes."""
+    torch.manual_seed(0)
+    weights = folder / "weights.pth"
+    torch.save(build_backbone("resnet14", weights="none").state_dict(), weights)
+    content = _localize(folder, synthetic_root)
+    content["model"] = {"backbone": "resnet14", "output_stride": 16, "weights": str(weights), "embedding_dim": 24}
+    content["memory"] = {"backend": "torch"}
+    content["features"] = {"folder": str(folder / "features")}
+    return _write(folder / "config.yaml", content)
 
 
 @pytest.fixture

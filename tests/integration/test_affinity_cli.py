@@ -14,11 +14,11 @@ import torch
 import yaml
 from PIL import Image
 
-from rca_lightning import AffinityModule, RCAModule
+from rca_lightning import AffinityModule
 from rca_lightning.cli import affinity
 from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError, OutputError, WeightsError
-from tests.integration.conftest import write_config
+from tests.integration.conftest import write_frozen_config
 from tests.integration.endings import differences
 from tests.integration.running import run
 
@@ -38,14 +38,8 @@ class Road:
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Road:
     folder = tmp_path_factory.mktemp("affinity")
-    weights = folder / "weights.pth"
-    torch.manual_seed(0)
-    torch.save(RCAModule(1, backbone="resnet14", weights="none").network.backbone.state_dict(), weights)
-    first = write_config(folder, synthetic_root)
+    first = write_frozen_config(folder, synthetic_root)
     content = yaml.safe_load(first.read_text())
-    content["model"] = {"backbone": "resnet14", "output_stride": 16, "weights": str(weights), "embedding_dim": 24}
-    content["memory"] = {"backend": "torch"}
-    content["features"] = {"folder": str(folder / "features")}
     content["data"]["predict_split"] = "train"
     first.write_text(yaml.safe_dump(content))
     run("fit", first, "--trainer.limit_val_batches", "0")

@@ -14,10 +14,9 @@ import torch
 import yaml
 from PIL import Image
 
-from rca_lightning import RCAModule
 from rca_lightning.cli.main import console, main
 from rca_lightning.errors import ArgumentError, OutputError, WeightsError
-from tests.integration.conftest import ROOT, write_config
+from tests.integration.conftest import ROOT, write_frozen_config
 from tests.integration.running import run
 
 SCRIPT = ROOT / "experiments" / "voc2012_mini" / "score_frozen.py"
@@ -43,15 +42,8 @@ class Road:
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> Road:
     folder = tmp_path_factory.mktemp("segment_frozen")
-    weights = folder / "weights.pth"
-    torch.manual_seed(0)
-    torch.save(RCAModule(1, backbone="resnet14", weights="none").network.backbone.state_dict(), weights)
-    first_config = write_config(folder, synthetic_root)
+    first_config = write_frozen_config(folder, synthetic_root)
     content = yaml.safe_load(first_config.read_text())
-    content["model"] = {"backbone": "resnet14", "output_stride": 16, "weights": str(weights), "embedding_dim": 24}
-    content["memory"] = {"backend": "torch"}
-    content["features"] = {"folder": str(folder / "features")}
-    first_config.write_text(yaml.safe_dump(content))
     run("fit", first_config, "--trainer.limit_val_batches", "0")
     first = folder / "run" / "last.ckpt"
 
@@ -172,9 +164,7 @@ def test_what_is_wrong_is_one_line(
         monkeypatch.setattr("sys.argv", ["rca", *words])
         with pytest.raises(SystemExit) as stopped:
             console()
-        assert str(stopped.value.code).startswith(
-            f"rca: ckpt_path='{road.checkpoint}': this is of --task segment_frozen"
-        )
+        assert str(stopped.value.code).startswith("rca: task='segment_frozen': its tags and walk are no plain network")
         assert "\n" not in str(stopped.value.code)
     assert not list(tmp_path.iterdir())
     capsys.readouterr()

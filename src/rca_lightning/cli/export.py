@@ -28,15 +28,15 @@ def main(words: Sequence[str]) -> None:
     _check_out(given.out)
     content = read_checkpoint(given.ckpt_path, map_location="meta")  # refused under the name that the argument has here
     from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
+    from rca_lightning.modules.label_prediction import LabelPrediction
     from rca_lightning.modules.one_stage_module import OneStageModule
     from rca_lightning.modules.segmentation_module import SegmentationModule
 
     task = task_of(content["state_dict"])
-    if task == FrozenSegmentationModule.task:
-        remedy = "its tags and its walk are no plain network; give a checkpoint of rca fit --task segment or one_stage"
-        raise ArgumentError("ckpt_path", given.ckpt_path, f"this is of --task {task}: {remedy}")
-    kind = OneStageModule if task == OneStageModule.task else SegmentationModule
-    module = kind.load_from_checkpoint(given.ckpt_path, map_location="cpu")
+    kinds: dict[str | None, type[LabelPrediction]] = {
+        kind.task: kind for kind in (SegmentationModule, OneStageModule, FrozenSegmentationModule)
+    }
+    module = kinds.get(task, SegmentationModule).load_from_checkpoint(given.ckpt_path, map_location="cpu")
     try:
         _WRITERS[given.out.suffix](module.segmenter, module.class_names, given.out)
     except OSError as error:

@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rca_lightning.backbones.base import Backbone
 from rca_lightning.errors import ArgumentError
-from rca_lightning.rca.projection import PCAProjection
-from rca_lightning.segmentation.pyramid import FeaturePyramid
+from rca_lightning.segmentation.pyramid import FeaturePyramid, PyramidReader
 
 _GROUPS = 4  # of GroupNorm
 _EPS = 1e-5
@@ -41,7 +39,7 @@ class LevelStandardization(nn.Module):
         return (level.to(self.mean.dtype) - self.mean[:, None, None]) * scale
 
 
-class BoundaryNetwork(nn.Module):
+class BoundaryNetwork(PyramidReader):
     """Boundary branch of IRN (Ahn, Cho & Kwak, CVPR 2019, arXiv 1904.05044) on the levels of a feature pyramid.
 
     Each level is standardised, reduced to `width` channels by a 1x1 convolution, normalised by GroupNorm, and enlarged
@@ -75,29 +73,6 @@ class BoundaryNetwork(nn.Module):
             for channels in pyramid.channels
         )
         self.boundary = nn.Conv2d(width * len(pyramid.channels), 1, 1)
-
-    @property
-    def backbone(self) -> Backbone:
-        """That of the pyramid."""
-        return self.pyramid.backbone
-
-    @property
-    def projections(self) -> Sequence[PCAProjection]:
-        """Those of the pyramid."""
-        return self.pyramid.projections
-
-    @property
-    def strides(self) -> Sequence[int]:
-        """Pixels of the image per cell of each level."""
-        return self.pyramid.strides
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Levels of images before projection; see `FeaturePyramid.features`."""
-        return self.pyramid.features(images)
-
-    def feature_key(self) -> dict[str, object]:
-        """That of the pyramid: a cache of its features serves every head."""
-        return self.pyramid.feature_key()
 
     def forward(self, images: Tensor) -> Tensor:
         """Boundary `(B, h, w)` of images `(B, 3, H, W)`, normalised as the backbone expects."""

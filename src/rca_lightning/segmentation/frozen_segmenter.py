@@ -7,19 +7,19 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from rca_lightning.backbones.base import Backbone, enlarge_to_whole_cells
+from rca_lightning.backbones.base import enlarge_to_whole_cells
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.affinity import boundary_walk
 from rca_lightning.rca.inference import MAX_SIDE, image_probabilities, multi_scale_flip, seen_tags
 from rca_lightning.rca.network import RCANetwork
-from rca_lightning.rca.projection import PCAProjection, project
+from rca_lightning.rca.projection import project
 from rca_lightning.rca.propagation import propagate
 from rca_lightning.rca.tag_calibration import TagCalibration
 from rca_lightning.segmentation.boundary import BoundaryNetwork
 from rca_lightning.segmentation.pixel_classifier import PixelClassifier
-from rca_lightning.segmentation.pyramid import FeaturePyramid
+from rca_lightning.segmentation.pyramid import FeaturePyramid, PyramidReader
 
 _LEVELS = 2  # of the pyramid that the classifier reads: the last two stages, as the embeddings of RCA
 _LEAST_PROBABILITY = 1e-6  # of a predicted tag: its logarithm is added
@@ -34,7 +34,7 @@ class View(NamedTuple):
     mirrored: bool
 
 
-class FrozenSegmenter(nn.Module):
+class FrozenSegmenter(PyramidReader):
     """Reads labels from the stages of the backbone of a first stage, which nothing changes.
 
     Of each view of a photograph a `PixelClassifier` reads the two last levels of a feature pyramid; the logarithms of
@@ -72,29 +72,6 @@ class FrozenSegmenter(nn.Module):
         self.classifier = PixelClassifier(sum(self.pyramid.channels[-_LEVELS:]), num_classes + 1)
         self.requires_grad_(False)
 
-    @property
-    def backbone(self) -> Backbone:
-        """That of the first stage."""
-        return self.first_stage.backbone
-
-    @property
-    def projections(self) -> Sequence[PCAProjection]:
-        """Those of the pyramid."""
-        return self.pyramid.projections
-
-    @property
-    def strides(self) -> Sequence[int]:
-        """Pixels of the image per cell of each level."""
-        return self.pyramid.strides
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Levels of images before projection; see `FeaturePyramid.features`."""
-        return self.pyramid.features(images)
-
-    def feature_key(self) -> dict[str, object]:
-        """That of the pyramid: features that were cached to learn boundaries serve here too."""
-        return self.pyramid.feature_key()
-
     def embed(self, levels: Sequence[Tensor]) -> Tensor:
         """Joins the levels that are classified, `(B, D, h, w)` on the grid of the coarsest."""
         read = [level.to(self.classifier.weight.dtype) for level in levels[-_LEVELS:]]
@@ -131,7 +108,10 @@ class FrozenSegmenter(nn.Module):
             boundaries, else on that of the largest view.
         """
         views = self.views(images, scales=scales, flip=flip, max_side=max_side)
-        return self.read_views(views, tags, propagation_steps=propagation_steps, propagation_power=propagation_power)
+        mean, boundary = self.unwalked(
+            views, tags, propagation_steps=propagation_steps, propagation_power=propagation_power
+        )
+        return mean if boundary is None else walk_probabilities(mean, boundary)
 
     @torch.no_grad()
     def views(
@@ -153,25 +133,10 @@ class FrozenSegmenter(nn.Module):
         ]
 
     @torch.no_grad()
-    def read_views(
-        self,
-        views: Sequence[View],
-        tags: Tensor | None = None,
-        *,
-        propagation_steps: int = 1,
-        propagation_power: float = 2.0,
-    ) -> Tensor:
-        """Computes `label_probabilities` from what `views` has returned."""
-        mean, boundary = self.unwalked(
-            views, tags, propagation_steps=propagation_steps, propagation_power=propagation_power
-        )
-        return mean if boundary is None else walk_probabilities(mean, boundary)
-
-    @torch.no_grad()
     def unwalked(
         self, views: Sequence[View], tags: Tensor | None, *, propagation_steps: int, propagation_power: float
     ) -> tuple[Tensor, Tensor | None]:
-        """Probabilities `(B, L + 1, h, w)` before the walk, and the boundary `(B, h', w')` that it goes up to, if any.
+        """Reads views: probabilities `(B, L + 1, h, w)` before the walk, and its boundary `(B, h', w')`, if any.
 
         Raises:
             ArgumentError: for no views.
@@ -180,16 +145,18 @@ class FrozenSegmenter(nn.Module):
             raise ArgumentError("views", [], "give at least one")
         # Boundaries were learned, and the walk was tuned, on photographs at their own size.
         own = min(views, key=lambda view: (abs(view.scale - 1), view.mirrored))
+        guesses = tags is None or bool((tags < 0).any())
         embeddings, seen = [], []
         boundary: Tensor | None = None
         for view in views:
             levels = project(self.projections, [view.outputs[stage] for stage in self.pyramid.stages])
             embeddings.append(self.embed(levels))
-            stages = self.first_stage.stages_of(view.outputs)
-            seen.append(seen_tags(self.first_stage, stages, self.tags_by_attention))
+            if guesses:
+                stages = self.first_stage.stages_of(view.outputs)
+                seen.append(seen_tags(self.first_stage, stages, self.tags_by_attention))
             if self.boundary_network is not None and view is own:
                 boundary = self.boundary_network.read(levels)
-        prior = tag_prior(image_probabilities(seen, self.calibration), tags)[:, :, None, None]
+        prior = tag_prior(image_probabilities(seen, self.calibration) if guesses else None, tags)[:, :, None, None]
         summed: Tensor | None = None
         for view, of_view in zip(views, embeddings, strict=True):
             probabilities = (self.classifier(of_view) + prior).softmax(dim=1)
@@ -203,21 +170,23 @@ class FrozenSegmenter(nn.Module):
         return summed / len(views), boundary
 
 
-def tag_prior(probabilities: Tensor, tags: Tensor | None) -> Tensor:
+def tag_prior(probabilities: Tensor | None, tags: Tensor | None) -> Tensor:
     """Logarithms `(B, L + 1)` of what is known of the labels of an image, 0 for the background.
 
     Args:
-        probabilities: of tags `(B, L)`, which stand in where tags are unknown.
+        probabilities: of tags `(B, L)`, which stand in where tags are unknown; `None`: no row is.
         tags: `(B, L)`, above 0 for the classes of an image, a row below 0 where they are unknown; `None`: all unknown.
 
     Example:
         >>> tag_prior(torch.tensor([[0.5, 1.0]]), None)
         tensor([[ 0.0000, -0.6931,  0.0000]])
     """
-    prior = probabilities.clamp_min(_LEAST_PROBABILITY).log()
-    if tags is not None:
-        given = torch.zeros_like(prior).masked_fill_(tags <= 0, -torch.inf)
-        prior = torch.where((tags < 0).any(dim=1, keepdim=True), prior, given)
+    guessed = None if probabilities is None else probabilities.clamp_min(_LEAST_PROBABILITY).log()
+    if tags is None:
+        assert guessed is not None
+        return F.pad(guessed, (1, 0))
+    given = torch.zeros_like(tags).masked_fill_(tags <= 0, -torch.inf)
+    prior = given if guessed is None else torch.where((tags < 0).any(dim=1, keepdim=True), guessed, given)
     return F.pad(prior, (1, 0))
 
 

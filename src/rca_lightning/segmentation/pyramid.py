@@ -79,3 +79,38 @@ class FeaturePyramid(nn.Module):
     def feature_key(self) -> dict[str, object]:
         """What tells these features from those of another kind of network."""
         return {"kind": "pyramid", "channels": self.channels, "strides": self.strides}
+
+
+class PyramidReader(nn.Module):
+    """Base of the networks that read a feature pyramid: what they and `FeatureCacheCallback` need of it.
+
+    A cache of the features of one pyramid serves all of its readers.
+
+    Attributes:
+        pyramid: gives the levels.
+    """
+
+    pyramid: FeaturePyramid
+
+    @property
+    def backbone(self) -> Backbone:
+        """That of the pyramid."""
+        return self.pyramid.backbone
+
+    @property
+    def projections(self) -> Sequence[PCAProjection]:
+        """Those of the pyramid."""
+        return self.pyramid.projections
+
+    @property
+    def strides(self) -> Sequence[int]:
+        """Pixels of the image per cell of each level."""
+        return self.pyramid.strides
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Levels of images before projection; see `FeaturePyramid.features`."""
+        return self.pyramid.features(images)
+
+    def feature_key(self) -> dict[str, object]:
+        """That of the pyramid."""
+        return self.pyramid.feature_key()

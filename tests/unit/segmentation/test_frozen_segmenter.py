@@ -14,11 +14,14 @@ from rca_lightning.backbones.build import build_backbone
 from rca_lightning.errors import ArgumentError
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.affinity import boundary_walk
+from rca_lightning.segmentation import frozen_segmenter
 from rca_lightning.segmentation.boundary import BoundaryNetwork
 from rca_lightning.segmentation.frozen_segmenter import FrozenSegmenter, tag_prior, walk_probabilities
 from rca_lightning.segmentation.pyramid import FeaturePyramid
 
 CLASSES = 3
+
+PROPAGATION = {"propagation_steps": 1, "propagation_power": 2.0}
 
 
 def first_stage(*, contrast: bool = False) -> RCAModule:
@@ -172,18 +175,30 @@ def test_views_serve_every_segmenter_of_the_backbone():
     ]  # fmt: skip
     for segmenter in (made, other):
         expected = segmenter.label_probabilities(images, scales=[0.5, 1.0], flip=True)
-        torch.testing.assert_close(segmenter.read_views(views), expected)
+        mean, boundary = segmenter.unwalked(views, None, **PROPAGATION)
+        torch.testing.assert_close(walk_probabilities(mean, boundary), expected)
     with pytest.raises(ArgumentError, match=r"^views=\[\]: give at least one"):
-        made.read_views([])
+        made.unwalked([], None, **PROPAGATION)
+
+
+def test_tags_are_not_scored_where_all_are_given(monkeypatch: pytest.MonkeyPatch):
+    made, images = build(), photographs(2)
+    tags = torch.zeros(2, made.first_stage.coarse_head.conv.out_channels)
+    tags[:, 0] = 1
+    unknown = torch.cat([tags[:1], torch.full_like(tags[:1], -1)])
+    expected = made.label_probabilities(images, unknown)[0]
+    monkeypatch.setattr(frozen_segmenter, "seen_tags", None)
+    torch.testing.assert_close(made.label_probabilities(images, tags)[0], expected)
 
 
 def test_boundaries_are_those_of_the_photograph_at_its_own_size():
     made, images = build(walks=True), photographs(2, 48, 64)
     views = made.views(images, scales=[0.5, 1.0, 2.0], flip=True)
-    mean, boundary = made.unwalked(views, None, propagation_steps=1, propagation_power=2.0)
+    mean, boundary = made.unwalked(views, None, **PROPAGATION)
     assert boundary is not None
     torch.testing.assert_close(boundary, made.boundary_network(images).detach(), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(made.read_views(views), walk_probabilities(mean, boundary))
+    found = made.label_probabilities(images, scales=[0.5, 1.0, 2.0], flip=True)
+    torch.testing.assert_close(found, walk_probabilities(mean, boundary))
 
 
 def test_a_walk_is_that_of_the_labels_that_are_shown():
@@ -212,7 +227,7 @@ def test_the_walk_keeps_the_sum_of_what_is_walked():
     found = made.label_probabilities(images)
     assert found.shape[2:] == (12, 20)
     views = made.views(images)
-    mean, _ = made.unwalked(views, None, propagation_steps=1, propagation_power=2.0)
+    mean, _ = made.unwalked(views, None, **PROPAGATION)
     unwalked = (mean * (found.amax((2, 3), keepdim=True) == 0)).sum(1).amax()
     assert (found.sum(1) - 1).abs().max() <= unwalked + 1e-4
 
