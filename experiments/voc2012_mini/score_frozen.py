@@ -35,8 +35,9 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="folder of the photographs")
     parser.add_argument("--ckpt", required=True, nargs="+", metavar="NAME=FILE", help="checkpoints of segment_frozen")
     parser.add_argument("--split", default="val")
+    parser.add_argument("--tags", nargs="+", choices=("none", "image"), default=["none", "image"], help="given or not")
     parser.add_argument("--every", type=int, default=1, help="score every n-th photograph only")
-    parser.add_argument("--crf", action="store_true", help="also with the fully connected CRF (extra crf), unwalked")
+    parser.add_argument("--crf", action="store_true", help="also with the fully connected CRF (extra crf), in place of the walk")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()
     options = yaml.safe_load(Path(given.config).read_text())["data"]
@@ -52,7 +53,7 @@ def main() -> None:
         parser.error(f"--ckpt: the checkpoints differ in {', '.join(_VIEWS)}; score them one by one")
     ways = ["none", "walk"] + ["dense_crf"] * given.crf
     metrics: dict[Way, LabelIoU] = {
-        (name, tags, way): LabelIoU(data.num_classes) for name in modules for tags in ("none", "image") for way in ways
+        (name, tags, way): LabelIoU(data.num_classes) for name in modules for tags in given.tags for way in ways
     }
     loader = data.val_dataloader()
     for count, batch in enumerate(loader):
@@ -76,7 +77,7 @@ def score(modules: dict[str, FrozenSegmentationModule], batch: Batch, metrics: d
     views = first.network.views(images, **{name: first.hparams[name] for name in _VIEWS})
     names = ("propagation_steps", "propagation_power")
     for name, module in modules.items():
-        for tags in ("none", "image"):
+        for tags in dict.fromkeys(tags for _, tags, _ in metrics):
             given = batch["tags"].to(module.device) if tags == "image" else None
             options = {option: module.hparams[option] for option in names}
             mean, boundary = module.network.unwalked(views, given, **options)
