@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()
     config = yaml.safe_load(Path(given.config).read_text())
+    if config.get("task") not in _TASKS:
+        parser.error(f"--config: its task is {config.get('task')}; give a configuration of {' or '.join(_TASKS)}")
     data = WSSSDataModule(**{**config["data"], "root": given.root, "eval_batch_size": 1})
     data.prepare_data()
     data.setup("validate")
