@@ -6,6 +6,7 @@ from typing import Literal, cast, get_args
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, PaddingMode
+from rca_lightning.backbones.registry import WEIGHTS_NAMES, published_file
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, ResNet, ResNetName, StrideIn
 from rca_lightning.backbones.resnet38d import ResNet38d
 from rca_lightning.backbones.timm import TimmBackbone
@@ -37,8 +38,8 @@ def build_backbone(
     Args:
         name: one of `BackboneName`, or `timm:<model>` for a model of the timm package.
         output_stride: pixels per cell along each side. A vision transformer of timm has its patch size instead.
-        weights: `"none"` for random weights, a local file, or a URL; see `load_weights`. `None` for random weights that
-            nobody asked for: the modules warn of them.
+        weights: `"none"` for random weights, `"imagenet"` for published ones (see `registry`), a local file, or a URL;
+            see `load_weights`. `None` for random weights that nobody asked for: the modules warn of them.
         weights_sha256: the checksum of the weights; needed for a URL.
         stride_in: which convolution of a bottleneck has the stride: `"3x3"` (torchvision's weights) or `"1x1"`
             (weights of the original ResNet). Only for resnet50 and resnet101; see `ResNet`.
@@ -65,6 +66,8 @@ def build_backbone(
     _check(name, stride_in)
     backbone = _construct(name, output_stride, stride_in)
     backbone.pad_convolutions(padding_mode)
+    if weights in WEIGHTS_NAMES:
+        weights = str(published_file(name, weights, stride_in=stride_in))
     if weights is not None:
         load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
         backbone.has_chosen_weights = True

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rca_lightning.backbones.base import PaddingMode
+from rca_lightning.backbones.registry import WEIGHTS_NAMES
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
 from rca_lightning.io.download import check_sha256, fetch
 from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name
@@ -88,7 +89,7 @@ def load_cam_head(
         Whether it was loaded. The head of a checkpoint with a frozen backbone reads principal components of several
         stages and is not; that is logged.
     """
-    if source == "none":
+    if source in ("none", *WEIGHTS_NAMES):
         return False
     path = _locate(source, sha256)
     content = _content(path)
@@ -112,7 +113,7 @@ def pca_arguments(source: str, *, sha256: str | None = None) -> dict[str, Any] |
     Returns:
         The arguments; `None` if the file is no checkpoint of `rca fit` with a PCA.
     """
-    if source == "none" or source.endswith(".safetensors"):
+    if source in ("none", *WEIGHTS_NAMES) or source.endswith(".safetensors"):
         return None
     content = _content(_locate(source, sha256), map_location="meta")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
@@ -181,7 +182,7 @@ def trained_padding(source: str | None, *, sha256: str | None = None) -> Padding
     Returns:
         "replicate" for a checkpoint of `rca fit` that was trained so; else "zeros".
     """
-    if source is None or source == "none" or source.endswith(".safetensors"):
+    if source is None or source in ("none", *WEIGHTS_NAMES) or source.endswith(".safetensors"):
         return "zeros"
     content = _content(_locate(source, sha256), map_location="meta")  # no tensor of it is read
     return "replicate" if _arguments(content).get("padding_mode") == "replicate" else "zeros"
