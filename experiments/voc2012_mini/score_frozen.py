@@ -35,8 +35,9 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="folder of the photographs")
     parser.add_argument("--ckpt", required=True, nargs="+", metavar="NAME=FILE", help="checkpoints of segment_frozen")
     parser.add_argument("--split", default="val")
+    parser.add_argument("--tags", nargs="+", choices=("none", "image"), default=["none", "image"], help="given or not")
     parser.add_argument("--every", type=int, default=1, help="score every n-th photograph only")
-    parser.add_argument("--crf", action="store_true", help="also with the fully connected CRF (extra crf), unwalked")
+    parser.add_argument("--crf", action="store_true", help="also walked and with the fully connected CRF (extra crf)")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()
     options = yaml.safe_load(Path(given.config).read_text())["data"]
@@ -50,9 +51,9 @@ def main() -> None:
     seen = {tuple(str(module.hparams[name]) for name in _VIEWS) for module in modules.values()}
     if len(seen) > 1:
         parser.error(f"--ckpt: the checkpoints differ in {', '.join(_VIEWS)}; score them one by one")
-    ways = ["none", "walk"] + ["dense_crf"] * given.crf
+    ways = ["none", "walk"] + ["walk, dense_crf"] * given.crf
     metrics: dict[Way, LabelIoU] = {
-        (name, tags, way): LabelIoU(data.num_classes) for name in modules for tags in ("none", "image") for way in ways
+        (name, tags, way): LabelIoU(data.num_classes) for name in modules for tags in given.tags for way in ways
     }
     loader = data.val_dataloader()
     for count, batch in enumerate(loader):
@@ -76,13 +77,15 @@ def score(modules: dict[str, FrozenSegmentationModule], batch: Batch, metrics: d
     views = first.network.views(images, **{name: first.hparams[name] for name in _VIEWS})
     names = ("propagation_steps", "propagation_power")
     for name, module in modules.items():
-        for tags in ("none", "image"):
+        for tags in dict.fromkeys(tags for _, tags, _ in metrics):
             given = batch["tags"].to(module.device) if tags == "image" else None
             options = {option: module.hparams[option] for option in names}
             mean, boundary = module.network.unwalked(views, given, **options)
+            walked = mean if boundary is None else walk_probabilities(mean, boundary)
             for way in {way for _, _, way in metrics}:
-                probabilities = walk_probabilities(mean, boundary) if way == "walk" and boundary is not None else mean
-                (found,) = draw_labels(probabilities, images, tags=given, crf=way == "dense_crf")
+                crf, side = way.endswith("dense_crf"), module.hparams["max_side"]
+                probabilities = mean if way == "none" else walked
+                (found,) = draw_labels(probabilities, images, tags=given, crf=crf, max_side=side)
                 metrics[name, tags, way].update(found.labels.cpu(), batch["mask"][0])
 
 
@@ -94,7 +97,7 @@ def report(
     results = []
     for (name, tags, way), metric in metrics.items():
         scores = metric.compute()
-        print(f"{name:12} tags {tags:6} {way:10} mIoU {100 * scores.miou:5.1f}  images {scores.images}")
+        print(f"{name:12} tags {tags:6} {way:15} mIoU {100 * scores.miou:5.1f}  images {scores.images}")
         entry = {"checkpoint": name, "tags": tags, "refinement": way, "miou": scores.miou, "images": scores.images}
         results.append(entry | {"iou": scores.iou.tolist()})
     settings = {

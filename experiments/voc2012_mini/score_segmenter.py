@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from rca_lightning import SegmentationModule, WSSSDataModule
+from rca_lightning import OneStageModule, SegmentationModule, WSSSDataModule
 from rca_lightning.data.sample import Batch
 from rca_lightning.evaluation.label_iou import LabelIoU
 from rca_lightning.segmentation.inference import draw_labels, label_probabilities
 
 _EVERY = 20  # images between two lines of progress
+_TASKS = {"segment": SegmentationModule, "one_stage": OneStageModule}
 
 
 def main() -> None:
@@ -28,22 +29,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="configuration of rca fit; its part data is read")
     parser.add_argument("--root", required=True, help="folder of the photographs")
-    parser.add_argument("--ckpt", required=True, help="checkpoint of rca fit --task segment")
+    parser.add_argument("--ckpt", required=True, help="checkpoint of the task of the configuration")
     parser.add_argument(
         "--scales",
         type=float,
         nargs="+",
         default=[0.67],
-        help="averaged, each with its mirror image; the first also by itself",
+        help="averaged; the first also by itself",
     )
+    parser.add_argument("--no-flip", action="store_true", help="leave out the mirror image of each scale")
     parser.add_argument("--crf", action="store_true", help="also with the fully connected CRF (extra crf)")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()
-    options = yaml.safe_load(Path(given.config).read_text())["data"]
-    data = WSSSDataModule(**{**options, "root": given.root, "eval_batch_size": 1})
+    config = yaml.safe_load(Path(given.config).read_text())
+    if config.get("task") not in _TASKS:
+        parser.error(f"--config: its task is {config.get('task')}; give a configuration of {' or '.join(_TASKS)}")
+    data = WSSSDataModule(**{**config["data"], "root": given.root, "eval_batch_size": 1})
     data.prepare_data()
     data.setup("validate")
-    module = SegmentationModule.load_from_checkpoint(given.ckpt, map_location="cpu").eval()
+    module = _TASKS[config["task"]].load_from_checkpoint(given.ckpt, map_location="cpu").eval()
     module.to("cuda" if torch.cuda.is_available() else "cpu")
     metrics = {
         (scales, tags, crf): LabelIoU(data.num_classes)
@@ -53,19 +57,23 @@ def main() -> None:
     }
     loader = data.val_dataloader()
     for count, batch in enumerate(loader, start=1):
-        score(module, batch, metrics)
+        score(module, batch, metrics, flip=not given.no_flip)
         if count % _EVERY == 0 or count == len(loader):
             print(f"image {count} of {len(loader)}", flush=True)
     report(metrics, data, given)
 
 
 def score(
-    module: SegmentationModule, batch: Batch, metrics: dict[tuple[tuple[float, ...], str, bool], LabelIoU]
+    module: SegmentationModule | OneStageModule,
+    batch: Batch,
+    metrics: dict[tuple[tuple[float, ...], str, bool], LabelIoU],
+    *,
+    flip: bool,
 ) -> None:
     """Count one photograph in every way."""
     images = batch["image"].to(module.device)
     of_scale = {
-        scale: label_probabilities(module.network, images, scales=(scale,), flip=True)
+        scale: label_probabilities(module.segmenter, images, scales=(scale,), flip=flip)
         for scale in {scale for scales, _, _ in metrics for scale in scales}
     }
     for (scales, tags, crf), metric in metrics.items():

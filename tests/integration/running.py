@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
@@ -32,6 +34,12 @@ def keep_parsers() -> Callable[..., None]:
 def run(command: str, config: Path, *more: object) -> Any:
     """`rca <command> --config <config> ...`."""
     return main([command, "--config", str(config), *map(str, more)])
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> None:
+    """`python experiments/voc2012_mini/<name> ...`, in this process."""
+    monkeypatch.setattr("sys.argv", [name, *map(str, words)])
+    runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "voc2012_mini" / name), run_name="__main__")
 
 
 def fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from PIL import Image
 
 from rca_lightning.cli.main import console, main
 from rca_lightning.errors import ArgumentError, OutputError, WeightsError
-from tests.integration.conftest import ROOT, write_frozen_config
-from tests.integration.running import run
-
-SCRIPT = ROOT / "experiments" / "voc2012_mini" / "score_frozen.py"
+from tests.integration.conftest import write_frozen_config
+from tests.integration.running import run, run_script
 
 
 @dataclass(frozen=True)
@@ -187,8 +184,7 @@ def test_script_scores_as_the_command_does(
 ):
     words = ["--config", str(road.config), "--root", yaml.safe_load(road.config.read_text())["data"]["root"]]
     words += ["--ckpt", f"one={road.checkpoint}", f"two={road.checkpoint}", "--out", str(tmp_path / "scores.json")]
-    monkeypatch.setattr("sys.argv", ["score_frozen.py", *words])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    run_script(monkeypatch, "score_frozen.py", *words)
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert len(scores) == 2 * 2 * 2
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(scores)

@@ -15,7 +15,7 @@ from rca_lightning import OneStageModule
 from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError
 from tests.integration.endings import differences
-from tests.integration.running import run
+from tests.integration.running import run, run_script
 
 
 @pytest.fixture
@@ -56,6 +56,29 @@ def test_fit_validate_predict_export(one_stage: Path, tmp_path: Path):
         logits = module.teacher((images - mean[:, None, None]) / std[:, None, None])
         expected = torch.nn.functional.interpolate(logits, (50, 61), mode="bilinear")
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_scoring_in_every_way_at_once_gives_what_validate_gives(
+    one_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """`experiments/voc2012_mini/score_segmenter.py` reads one stage too, here without mirror images."""
+    run("fit", one_stage)
+    last, out = tmp_path / "run" / "last.ckpt", tmp_path / "scores.json"
+    root = yaml.safe_load(one_stage.read_text())["data"]["root"]
+    words = ["--config", one_stage, "--root", root, "--ckpt", last, "--scales", 0.5, "--no-flip", "--out", out]
+    run_script(monkeypatch, "score_segmenter.py", *words)
+    found = {row["tags"] or "none": row["miou"] for row in json.loads(out.read_text())}
+    for tags in ("none", "image"):
+        options = ["--model.scales=[0.5]", f"--model.eval_tags={tags}", "--model.flip=false"]
+        run("validate", one_stage, "--ckpt_path", last, *options)
+        scored = json.loads((tmp_path / "run" / "validate.json").read_text())
+        assert scored["miou"] == pytest.approx(found.pop(tags), abs=1e-6)
+    assert not found
+    localize = tmp_path / "localize.yaml"
+    localize.write_text(yaml.safe_dump(yaml.safe_load(one_stage.read_text()) | {"task": "localize"}))
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, "score_segmenter.py", *words[2:], "--config", localize)
+    assert "its task is localize; give a configuration of segment or one_stage" in capsys.readouterr().err
 
 
 def test_training_goes_on_within_an_epoch(one_stage: Path, tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 import types
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from rca_lightning import SegmentationModule
 from rca_lightning.cli.main import console, main
 from rca_lightning.errors import ArgumentError, DataError, MissingExtraError, WeightsError
-from tests.integration.running import fit, run
+from tests.integration.running import fit, run, run_script
 
 
 def last(tmp_path: Path) -> Path:
@@ -74,8 +73,7 @@ def test_scoring_in_every_way_at_once_gives_what_validate_gives(
     """`experiments/voc2012_mini/score_segmenter.py`."""
     out, root = tmp_path / "scores.json", yaml.safe_load(segment.read_text())["data"]["root"]
     words = ["--config", segment, "--root", root, "--ckpt", last(tmp_path), "--scales", 1, 0.5, "--out", out]
-    monkeypatch.setattr(sys, "argv", ["score_segmenter.py", *map(str, words)])
-    runpy.run_path(str(Path(__file__).parents[2] / "experiments/voc2012_mini/score_segmenter.py"), run_name="__main__")
+    run_script(monkeypatch, "score_segmenter.py", *words)
     found = {(tuple(row["scales"]), row["tags"] or "none"): row["miou"] for row in json.loads(out.read_text())}
     assert len(found) == 4
     for (scales, tags), miou in found.items():

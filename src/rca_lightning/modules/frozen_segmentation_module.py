@@ -278,7 +278,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
         names = ("scales", "flip", "max_side", "propagation_steps", "propagation_power")
         options = {name: self.hparams[name] for name in names}
         probabilities = self.network.label_probabilities(images, tags, **options)
-        return draw_labels(probabilities, images, tags=tags, crf=self.use_crf)
+        return draw_labels(probabilities, images, tags=tags, crf=self.use_crf, max_side=self.hparams["max_side"])
 
 
 def label_shares(mask: Tensor, size: torch.Size, *, num_labels: int) -> Tensor:

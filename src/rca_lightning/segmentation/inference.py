@@ -93,12 +93,17 @@ def label_images(
         MissingExtraError: for `crf` without its package.
     """
     probabilities = label_probabilities(network, images, scales=scales, flip=flip, max_side=max_side)
-    return draw_labels(probabilities, images, tags=tags, crf=crf)
+    return draw_labels(probabilities, images, tags=tags, crf=crf, max_side=max_side)
 
 
 @torch.no_grad()
 def draw_labels(
-    probabilities: Tensor, images: Tensor, *, tags: Tensor | None = None, crf: bool = False
+    probabilities: Tensor,
+    images: Tensor,
+    *,
+    tags: Tensor | None = None,
+    crf: bool = False,
+    max_side: int = MAX_SIDE,
 ) -> list[LabelImage]:
     """Takes the most probable label of every pixel.
 
@@ -108,7 +113,8 @@ def draw_labels(
         tags: `(B, L)`, above 0 for the classes an image shows: only these and the background are drawn, and their
             probabilities are made to sum to 1. In a row below 0, and with `None`, the tags are unknown, and every class
             may be drawn.
-        crf: whether a fully connected CRF refines the probabilities, before they are enlarged; see `dense_crf`.
+        crf: whether a fully connected CRF refines the probabilities, enlarged to the photographs; see `dense_crf`.
+        max_side: longest side in pixels of what the CRF sees of a larger photograph.
 
     Returns:
         One `LabelImage` for each photograph, on the device of the images.
@@ -120,7 +126,7 @@ def draw_labels(
         probabilities = _restrict_to_tags(probabilities, tags)
     confidences = probabilities.amax(1).mean((1, 2)).tolist()
     if crf:
-        probabilities = _apply_crf(probabilities, images)
+        probabilities = _apply_crf(probabilities, images, max_side)
     size = (images.shape[2], images.shape[3])
     return [
         LabelImage(strongest_label(scores, size), confidence)
@@ -158,8 +164,11 @@ def _restrict_to_tags(probabilities: Tensor, tags: Tensor) -> Tensor:
     return kept / kept.sum(1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny)
 
 
-def _apply_crf(probabilities: Tensor, images: Tensor) -> Tensor:
-    size = probabilities.shape[2:]
+def _apply_crf(probabilities: Tensor, images: Tensor, max_side: int) -> Tensor:
+    (size,) = view_sizes((images.shape[2], images.shape[3]), scales=(1.0,), max_side=max_side)
+    # On a grid of cells the reach of the CRF, in pixels, would span objects.
+    if probabilities.shape[2:] != size:
+        probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False).clamp(0, 1)
     if images.shape[2:] != size:
         images = F.interpolate(images, size, mode="bilinear", antialias=True)
     pictures = torch.stack([colours(image) for image in images])

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rca_lightning.data.visualization import colours
 from rca_lightning.errors import MissingExtraError
-from rca_lightning.segmentation.inference import label_images, label_probabilities, strongest_label
+from rca_lightning.pseudo_labels.dense_crf import dense_crf
+from rca_lightning.segmentation.inference import draw_labels, label_images, label_probabilities, strongest_label
 
 needs_crf = pytest.mark.skipif(importlib.util.find_spec("pydensecrf") is None, reason="needs the extra crf")
 
@@ -127,3 +129,17 @@ def test_crf_follows_the_edge_that_the_network_misses():
     assert refined.confidence == plain.confidence  # what the network gives
     (small,) = label_images(Off(), photograph, flip=False, crf=True, max_side=16)
     assert small.labels.shape == (16, 32)
+
+
+@needs_crf
+def test_crf_sees_the_photograph_and_not_the_cells():
+    photograph = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    photograph[..., 17:] += 2
+    cells = torch.rand(1, 3, 3, 5, generator=torch.Generator().manual_seed(1)).softmax(1)
+    enlarged = F.interpolate(cells, (24, 40), mode="bilinear", align_corners=False)
+    marginals = dense_crf(enlarged, colours(photograph[0])[None])[0]
+    (found,) = draw_labels(cells, photograph, crf=True)
+    torch.testing.assert_close(found.labels, marginals.argmax(0).to(torch.uint8))
+    (smaller,) = draw_labels(cells, photograph, crf=True, max_side=20)
+    assert smaller.labels.shape == (24, 40)
+    assert not torch.equal(smaller.labels, found.labels)
