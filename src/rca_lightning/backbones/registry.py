@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from rca_lightning.errors import ArgumentError, WeightsError
+from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
+from rca_lightning.errors import ArgumentError, OutputError, WeightsError
 from rca_lightning.io.download import cache_folder, check_sha256, fetch
 
 WEIGHTS_NAMES = ("imagenet",)
@@ -16,14 +19,15 @@ _FOLDER = "https://download.pytorch.org/models/"
 class PublishedWeights:
     """Weights that somebody publishes for one backbone.
 
-    All are for RGB in 0..1, less ImageNet's mean and divided by its deviation.
-
     Attributes:
         backbone: name of the backbone.
         url: where the file is.
         sha256: checksum of the file, 64 hexadecimal digits.
         name: what `weights` is given for them.
         stride_in: the convolution of a bottleneck that has the stride.
+        channels: their order in the images.
+        mean: of each channel, subtracted from images in 0..1.
+        std: of each channel, which images are divided by.
         licence: of the publisher's repository.
         source: the publisher.
     """
@@ -32,16 +36,20 @@ class PublishedWeights:
     url: str
     sha256: str
     name: str = "imagenet"
-    stride_in: str = "3x3"
+    stride_in: StrideIn = "3x3"
+    channels: Literal["RGB", "BGR"] = "RGB"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     licence: str = "BSD-3-Clause"
     source: str = "https://github.com/pytorch/vision"
 
     @property
     def path(self) -> Path:
-        """Where a file put by hand into the cache folder is looked for."""
+        """Where the file is in the cache folder, downloaded or put there by hand."""
         return cache_folder() / self.url.rsplit("/", 1)[-1]
 
 
+# torchvision's IMAGENET1K_V1. A file's name has the first eight digits of its checksum.
 REGISTRY = (
     PublishedWeights(
         "resnet18",
@@ -69,31 +77,49 @@ REGISTRY = (
         "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     ),
 )
-UNPUBLISHED = ("resnet14", "resnet38d")  # no address that is confirmed
+# Of resnet14 none are known. Those of resnet38d are a file of MXNet without a checksum.
+UNPUBLISHED = ("resnet14", "resnet38d")
 
 
-def published_file(backbone: str, name: str, *, stride_in: str = "3x3") -> Path:
-    """Find the file of weights by name: in the cache folder, else by download.
+def find_weights(backbone: str, name: str = "imagenet") -> PublishedWeights:
+    """Look published weights up.
 
     Raises:
-        ArgumentError: if nothing of this name is known for the backbone, or it has its strides elsewhere.
-        WeightsError: if it cannot be downloaded or has another checksum.
+        ArgumentError: if none of this name are known for the backbone.
+
+    Example:
+        >>> find_weights("resnet50").stride_in
+        '3x3'
     """
-    entry = next((entry for entry in REGISTRY if (entry.backbone, entry.name) == (backbone, name)), None)
-    if entry is None:
-        known = ", ".join(entry.backbone for entry in REGISTRY if entry.name == name)
-        remedy = f"none are known for {backbone}; give a local file (--model.weights FILE), or take one of {known}"
-        raise ArgumentError("weights", name, remedy)
-    if stride_in != entry.stride_in:
-        raise ArgumentError("stride_in", stride_in, f"weights={name!r} has it in {entry.stride_in!r}; give that")
+    for entry in REGISTRY:
+        if (entry.backbone, entry.name) == (backbone, name):
+            return entry
+    known = ", ".join(entry.backbone for entry in REGISTRY if entry.name == name)
+    remedy = f"none are known for {backbone}; give a local file (--model.weights FILE), or take one of {known}"
+    raise ArgumentError("weights", name, remedy)
+
+
+def weights_file(entry: PublishedWeights) -> Path:
+    """Find the file of published weights: in the cache folder, else by download.
+
+    Raises:
+        WeightsError: if it cannot be downloaded, or the one in the cache folder has another checksum.
+        OutputError: if the cache folder takes no files.
+    """
     if entry.path.is_file():
-        check_sha256(entry.path, entry.sha256)
+        try:
+            check_sha256(entry.path, entry.sha256)
+        except WeightsError as error:  # somebody may have put it there by hand, so it is not replaced
+            raise WeightsError(f"{error}, or remove this one and it is downloaded") from error
         return entry.path
+    otherwise = "give a local file (--model.weights FILE)"
     try:
-        return fetch(entry.url, sha256=entry.sha256)
+        return fetch(entry.url, sha256=entry.sha256, name=entry.path.name)
+    except OutputError as error:
+        raise OutputError(f"{error}, or {otherwise}") from error
     except WeightsError as error:
         reason = error.__cause__ or error
         raise WeightsError(
-            f"weights={name!r}: {entry.url} cannot be downloaded ({reason}). "
-            f"Put the file at {entry.path}, or give a local file (--model.weights FILE)"
+            f"weights={entry.name!r}: {entry.url} cannot be downloaded ({reason}). "
+            f"Put the file at {entry.path}, or {otherwise}"
         ) from error
