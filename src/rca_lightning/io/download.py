@@ -75,12 +75,13 @@ def _download(url: str, target: Path, sha256: str) -> None:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         download_url_to_file(url, str(target), hash_prefix=sha256, progress=first)
     except (OSError, HTTPException, ValueError, RuntimeError) as error:
-        # A connection that breaks off early is no error to urllib: what came then has another checksum.
-        reason = f"it broke off or is another file: {error}" if isinstance(error, RuntimeError) else error
+        reason: Exception = error
+        if isinstance(error, RuntimeError):  # so ends a connection that breaks off, too; to urllib that is no error
+            reason = WeightsError(f"it broke off or is another file: {error}")
         raise WeightsError(
             f"{url} cannot be downloaded ({reason}). Try again, give the checksum of the file you mean, or get the "
             "file by other means and give its path"
-        ) from error
+        ) from reason
     finally:
         socket.setdefaulttimeout(before)
 
