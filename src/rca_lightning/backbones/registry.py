@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.errors import ArgumentError, OutputError, WeightsError
@@ -15,6 +16,7 @@ WEIGHTS_NAMES = ("imagenet",)
 _FOLDER = "https://download.pytorch.org/models/"
 
 
+@check_arguments
 @dataclass(frozen=True)
 class PublishedWeights:
     """Weights that somebody publishes for one backbone.

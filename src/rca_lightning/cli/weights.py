@@ -81,8 +81,8 @@ def _verify_file(path: Path, entries: list[PublishedWeights]) -> None:
     if found is None:
         meant = ", ".join(entry.backbone for entry in entries) or "any backbone"
         raise WeightsError(
-            f"file={str(path)!r} has the SHA-256 {digest}, which no published weights of {meant} have; "
-            "get an undamaged copy (rca weights list has the addresses)"
+            f"file={str(path)!r} has the SHA-256 {digest}, which no published weights of {meant} have: "
+            "it is damaged, or another file (rca weights list has the addresses)"
         )
     print(f"verified: {path} is {found.name} of {found.backbone}")
 
