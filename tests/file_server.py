@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ class FileServer:
         files: content by path, such as "/net.pth"; any other path is answered with 404.
         status: answer instead of 200, by path.
         broken: paths that get half of their content, and then the connection ends.
+        pause: seconds before each answer.
         asked: the paths that were asked for, in order.
         url: address of "/".
     """
@@ -23,12 +25,14 @@ class FileServer:
         self.files: dict[str, bytes] = {}
         self.status: dict[str, int] = {}
         self.broken: set[str] = set()
+        self.pause = 0.0
         self.asked: list[str] = []
         self.url = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path
         self.asked.append(path)
+        time.sleep(self.pause)
         body = self.files.get(path)
         request.send_response(self.status.get(path, 404 if body is None else 200))
         request.send_header("Content-Length", str(len(body or b"")))

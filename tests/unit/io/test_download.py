@@ -32,6 +32,7 @@ def served(tmp_path, monkeypatch):
     torch.save(state, buffer)
     with serve_files() as server:
         server.files["/models/net.pth"] = body = buffer.getvalue()
+        server.pause = 0.2  # longer than others need to ask for the same
         yield f"{server.url}/models/net.pth", state, hashlib.sha256(body).hexdigest(), server.asked
 
 
