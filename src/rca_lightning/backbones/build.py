@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal, cast, get_args
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, PaddingMode
+from rca_lightning.backbones.registry import WEIGHTS_NAMES, find_weights, weights_file
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, ResNet, ResNetName, StrideIn
 from rca_lightning.backbones.resnet38d import ResNet38d
 from rca_lightning.backbones.timm import TimmBackbone
 from rca_lightning.backbones.vgg import VGG16
-from rca_lightning.backbones.weights import load_weights
+from rca_lightning.backbones.weights import load_weights, trained_stride
 from rca_lightning.errors import ArgumentError
 
 __all__ = ["Backbone", "BackboneName", "OutputStride", "build_backbone"]
+
+_log = logging.getLogger(__name__)
 
 BackboneName = Literal["resnet14", "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "resnet38d"]
 OutputStride = Literal[8, 16, 32]
@@ -27,7 +31,7 @@ def build_backbone(
     output_stride: OutputStride = 16,
     weights: str | None = "none",
     weights_sha256: str | None = None,
-    stride_in: StrideIn = "3x3",
+    stride_in: StrideIn | None = None,
     padding_mode: PaddingMode = "zeros",
     frozen_batchnorm: bool = True,
     frozen_stages: int = 0,
@@ -37,11 +41,12 @@ def build_backbone(
     Args:
         name: one of `BackboneName`, or `timm:<model>` for a model of the timm package.
         output_stride: pixels per cell along each side. A vision transformer of timm has its patch size instead.
-        weights: `"none"` for random weights, a local file, or a URL; see `load_weights`. `None` for random weights that
-            nobody asked for: the modules warn of them.
+        weights: `"none"` for random weights, `"imagenet"` for published ones (see `registry`), a local file, or a URL;
+            see `load_weights`. `None` for random weights that nobody asked for: the modules warn of them.
         weights_sha256: the checksum of the weights; needed for a URL.
         stride_in: which convolution of a bottleneck has the stride: `"3x3"` (torchvision's weights) or `"1x1"`
-            (weights of the original ResNet). Only for resnet50 and resnet101; see `ResNet`.
+            (weights of the original ResNet). Only for resnet50 and resnet101; see `ResNet`. `None`: where the weights
+            had it when they were trained, see `trained_stride`.
         padding_mode: what convolutions see beyond the border: `"zeros"` as published weights expect, or `"replicate"`;
             see `Backbone.pad_convolutions`.
         frozen_batchnorm: keep statistics and affine parameters of batch normalisations fixed.
@@ -63,8 +68,21 @@ def build_backbone(
         [(1, 64, 15, 9), (1, 128, 8, 5), (1, 256, 8, 5), (1, 512, 8, 5)]
     """
     _check(name, stride_in)
+    if stride_in is None:
+        stride_in = trained_stride(weights, backbone=name, sha256=weights_sha256)
     backbone = _construct(name, output_stride, stride_in)
     backbone.pad_convolutions(padding_mode)
+    if weights in WEIGHTS_NAMES:
+        entry = find_weights(name, weights)
+        if stride_in != entry.stride_in:
+            _log.warning(
+                "stride_in=%r, but weights %r of %s were trained with %r: features will be poor; leave it out",
+                stride_in,
+                weights,
+                name,
+                entry.stride_in,
+            )
+        weights = str(weights_file(entry))
     if weights is not None:
         load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
         backbone.has_chosen_weights = True
@@ -72,7 +90,7 @@ def build_backbone(
     return backbone
 
 
-def _check(name: str, stride_in: StrideIn) -> None:
+def _check(name: str, stride_in: StrideIn | None) -> None:
     if name not in get_args(BackboneName) and not name.startswith(TIMM_PREFIX):
         names = ", ".join(get_args(BackboneName))
         raise ArgumentError("backbone", name, f"give one of {names}, or {TIMM_PREFIX}<model>")

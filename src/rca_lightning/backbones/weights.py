@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rca_lightning.backbones.base import PaddingMode
+from rca_lightning.backbones.registry import WEIGHTS_NAMES, find_weights
+from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, StrideIn
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
 from rca_lightning.io.download import check_sha256, fetch
 from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name
@@ -88,7 +90,7 @@ def load_cam_head(
         Whether it was loaded. The head of a checkpoint with a frozen backbone reads principal components of several
         stages and is not; that is logged.
     """
-    if source == "none":
+    if source in ("none", *WEIGHTS_NAMES):
         return False
     path = _locate(source, sha256)
     content = _content(path)
@@ -112,7 +114,7 @@ def pca_arguments(source: str, *, sha256: str | None = None) -> dict[str, Any] |
     Returns:
         The arguments; `None` if the file is no checkpoint of `rca fit` with a PCA.
     """
-    if source == "none" or source.endswith(".safetensors"):
+    if source in ("none", *WEIGHTS_NAMES) or source.endswith(".safetensors"):
         return None
     content = _content(_locate(source, sha256), map_location="meta")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
@@ -181,10 +183,35 @@ def trained_padding(source: str | None, *, sha256: str | None = None) -> Padding
     Returns:
         "replicate" for a checkpoint of `rca fit` that was trained so; else "zeros".
     """
-    if source is None or source == "none" or source.endswith(".safetensors"):
-        return "zeros"
-    content = _content(_locate(source, sha256), map_location="meta")  # no tensor of it is read
-    return "replicate" if _arguments(content).get("padding_mode") == "replicate" else "zeros"
+    return "replicate" if _trained_with(source, sha256).get("padding_mode") == "replicate" else "zeros"
+
+
+def trained_stride(source: str | None, *, backbone: str, sha256: str | None = None) -> StrideIn:
+    """Which convolution of a bottleneck had the stride when weights were trained; see `ResNet`.
+
+    Args:
+        source: as for `load_weights`, or one of `WEIGHTS_NAMES`; `None` as `"none"`.
+        backbone: name of the backbone that they are for.
+        sha256: as for `load_weights`.
+
+    Returns:
+        What the registry says of published weights, what a checkpoint of `rca fit` says of its own; else "3x3".
+
+    Raises:
+        ArgumentError: if no published weights of this name are known for the backbone.
+    """
+    if source in WEIGHTS_NAMES:
+        return find_weights(backbone, source).stride_in
+    if backbone not in BOTTLENECK_NAMES:
+        return "3x3"
+    return "1x1" if _trained_with(source, sha256).get("stride_in") == "1x1" else "3x3"
+
+
+def _trained_with(source: str | None, sha256: str | None) -> Mapping[str, Any]:
+    """Arguments of the module of a checkpoint; none of any other source. No tensor of it is read."""
+    if source is None or source in ("none", *WEIGHTS_NAMES) or source.endswith(".safetensors"):
+        return {}
+    return _arguments(_content(_locate(source, sha256), map_location="meta"))
 
 
 def _locate(source: str, sha256: str | None) -> Path:
@@ -198,7 +225,7 @@ def _locate(source: str, sha256: str | None) -> Path:
         raise WeightsError(f"weights={source!r}: this is a folder; give the path of the weights file in it")
     if not path.is_file():
         raise WeightsError(
-            f"weights={source!r}: there is no such file; give the path of a weights file, a URL or 'none'"
+            f"weights={source!r}: there is no such file; give 'imagenet', the path of a weights file, a URL or 'none'"
         )
     if sha256 is not None:
         check_sha256(path, sha256)

@@ -1,4 +1,4 @@
-"""The command line: `rca fit | validate | test | predict | atlas | affinity`, and `labels | export | check`."""
+"""The command line: `rca fit | validate | test | predict | atlas | affinity`, and commands without a Trainer."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ COMMANDS = {
     "labels": "rca_lightning.cli.labels",
     "export": "rca_lightning.cli.export",
     "check": "rca_lightning.cli.check",
+    "weights": "rca_lightning.cli.weights",
 }
 EPILOG = (
-    "rca affinity learns boundaries that refine maps. Three more commands need no Trainer: rca labels (pseudo labels "
-    "from stored maps), rca export (a trained segmentation network as ONNX or torch.export program) and rca check "
-    "(whether files for a benchmark server are as it wants them). Each has a --help of its own."
+    "rca affinity learns boundaries that refine maps. More commands need no Trainer: rca labels (pseudo labels "
+    "from stored maps), rca export (a trained segmentation network as ONNX or torch.export program), rca check "
+    "(whether files for a benchmark server are as it wants them) and rca weights (published weights of backbones). "
+    "Each has a --help of its own."
 )
 
 

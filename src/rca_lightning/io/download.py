@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
 import socket
+import time
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
@@ -13,20 +15,22 @@ from urllib.parse import urlparse
 from torch.hub import download_url_to_file
 
 from rca_lightning.errors import ArgumentError, WeightsError
-from rca_lightning.io.atomic import check_writable, output_errors
+from rca_lightning.io.atomic import alone_in, check_writable, output_errors
 
 TIMEOUT = 30.0  # seconds without an answer
+_ABANDONED = 3600.0  # seconds after which nobody writes to what a killed download has left
 
 
-def fetch(url: str, *, sha256: str | None) -> Path:
+def fetch(url: str, *, sha256: str | None, name: str | None = None) -> Path:
     """Download a file into the cache, or find it there.
 
-    Each process downloads under a temporary name and renames the file when its checksum is right, so several processes
-    may ask for the same file at once.
+    The file gets its name when its checksum is right. Of several processes that ask for it at once, the first downloads
+    it and the others wait; where the file system has no locks, each downloads it for itself.
 
     Args:
         url: http or https address.
         sha256: what the file must have, 64 hexadecimal digits.
+        name: of the file in the cache; by default made of checksum and address.
 
     Returns:
         The file in the folder `RCA_CACHE` names, `~/.cache/rca_lightning` by default.
@@ -45,25 +49,41 @@ def fetch(url: str, *, sha256: str | None) -> Path:
         )
     folder = cache_folder()
     base = re.sub(r"[^A-Za-z0-9._-]", "_", urlparse(url).path.rsplit("/", 1)[-1])
-    target = folder / f"{sha256[:16].lower()}-{base}"
+    target = folder / (name or f"{sha256[:16].lower()}-{base}")
     remedy = "set RCA_CACHE to a folder where files can be made"
-    with output_errors("RCA_CACHE", folder, remedy):
-        if target.is_file() and file_sha256(target) == sha256.lower():
-            return target
+    if _is_there(target, sha256, remedy):
+        return target
     check_writable("RCA_CACHE", folder, remedy=remedy)
+    with alone_in(folder):
+        if not _is_there(target, sha256, remedy):  # else another process has been quicker
+            _download(url, target, sha256.lower())
+    return target
+
+
+def _is_there(target: Path, sha256: str, remedy: str) -> bool:
+    with output_errors("RCA_CACHE", target.parent, remedy):
+        return target.is_file() and file_sha256(target) == sha256.lower()
+
+
+def _download(url: str, target: Path, sha256: str) -> None:
+    for part in target.parent.glob(f"{glob.escape(target.name)}.*.partial"):  # of killed processes
+        if time.time() - part.stat().st_mtime > _ABANDONED:
+            part.unlink(missing_ok=True)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # download_url_to_file has no argument for it, and would wait for ever
     try:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
-        download_url_to_file(url, str(target), hash_prefix=sha256.lower(), progress=first)
-    except (OSError, HTTPException, ValueError, RuntimeError) as error:  # RuntimeError: another checksum
+        download_url_to_file(url, str(target), hash_prefix=sha256, progress=first)
+    except (OSError, HTTPException, ValueError, RuntimeError) as error:
+        reason: Exception = error
+        if isinstance(error, RuntimeError):  # so ends a connection that breaks off, too; to urllib that is no error
+            reason = WeightsError(f"it broke off or is another file: {error}")
         raise WeightsError(
-            f"{url} cannot be downloaded ({error}). Try again, give the checksum of the file you mean, or get the file "
-            "by other means and give its path"
-        ) from error
+            f"{url} cannot be downloaded ({reason}). Try again, give the checksum of the file you mean, or get the "
+            "file by other means and give its path"
+        ) from reason
     finally:
         socket.setdefaulttimeout(before)
-    return target
 
 
 def cache_folder() -> Path:

@@ -69,12 +69,13 @@ class AffinityModule(
         class_names: their names.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>; it stays as it
             is.
-        weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
-            rca fit, whose backbone is taken; a URL; or "none" for random weights, which are warned of where it is left
-            out. Checkpoints do not keep it, and replace what it loads.
+        weights: "imagenet" for published ones (rca weights list); a local file with torchvision's key names, for RGB of
+            ImageNet's mean and deviation; a checkpoint of rca fit, whose backbone is taken; a URL; or "none" for random
+            weights, which are warned of where it is left out. Checkpoints do not keep it, and replace what it loads.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell of the coarsest level.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
+            none: as "imagenet" or a checkpoint of rca fit that is given as weights has it, else "3x3".
         padding_mode: what convolutions see beyond the border of a map, "zeros" or "replicate". none: as a checkpoint of
             rca fit that is given as weights was trained, else zeros.
         radius: how far apart the cells of a pair may lie in training, in cells of 4 pixels.
@@ -113,7 +114,7 @@ class AffinityModule(
         weights: str | None = None,
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
-        stride_in: StrideIn = "3x3",
+        stride_in: StrideIn | None = None,
         padding_mode: PaddingMode | None = None,
         radius: float = LOSS_RADIUS,
         num_offsets: int | None = NUM_OFFSETS,
@@ -139,7 +140,7 @@ class AffinityModule(
             output_stride=output_stride,
             weights=weights,
             weights_sha256=weights_sha256,
-            stride_in=stride_in,
+            stride_in=self.hparams["stride_in"],
             padding_mode=self.hparams["padding_mode"],
         )
         self.network = BoundaryNetwork(FeaturePyramid(extractor))

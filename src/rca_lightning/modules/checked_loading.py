@@ -132,7 +132,8 @@ class CheckedLoading(L.LightningModule):
         if not backbone.has_chosen_weights:
             _warn(
                 "THE BACKBONE %s STARTS FROM RANDOM WEIGHTS: on photographs its maps will be poor. Give weights of "
-                "ImageNet, --model.weights FILE (in Python weights='FILE'), or weights 'none' to learn from scratch",
+                "ImageNet, --model.weights imagenet or --model.weights FILE (in Python weights='FILE'), or weights "
+                "'none' to learn from scratch",
                 self.hparams["backbone"],
             )
 

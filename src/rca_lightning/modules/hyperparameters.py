@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rca_lightning.backbones.weights import pca_arguments, trained_padding
+from rca_lightning.backbones.weights import pca_arguments, trained_padding, trained_stride
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.inference import check_views
 from rca_lightning.rca.propagation import check_propagation
@@ -49,8 +49,11 @@ def shared_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if names is not None and len(names) != kept["num_classes"]:
         raise ArgumentError("class_names", names, f"give {kept['num_classes']} names, one a class")
     check_views(kept["scales"], kept["max_side"])
+    weights, sha256 = arguments["weights"], arguments["weights_sha256"]
     if kept["padding_mode"] is None:
-        kept["padding_mode"] = trained_padding(arguments["weights"], sha256=arguments["weights_sha256"])
+        kept["padding_mode"] = trained_padding(weights, sha256=sha256)
+    if kept["stride_in"] is None:
+        kept["stride_in"] = trained_stride(weights, backbone=kept["backbone"], sha256=sha256)
     return kept
 
 

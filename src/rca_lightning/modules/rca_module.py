@@ -74,13 +74,15 @@ class RCAModule(
         num_classes: foreground classes `L`. The command line takes it from the data.
         class_names: their names, for tables and pictures.
         backbone: resnet14, resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:<model>.
-        weights: a local file with torchvision's key names, for RGB of ImageNet's mean and deviation; a checkpoint of
-            rca fit, whose backbone is taken, and with backbone_mode="trained" of one with a frozen backbone PCA, CAM
-            head and prototypes too, as far as they fit; a URL; or "none" for random weights, which are warned of where
-            it is left out. Checkpoints do not keep it, and replace what it loads.
+        weights: "imagenet" for published ones (rca weights list); a local file with torchvision's key names, for RGB of
+            ImageNet's mean and deviation; a checkpoint of rca fit, whose backbone is taken, and with
+            backbone_mode="trained" of one with a frozen backbone PCA, CAM head and prototypes too, as far as they fit;
+            a URL; or "none" for random weights, which are warned of where it is left out. Checkpoints do not keep it,
+            and replace what it loads.
         weights_sha256: checksum of the file; needed for a URL.
         output_stride: pixels a cell: 16 halves the cost of 8 and loses little in seeds.
         stride_in: "3x3" for torchvision's ResNets, "1x1" for weights of ResNet v1, with the stride in the first 1x1.
+            none: as "imagenet" or a checkpoint of rca fit that is given as weights has it, else "3x3".
         padding_mode: what convolutions of the backbone see beyond the border of a map: "zeros", or "replicate" for the
             border again. Behind zeros all borders look alike, and maps of a network trained from scratch on small
             images take the form of a box (experiments/quickstart). none: as a checkpoint of rca fit that is given as
@@ -173,7 +175,7 @@ class RCAModule(
         weights: str | None = None,
         weights_sha256: str | None = None,
         output_stride: OutputStride = 16,
-        stride_in: StrideIn = "3x3",
+        stride_in: StrideIn | None = None,
         padding_mode: PaddingMode | None = None,
         backbone_mode: BackboneMode | None = None,
         frozen_batchnorm: bool = True,
@@ -229,7 +231,7 @@ class RCAModule(
             weights=weights,
             weights_sha256=weights_sha256,
             output_stride=output_stride,
-            stride_in=stride_in,
+            stride_in=self.hparams["stride_in"],
             padding_mode=self.hparams["padding_mode"],
             frozen_batchnorm=frozen_batchnorm,
             frozen_stages=frozen_stages,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import socket
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tests.file_server import serve_files
 from torch import nn
 
 from rca_lightning.backbones.build import build_backbone
@@ -23,37 +24,16 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def __init__(self, files: dict[str, bytes], asked: list[str], *args: object) -> None:
-        self.files, self.asked = files, asked
-        super().__init__(*args)
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        body = self.files.get(self.path)
-        self.send_response(404 if body is None else 200)
-        self.send_header("Content-Length", str(len(body or b"")))
-        self.end_headers()
-        self.wfile.write(body or b"")
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """A server on this machine with one file of weights: address, state, checksum and the paths it was asked for."""
     monkeypatch.setenv("RCA_CACHE", str(tmp_path / "cache"))
-    state, buffer, asked = network().state_dict(), io.BytesIO(), []
+    state, buffer = network().state_dict(), io.BytesIO()
     torch.save(state, buffer)
-    body = buffer.getvalue()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, {"/models/net.pth": body}, asked))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/models/net.pth", state, hashlib.sha256(body).hexdigest(), asked
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve_files() as server:
+        server.files["/models/net.pth"] = body = buffer.getvalue()
+        server.pause = 0.2  # longer than others need to ask for the same
+        yield f"{server.url}/models/net.pth", state, hashlib.sha256(body).hexdigest(), server.asked
 
 
 def test_download_is_kept_and_found_again(served, tmp_path):
@@ -137,3 +117,23 @@ def test_backbone_takes_a_url_and_its_checksum(served):
     with pytest.raises(WeightsError, match="does not fit ResNet: missing keys"):
         build_backbone("resnet18", weights=url, weights_sha256=digest)
     assert len(asked) == 1
+
+
+def test_of_several_that_ask_at_once_one_downloads(served, tmp_path):
+    url, _, digest, asked = served
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: download.fetch(url, sha256=digest, name="net.pth"), range(4)))
+    assert found == [tmp_path / "cache" / "net.pth"] * 4
+    assert asked == ["/models/net.pth"]
+
+
+def test_what_killed_downloads_left_is_removed_once_nobody_writes_it(served, tmp_path):
+    url, _, digest, _ = served
+    (tmp_path / "cache").mkdir()
+    kept = {"net.pth.new.partial", "other.pth.old.partial"}
+    for name in (*kept, "net.pth.old.partial"):
+        (tmp_path / "cache" / name).write_bytes(b"half")
+        if "old" in name:
+            os.utime(tmp_path / "cache" / name, (time.time() - 7200,) * 2)
+    download.fetch(url, sha256=digest, name="net.pth")
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"net.pth", *kept}

@@ -25,6 +25,7 @@ GOOD = {
     "weights": "/somewhere/resnet.pth",
     "weights_sha256": "0" * 64,
     "backbone": "resnet18",
+    "stride_in": "3x3",
     "backbone_mode": "trained",
     "padding_mode": "zeros",
     "channels_last": False,
