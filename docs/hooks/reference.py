@@ -24,8 +24,8 @@ ROOMS = {
 }
 INTRODUCTION = """# Python reference
 
-Everything that `from rca_lightning import ...` gives, made from the docstrings when the site is built. These names are kept
-from version to version; what stands deeper in the package may move.
+Everything that `from rca_lightning import ...` gives, made from the docstrings when the site is built. These names are
+kept from version to version; what stands deeper in the package may move.
 
 """
 
