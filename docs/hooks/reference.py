@@ -12,6 +12,7 @@ from mkdocs.structure.pages import Page
 import rca_lightning
 
 ROW = re.compile(r"^(\| \((\d+)\) \|.*\| )(`[\w/]+\.py`(?:, `[\w/]+\.py`)*)( \| )(`.+`)( \|)$", flags=re.MULTILINE)
+HEADER = "| | Equation | File | Function |\n"
 ROOMS = {
     "modules": "Modules: networks that are trained",
     "data": "Data",
@@ -45,9 +46,10 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     def lead(match: re.Match[str]) -> str:
         names = (f"[`{name}`](functions.md#{path})" for name, path in _named(match[3], match[5]))
-        return "".join([match[1], match[3], match[4], ", ".join(names), match[6]])
+        return f"{match[1]}{', '.join(names)} in {match[3]}{match[6]}"
 
-    return ROW.sub(lead, markdown)
+    # Files beside functions in one column leave more room for the equation.
+    return ROW.sub(lead, markdown).replace(f"{HEADER}|---|---|---|---|", "| | Equation | Function |\n|---|---|---|")
 
 
 def _reference() -> str:
@@ -68,10 +70,10 @@ def _functions(method: str) -> str:
     parts = ["# Functions of the method\n", "What [The method](method.md) names, in the order of its equations.\n"]
     done: set[str] = set()
     for match in ROW.finditer(method):
-        new = [path for _, path in _named(match[3], match[5]) if path not in done]
+        new = {path: name for name, path in _named(match[3], match[5]) if path not in done}
         done.update(new)
         if new:
-            parts += [f"## Equation {match[2]}\n", *(_entry(path, source=True) for path in new)]
+            parts += [f"## Equation {match[2]}\n", *(_entry(path, called=name) for path, name in new.items())]
     return "\n".join(parts)
 
 
@@ -84,6 +86,7 @@ def _named(files: str, functions: str) -> list[tuple[str, str]]:
     return [(name, f"{module}.{name}") for name, module in zip(names, modules, strict=True)]
 
 
-def _entry(path: str, *, source: bool = False) -> str:
-    shown = "\n".join(["    options:", "      members: false", "      show_source: true"]) if source else ""
-    return f"::: {path}\n{shown}\n"
+def _entry(path: str, *, called: str | None = None) -> str:
+    """Where the documentation of an object stands; of a function of the method with its source."""
+    lines = ["    options:", "      show_source: true", f"      heading: {called}", f"      toc_label: {called}"]
+    return "\n".join([f"::: {path}", *(lines if called else []), ""])
