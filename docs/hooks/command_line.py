@@ -103,6 +103,7 @@ def _parser(words: list[str]) -> argparse.ArgumentParser | None:
         for kind in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
             stack.enter_context(mock.patch.object(kind, "print_help", found))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(mock.patch("sys.argv", ["rca"]))  # Lightning warns of words that it shall not read
         try:
             main([*words, "--help"])
         except _Found as answer:
