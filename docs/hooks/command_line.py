@@ -187,14 +187,16 @@ def _meaning(action: argparse.Action, *, sentences: int | None) -> str:
     text = " ".join(inspect.cleandoc(action.help or "").split())
     with contextlib.suppress(KeyError, ValueError, TypeError):
         text = text % {"default": action.default, "dest": action.dest, "prog": "rca", "type": action.type}
-    text = re.sub(r"\s*\(default: [^)]*\)$|\s*Default: ``[^`]*``\.?$", "", text)
+    if action.default not in (None, argparse.SUPPRESS):  # it has a column of its own
+        text = re.sub(r"\s*\(default: [^)]*\)$|\s*Default: ``[^`]*``\.?$", "", text)
     text = re.sub(r"`([^`<]+?)\s*<http[^>]*>`_+", r"\1", text)  # a link of reStructuredText
     text = " ".join(re.split(r"(?<=\.)\s+(?=[A-Z])", text)[:sentences])
     text = _escape(text)
     chosen = getattr(action, "_typehint", None)
     choices = list(get_args(chosen)) if str(chosen).startswith("typing.Literal") else list(action.choices or ())
     missing = [str(choice) for choice in choices if str(choice) not in text]
-    return " ".join([text, *([f"One of {', '.join(f'`{choice}`' for choice in choices)}."] if missing else [])])
+    named = ", ".join(f"`{choice}`" for choice in choices)
+    return f"{text.rstrip('.')}; one of {named}" if missing else text
 
 
 def _escape(text: str) -> str:
