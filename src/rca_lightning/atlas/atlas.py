@@ -14,7 +14,16 @@ from torch import Tensor
 
 from rca_lightning.atlas.crops import Photographs, draw_crops
 from rca_lightning.atlas.nearest import nearest_regions
-from rca_lightning.atlas.page import IndexEntry, Row, class_entry, draw_page, drawn_rows, index_page, page_name, subtitle
+from rca_lightning.atlas.page import (
+    IndexEntry,
+    Row,
+    class_entry,
+    draw_page,
+    drawn_rows,
+    index_page,
+    page_name,
+    subtitle,
+)
 from rca_lightning.clustering.cluster import kmeans
 from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.dataset import TaggedImages

@@ -115,7 +115,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [round(place * step, digits) for place in range(first, last + 1)]
 
 
-def _scale(low: float, high: float, start: float, end: float) -> "Scale":
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
     return Scale(low, high if high > low else low + 1, start, end)
 
 

@@ -7,9 +7,8 @@ import io
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +77,6 @@ class Measured:
     reasons: tuple[str, ...]
     planes: bytes
     has_map: bool
-    size: tuple[int, int] = field(default=(3, 4))
 
 
 def reduce_maps(maps: Tensor, *, long_side: int = MAP_SIDE) -> Tensor:
@@ -143,12 +141,16 @@ def measure(entry: ReportEntry, classes: Sequence[str], *, threshold: float) -> 
         threshold: of the background.
     """
     reasons = [] if entry.reason is None else [entry.reason]
-    label, size = _try(_read_label, entry.label, reasons)
-    arrays = _try(_read_maps, entry.maps, reasons, len(classes))
-    maps, found, chances = arrays if arrays is not None else (torch.zeros(0, 0, 0), [], {})
-    quality = entry.quality
-    ties = None
-    if arrays is not None:
+    label: Bytes | None = None
+    maps, found, chances = torch.zeros(0, 0, 0), list[int](), dict[int, float]()
+    try:
+        label = None if entry.label is None else _read_label(entry.label)
+        if entry.maps is not None:
+            maps, found, chances = _read_maps(entry.maps, len(classes))
+    except (DataError, DatasetNotFoundError) as error:
+        reasons.append(str(error))
+    has_map, quality, ties = bool(maps.shape[1]), entry.quality, None
+    if has_map:
         cells = maps.numpy()
         quality = margin_quality(cells, threshold) if quality is None else quality
         share, pair = tied_classes(cells, found, threshold)
@@ -164,11 +166,11 @@ def measure(entry: ReportEntry, classes: Sequence[str], *, threshold: float) -> 
             probabilities={classes[index]: chance for index, chance in chances.items()},
         )
     planes = pack_planes(*strongest_class(maps, found), None if label is None else reduce_label(label))
-    return Measured(entry, quality, shares, tuple(reasons), planes, arrays is not None, size or (3, 4))
+    return Measured(entry, quality, shares, tuple(reasons), planes, has_map)
 
 
-def thumbnail(path: Path, *, long_side: int, quality: int = 74) -> tuple[str, tuple[int, int]] | None:
-    """Encodes a small JPEG of a photograph in base64, with height and width; `None` where it cannot be read."""
+def thumbnail(path: Path, *, long_side: int, quality: int = 74) -> str | None:
+    """Encodes a small JPEG of a photograph in base64; `None` where it cannot be read."""
     try:
         height, width = image_size(path)
         reduction = next((r for r in (8, 4, 2) if max(height, width) >= r * long_side), 1)
@@ -177,7 +179,7 @@ def thumbnail(path: Path, *, long_side: int, quality: int = 74) -> tuple[str, tu
         return None
     small = _fitted((picture.height, picture.width), long_side)
     picture = picture.resize((small[1], small[0]), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return encode_jpeg(picture, quality=quality), (height, width)
+    return encode_jpeg(picture, quality=quality)
 
 
 def encode_jpeg(picture: Image.Image, *, quality: int = 74) -> str:
@@ -187,23 +189,11 @@ def encode_jpeg(picture: Image.Image, *, quality: int = 74) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _try(read: Any, path: Path | None, reasons: list[str], *arguments: Any) -> Any:
-    empty = (None, None) if read is _read_label else None
-    if path is None:
-        return empty
-    try:
-        return read(path, *arguments)
-    except (DataError, DatasetNotFoundError) as error:
-        reasons.append(str(error))
-        return empty
-
-
-def _read_label(path: Path) -> tuple[Bytes, tuple[int, int]]:
+def _read_label(path: Path) -> Bytes:
     with open_image(path) as image:
         if image.mode not in ("P", "L"):
             raise DataError(f"{path}: a label image of mode {image.mode}; write it as a palette or grey image")
-        label = np.array(image, dtype=np.uint8)
-    return label, (label.shape[0], label.shape[1])
+        return np.array(image, dtype=np.uint8)
 
 
 def _read_maps(path: Path, num_classes: int) -> tuple[Tensor, list[int], dict[int, float]]:

@@ -154,7 +154,8 @@ def _parts(
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
         f"<title>{name}</title>\n<style>{style}</style>\n</head>\n<body>\n"
     )
-    worst = [measured for measured in kept if measured.reasons][:LOOK_AT]
+    odd = [measured for measured in kept if measured.reasons]
+    worst = sorted(odd, key=lambda measured: (-len(measured.reasons), _rank(measured)))[:LOOK_AT]
     scores = scores_section(totals, run)
     drawn_atlas = any(drawn.rows for drawn in atlas)
     sections = [("gallery", "Gallery"), ("look", "To look at"), ("classes", "Classes")]
@@ -165,7 +166,7 @@ def _parts(
     version = f"rca_lightning {html.escape(str(run['version']))}" if run.get("version") else "rca_lightning"
     yield (
         '<a class="skip" href="#gallery">Skip to the gallery</a>\n<header class="top"><div><h1>'
-        f'{name}</h1><p>{totals.photographs:,} photographs, {len(classes):,} classes. Made by {version}.</p></div>'
+        f"{name}</h1><p>{totals.photographs:,} photographs, {len(classes):,} classes. Made by {version}.</p></div>"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main>\n'
     )
     yield summary_section(totals, run, classes)
@@ -177,8 +178,8 @@ def _parts(
     if drawn_atlas:
         yield (
             '<section id="prototypes" aria-labelledby="h-prototypes"><h2 id="h-prototypes">Prototypes</h2>'
-            "<p>What the method has learned of each class: every prototype with the regions that are nearest to it, and "
-            "the cosine between them.</p>"
+            "<p>What the method has learned of each class: every prototype with the regions that are nearest to it, "
+            "and the cosine between them.</p>"
         )
         yield from atlas_section(atlas)
         yield "</section>"
@@ -196,14 +197,12 @@ def _parts(
     for place, measured in enumerate(kept):  # before the script, which reads one when it comes into view
         small = thumbnail(measured.entry.photograph, long_side=side)
         planes = base64.b64encode(measured.planes).decode()
-        yield f'<script type="text/plain" id="p{place}">{small[0] if small else ""} {planes}</script>\n'
+        yield f'<script type="text/plain" id="p{place}">{small or ""} {planes}</script>\n'
     yield f"<script>{script}</script>\n</body>\n</html>\n"
 
 
 def _section(anchor: str, title: str, content: str) -> str:
-    return (
-        f'<section id="{anchor}" aria-labelledby="h-{anchor}"><h2 id="h-{anchor}">{title}</h2>{content}</section>\n'
-    )
+    return f'<section id="{anchor}" aria-labelledby="h-{anchor}"><h2 id="h-{anchor}">{title}</h2>{content}</section>\n'
 
 
 def _gallery(kept: Sequence[Measured], totals: Totals, classes: Sequence[str], threshold: float) -> str:
@@ -227,14 +226,16 @@ def _gallery(kept: Sequence[Measured], totals: Totals, classes: Sequence[str], t
         '<section id="gallery" aria-labelledby="h-gallery"><h2 id="h-gallery">Gallery</h2>'
         "<noscript><p>The gallery needs JavaScript; the other sections do not.</p></noscript>"
         f'{note}<div class="bar" role="group" aria-label="View">{_view_control("view")}'
-        f'{_threshold_control("threshold", threshold)}'
+        f"{_threshold_control('threshold', threshold)}"
         '<label class="field">Sort <select id="sort"><option value="low">lowest quality first</option>'
         '<option value="high">highest quality first</option><option value="name">by name</option></select></label>'
-        '<label class="field">Name <input type="search" id="search" autocomplete="off" spellcheck="false"></label>'
+        '<label class="field">Find <input type="search" id="search" placeholder="name" autocomplete="off" '
+        'spellcheck="false"></label>'
         '<label class="field check"><input type="checkbox" id="odd"> only those to look at</label></div>'
         f'<fieldset class="chips"><legend>Classes</legend>{chips}</fieldset>'
         '<p id="count" role="status" aria-live="polite"></p>'
-        '<ul id="photos" aria-label="Photographs. Arrow keys move, Enter opens."></ul><div id="more"></div></section>\n'
+        '<ul id="photos" aria-label="Photographs. Arrow keys move, Enter opens."></ul>'
+        '<button type="button" id="more" hidden></button></section>\n'
     )
 
 
@@ -263,8 +264,8 @@ _DIALOG = (
     '<h2 id="d-name"></h2><p id="d-place"></p><div class="bar">'
     + _view_control("d-view")
     + _threshold_control("d-threshold", 0.5)
-    + '</div><ul id="d-reasons"></ul><table id="d-classes"><thead><tr><th scope="col">class</th><th scope="col">tag</th>'
-    '<th scope="col" class="n">share</th></tr></thead><tbody></tbody></table></div></dialog>\n'
+    + '</div><ul id="d-reasons"></ul><table id="d-classes"><thead><tr><th scope="col">class</th>'
+    '<th scope="col">tag</th><th scope="col" class="n">share</th></tr></thead><tbody></tbody></table></div></dialog>\n'
 )
 
 
@@ -277,7 +278,6 @@ def _indexed(measured: Measured, classes: Sequence[str]) -> dict[str, Any]:
         "d": {str(index): round(share, 4) for index, share in measured.shares.items()},
         "r": list(measured.reasons),
         "m": int(measured.has_map),
-        "s": list(measured.size),
     }
 
 

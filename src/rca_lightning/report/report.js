@@ -3,7 +3,7 @@
   const byId = (id) => document.getElementById(id);
   const index = JSON.parse(byId("index").textContent);
   const { classes, colours, photos } = index;
-  const BATCH = 120; // tiles that are added at once
+  const BATCH = 60; // tiles at first; each time more are asked for, their number doubles
   const state = { view: 2, threshold: index.threshold, live: false, shown: [], built: 0, current: 0 };
   const gallery = byId("photos");
   const make = (name, attributes = {}, ...children) => {
@@ -50,13 +50,11 @@
   function drawMask(canvas, { width, height, classes: labels }) {
     canvas.width = width || 1;
     canvas.height = height || 1;
-    if (!width) return 0;
+    if (!width) return;
     const pixels = new ImageData(width, height);
-    let drawn = 0;
     for (let at = 0; at < labels.length; at++) {
       const label = labels[at];
       if (!label) continue;
-      drawn++;
       const x = at % width;
       const border =
         (x > 0 && labels[at - 1] !== label) || (x < width - 1 && labels[at + 1] !== label) ||
@@ -64,9 +62,8 @@
       pixels.data.set([...colourOf(label), border ? 255 : 158], 4 * at);
     }
     canvas.getContext("2d").putImageData(pixels, 0, 0);
-    return drawn / labels.length;
   }
-  // Labels of the map at a threshold, twice as fine: values between cells are interpolated, classes are the nearest.
+  // Labels of the map at a threshold, on a finer grid: values between cells are interpolated, classes are the nearest.
   function thresholded({ width, height, classes: labels, values }, threshold, fine) {
     const out = { width: width * fine, height: height * fine };
     out.classes = new Uint8Array(out.width * out.height);
@@ -83,9 +80,9 @@
     }
     return out;
   }
-  function redrawMask(canvas, data) {
+  function redrawMask({ mask, data, fine }) {
     const live = (state.live || !data.label.width) && data.map.width;
-    return drawMask(canvas, live ? thresholded(data.map, state.threshold, 2) : data.label);
+    drawMask(mask, live ? thresholded(data.map, state.threshold, fine) : data.label);
   }
 
   const visible = new Map(); // frame -> data and canvas
@@ -106,10 +103,11 @@
     const photo = data.picture
       ? make("img", { src: data.picture, alt: frame.dataset.alt || "", decoding: "async" })
       : make("span", { class: "gone" }, "photograph cannot be read");
+    const held = { data, mask, fine: frame === large ? 6 : 2 };
     drawMap(map, data.map);
-    redrawMask(mask, data);
+    redrawMask(held);
     frame.replaceChildren(photo, make("span", { class: "dim" }), map, mask);
-    visible.set(frame, { data, mask });
+    visible.set(frame, held);
     frame.dataset.ready = "1";
   }
   function empty(frame) {
@@ -146,11 +144,12 @@
     const frame = make("span", { class: "frame", "data-place": place, "data-alt": altOf(photo) });
     const tags = [...new Set([...photo.t, ...Object.keys(photo.d).map(Number)])].map((label) =>
       make("span", {}, swatch(label), " ", classes[label]));
-    if (photo.r.length) tags.push(make("span", { class: "flag", title: photo.r.join("\n") }, "look"));
+    const flag = photo.r.length ? [make("span", { class: "flag", title: photo.r.join("\n") }, "look")] : [];
     const button = make(
       "button",
       { type: "button", class: "tile", tabindex: position === state.current ? 0 : -1, "aria-label": describe(photo), "data-place": place },
       frame,
+      ...flag,
       make("span", { class: "caption" }, make("span", { class: "id", title: photo.i }, make("bdi", {}, photo.i)),
         make("span", { class: "q" }, photo.q === null ? "" : photo.q.toFixed(2))),
       make("span", { class: "tags" }, ...tags),
@@ -164,17 +163,18 @@
     const tiles = document.createDocumentFragment();
     for (; state.built < last; state.built++) tiles.append(tileOf(state.shown[state.built], state.built));
     gallery.append(tiles);
+    showMore();
   }
-  new IntersectionObserver((changes) => {
-    if (changes.some((change) => change.isIntersecting)) grow();
-  }, { rootMargin: "1200px" }).observe(byId("more"));
-  function grow() {
-    if (state.built >= state.shown.length) return;
-    build(state.built + BATCH);
-    requestAnimationFrame(() => {
-      if (byId("more").getBoundingClientRect().top < innerHeight + 1200) grow();
-    });
+  function showMore() {
+    const left = state.shown.length - state.built;
+    byId("more").hidden = !left;
+    byId("more").textContent = `Show ${Math.min(left, state.built).toLocaleString("en")} more of ${left.toLocaleString("en")}`;
   }
+  byId("more").addEventListener("click", () => {
+    const first = state.built;
+    build(2 * first);
+    focusOn(first);
+  });
   function choose() {
     const wanted = new Set([...document.querySelectorAll("input[name=class]:checked")].map((box) => +box.value));
     const name = byId("search").value.trim().toLowerCase();
@@ -252,7 +252,7 @@
     });
     document.querySelectorAll(".written").forEach((button) => (button.disabled = !state.live));
     cancelAnimationFrame(waiting);
-    waiting = requestAnimationFrame(() => visible.forEach((held) => held && redrawMask(held.mask, held.data)));
+    waiting = requestAnimationFrame(() => visible.forEach((held) => held && redrawMask(held)));
   }
   document.addEventListener("input", ({ target }) => {
     if (target.matches(".view")) {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import colorsys
 import html
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,10 +80,29 @@ def class_colours(count: int) -> list[tuple[int, int, int]]:
     """Colours of the classes: neighbours have hues far apart, all are bright enough for both themes."""
     colours = []
     for index in range(count):
-        hue = (0.58 + index * 0.381966) % 1  # the golden ratio: no two hues meet soon
-        red, green, blue = colorsys.hls_to_rgb(hue, (0.56, 0.48, 0.64)[index % 3], (0.72, 0.62, 0.8)[index // 3 % 3])
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+        hue = 2 * math.pi * (0.7 + index * 0.381966)  # the golden ratio: no two hues meet soon
+        lightness, chroma = ((0.7, 0.15), (0.63, 0.17), (0.78, 0.13))[index % 3]
+        colours.append(_oklch(lightness, chroma, hue))
     return colours
+
+
+def _oklch(lightness: float, chroma: float, hue: float) -> tuple[int, int, int]:
+    """Colour of 8 bits from OKLCH (Ottosson 2020, "A perceptual color space for image processing")."""
+    a, b = chroma * math.cos(hue), chroma * math.sin(hue)
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    linear = (
+        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
+        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
+        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
+    )
+    red, green, blue = (round(255 * _gamma(min(max(value, 0.0), 1.0))) for value in linear)
+    return red, green, blue
+
+
+def _gamma(value: float) -> float:
+    return 12.92 * value if value <= 0.0031308 else float(1.055 * value ** (1 / 2.4) - 0.055)
 
 
 def summary_section(totals: Totals, run: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -243,7 +262,9 @@ def _bar(share: float) -> str:
 def _prototype(row: Row, name: str, most: int) -> str:
     tiles = []
     for tile in row.tiles[:most]:
-        caption = f"<figcaption><span>{html.escape(tile.left)}</span><span>{html.escape(tile.right)}</span></figcaption>"
+        caption = (
+            f"<figcaption><span>{html.escape(tile.left)}</span><span>{html.escape(tile.right)}</span></figcaption>"
+        )
         if tile.picture is None:
             tiles.append(f'<figure><div class="gone">cannot be read</div>{caption}</figure>')
             continue
