@@ -117,7 +117,7 @@ def test_screen_readers_have_names_for_everything(report: Path):
         page.wait_for_selector(DRAWN.format(1))
         unnamed = page.evaluate(
             """() => [...document.querySelectorAll("button, input, select")].filter(element =>
-                !element.ariaLabel && !element.labels?.length && !element.innerText?.trim() && element.id !== "more"
+                !element.ariaLabel && !element.labels?.length && !element.textContent.trim() && element.id !== "more"
             ).map(element => element.outerHTML)"""
         )
         assert unnamed == []
@@ -129,7 +129,7 @@ def test_screen_readers_have_names_for_everything(report: Path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_both_themes_have_enough_contrast(report: Path, scheme: str):
-    channels = "(name) => getComputedStyle(document.body)[name].match(/[\\\\d.]+/g).slice(0, 3).map(Number)"
+    channels = "(name) => getComputedStyle(document.body)[name].match(/[\\d.]+/g).slice(0, 3).map(Number)"
     with opened(report, color_scheme=scheme) as page:
         page.wait_for_selector(READY)
 
