@@ -149,7 +149,8 @@ def measure(entry: ReportEntry, classes: Sequence[str], *, threshold: float) -> 
             maps, found, chances = _read_maps(entry.maps, len(classes))
     except (DataError, DatasetNotFoundError) as error:
         reasons.append(str(error))
-    has_map, quality, ties = bool(maps.shape[1]), entry.quality, None
+    has_map, ties = bool(maps.shape[1]), None
+    quality = entry.quality if entry.quality is not None and math.isfinite(entry.quality) else None
     if has_map:
         cells = maps.numpy()
         quality = margin_quality(cells, threshold) if quality is None else quality

@@ -31,7 +31,7 @@
       label: { width: labelWidth, height: labelHeight, classes: bytes.subarray(4 + 2 * cells) },
     };
   }
-  const colourOf = (label) => (label === 255 ? [236, 232, 200] : colours[label - 1]);
+  const colourOf = (label) => colours[label - 1] ?? [236, 232, 200]; // 255: undecided
 
   function drawMap(canvas, { width, height, classes: labels, values }) {
     if (!width) return;

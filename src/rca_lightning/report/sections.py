@@ -167,7 +167,7 @@ def classes_section(totals: Totals, run: Mapping[str, Any], classes: Sequence[st
         swatch = "" if index is None else f'<svg class="swatch c{index}" viewBox="0 0 8 8" aria-hidden="true">{_DOT}'
         swatch += "" if index is None else "</svg>"
         value = iou.get(name)
-        bar = "" if value is None else _bar(value) + f"<span>{100 * value:.1f}</span>"
+        bar = "-" if value is None or not math.isfinite(value) else _bar(value) + f"<span>{100 * value:.1f}</span>"
         cells += [f'<span class="iou">{bar}</span>'] if iou else []
         cell = "".join(f'<td class="n">{content}</td>' for content in cells)
         rows.append(f'<tr><th scope="row">{swatch}{html.escape(name)}</th>{cell}</tr>')

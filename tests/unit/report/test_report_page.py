@@ -105,6 +105,13 @@ def test_photographs_that_cannot_be_read_leave_a_gap(tmp_path: Path, entries):
     assert re.search(r'<script type="text/plain" id="p0"> \S+</script>', page)
 
 
+def test_scores_and_qualities_that_are_no_numbers(tmp_path: Path, entries):
+    run = {"scores": {"miou": None, "iou": {"cat": float("nan"), "dog": None}}}
+    path = write_report(tmp_path, [replace(next(entries(1)), quality=float("nan"))], run=run, classes=CLASSES)
+    assert 0 <= read_index(path)["photos"][0]["q"] <= 1  # measured instead
+    assert "nan" not in Contents(path.read_text()).words
+
+
 def test_page_without_anything(tmp_path: Path):
     contents = Contents(write_report(tmp_path, [], run={}, classes=[]).read_text())
     assert "Nothing was skipped." in contents.words
