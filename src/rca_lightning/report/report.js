@@ -208,7 +208,9 @@
     const button = tiles[next].firstChild;
     button.setAttribute("tabindex", 0);
     button.focus({ preventScroll: true });
-    button.scrollIntoView({ block: "nearest" });
+    const show = () => document.activeElement === button && button.scrollIntoView({ block: "nearest", behavior: "instant" });
+    show();
+    requestAnimationFrame(show); // tiles that were never drawn have a height now
   }
   const columns = () => getComputedStyle(gallery).gridTemplateColumns.split(" ").length;
   gallery.addEventListener("keydown", (event) => {

@@ -97,8 +97,8 @@ def test_keys_move_through_the_gallery_and_open_a_photograph(report: Path):
         page.keyboard.press("ArrowRight")
         assert page.locator("#d-name").inner_text() != first
         page.keyboard.press("Escape")
+        page.wait_for_function(f"() => {focused} === 1")  # the photograph that was shown last
         assert not page.locator("#detail").is_visible()
-        assert page.evaluate(focused) == 1
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
