@@ -14,7 +14,7 @@ _NEARLY_ALL = 0.95
 _LOW_QUALITY = 0.25
 _TIE = 0.05  # difference of two maps below which they say the same
 _MANY_TIES = 0.25  # of the pixels of all classes
-_DOUBTED = 0.25  # image probability; between it and 0.5 is a third of all VOC photographs, too many to look at
+_DOUBTED = 0.25  # image probability; at 0.5 the list names 112 of 321 photographs of VOC, at 0.25 79
 
 
 def margin_quality(maps: npt.NDArray[np.floating], threshold: float) -> float:
