@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from torch import Tensor
 
 from rca_lightning.atlas.crops import Photographs, draw_crops
 from rca_lightning.atlas.nearest import nearest_regions
-from rca_lightning.atlas.page import class_entry, draw_page, drawn_rows, index_page, page_name, subtitle
+from rca_lightning.atlas.page import (
+    IndexEntry,
+    Row,
+    class_entry,
+    draw_page,
+    drawn_rows,
+    index_page,
+    page_name,
+    subtitle,
+)
 from rca_lightning.clustering.cluster import kmeans
 from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.dataset import TaggedImages
@@ -65,13 +75,66 @@ def make_atlas(
         DataError: if no image of the memory is among `images`.
         OutputError: if the folder cannot be made or written to.
     """
-    if not bool(memory.valid.any()):
-        raise ArgumentError("memory", "empty", "train longer, or lower confidence, so that regions enter it")
     names = [*module.class_names, BACKGROUND]
     if strangers := sorted(set(diagnostics or {}) - set(names)):
         raise ArgumentError("diagnostics", strangers, f"give numbers of these classes: {first_few(names)}")
+    _check_memory(memory)
     target = Path(folder)
     check_writable("folder", target)  # before the long work
+    classes = draw_atlas(module, memory, images, regions=regions, progress_bar=progress_bar)
+    for drawn in classes:
+        if drawn.entry.page is not None:
+            colour = tuple(voc_palette()[drawn.value].tolist())
+            picture = Image.fromarray(draw_page(drawn.entry.name, drawn.subtitle, drawn.rows, regions, colour))
+            with output_errors("folder", target):
+                write_atomically(target / drawn.entry.page, partial(picture.save, format="PNG"))
+    prototypes = sum(drawn.entry.prototypes for drawn in classes)
+    text = index_page([drawn.entry for drawn in classes], note=_note(memory, prototypes), diagnostics=diagnostics)
+    with output_errors("folder", target):
+        write_atomically(target / "index.html", lambda file: file.write(text.encode()))
+    logger.info("prototype atlas: %d prototypes: %s", prototypes, target / "index.html")
+    return target / "index.html"
+
+
+@dataclass(frozen=True)
+class AtlasClass:
+    """A class of the atlas.
+
+    Attributes:
+        value: in masks; 0 is the background.
+        entry: its numbers.
+        subtitle: a line on them.
+        rows: its prototypes that stand for a region, with the crops of the nearest ones.
+    """
+
+    value: int
+    entry: IndexEntry
+    subtitle: str
+    rows: tuple[Row, ...]
+
+
+def draw_atlas(
+    module: RCAModule,
+    memory: RegionMemory,
+    images: TaggedImages,
+    *,
+    regions: int = 6,
+    progress_bar: bool = False,
+) -> list[AtlasClass]:
+    """Draws the prototypes of each class with their nearest regions; `make_atlas` writes these to files.
+
+    Args:
+        module: see `make_atlas`, as for the other arguments.
+        memory: see there.
+        images: see there.
+        regions: see there.
+        progress_bar: see there.
+
+    Returns:
+        The classes in the order of their values in masks, the background first.
+    """
+    _check_memory(memory)
+    names = [*module.class_names, BACKGROUND]
     frozen = module.is_frozen
     photographs = Photographs(
         images.whole() if frozen else images, scale=module.hparams["scales"][0] if frozen else 1.0
@@ -81,25 +144,19 @@ def make_atlas(
     rows = nearest_regions(memory, prototypes, valid, labels, regions=regions, known=photographs)
     crops = draw_crops(module, memory, photographs, rows, progress_bar=progress_bar)
     by_mask_value = sorted((_mask_value(label, module), label) for label in range(memory.num_classes))
-    entries = []
+    classes = []
     for value, label in by_mask_value:  # the background, last in the memory, comes first
         own = sorted((row for row in rows if row.label == label), key=lambda row: (-row.regions, row.number))
         page = page_name(names[label], value) if own else None
         slots = [memory.image_id(label, slot) for slot in memory.valid[label].nonzero()[:, 0].tolist()]
         entry = class_entry(names[label], page, slots, own, prototypes[valid & (labels == label)], crops)
-        entries.append(entry)
-        if page is not None:
-            colour = tuple(voc_palette()[value].tolist())
-            picture = Image.fromarray(
-                draw_page(entry.name, subtitle(entry, own), drawn_rows(own, crops), regions, colour)
-            )
-            with output_errors("folder", target):
-                write_atomically(target / page, partial(picture.save, format="PNG"))
-    text = index_page(entries, note=_note(memory, len(rows)), diagnostics=diagnostics)
-    with output_errors("folder", target):
-        write_atomically(target / "index.html", lambda file: file.write(text.encode()))
-    logger.info("prototype atlas: %d prototypes, %d crops: %s", len(rows), len(crops), target / "index.html")
-    return target / "index.html"
+        classes.append(AtlasClass(value, entry, subtitle(entry, own), tuple(drawn_rows(own, crops))))
+    return classes
+
+
+def _check_memory(memory: RegionMemory) -> None:
+    if not bool(memory.valid.any()):
+        raise ArgumentError("memory", "empty", "train longer, or lower confidence, so that regions enter it")
 
 
 def _prototypes(module: RCAModule, memory: RegionMemory) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""The page `report.html`: a gallery of photographs, maps and masks, with scores, curves and prototypes."""
