@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rca_lightning.modules.one_stage_module import OneStageModule
     from rca_lightning.modules.rca_module import RCAModule
     from rca_lightning.modules.segmentation_module import SegmentationModule
+    from rca_lightning.prediction.loading import LoadedModel, load
+    from rca_lightning.prediction.result import PredictedMask
     from rca_lightning.rca.aggregation import SemanticAggregation
     from rca_lightning.rca.contrast import RegionContrastLoss, region_contrast_loss
     from rca_lightning.rca.memory_bank import RegionMemory
@@ -37,9 +39,11 @@ _MODULES = {
     "FeatureCacheCallback": "callbacks.feature_cache",
     "FrozenSegmentationModule": "modules.frozen_segmentation_module",
     "LabelIoU": "evaluation.label_iou",
+    "LoadedModel": "prediction.loading",
     "MaskWriter": "callbacks.mask_writer",
     "OneStageModule": "modules.one_stage_module",
     "PanelCallback": "callbacks.panels",
+    "PredictedMask": "prediction.result",
     "PrototypeAtlasCallback": "callbacks.atlas",
     "PseudoLabelWriter": "callbacks.pseudo_label_writer",
     "RCAModule": "modules.rca_module",
@@ -54,6 +58,7 @@ _MODULES = {
     "build_backbone": "backbones.build",
     "cluster": "clustering.cluster",
     "kmeans": "clustering.cluster",
+    "load": "prediction.loading",
     "region_contrast_loss": "rca.contrast",
 }
 
@@ -64,9 +69,11 @@ __all__ = [
     "FeatureCacheCallback",
     "FrozenSegmentationModule",
     "LabelIoU",
+    "LoadedModel",
     "MaskWriter",
     "OneStageModule",
     "PanelCallback",
+    "PredictedMask",
     "PrototypeAtlasCallback",
     "PseudoLabelWriter",
     "RCAModule",
@@ -82,6 +89,7 @@ __all__ = [
     "build_backbone",
     "cluster",
     "kmeans",
+    "load",
     "region_contrast_loss",
 ]
 

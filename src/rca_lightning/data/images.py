@@ -88,13 +88,30 @@ def read_image(path: Path, *, reduction: int = 1) -> npt.NDArray[np.uint8]:
         DataError: not an image, damaged, too large, or in a mode with no defined conversion.
     """
     with open_image(path) as image:
-        turn = _TURNS.get(_orientation(image))
-        if reduction > 1:
-            image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
-        rgb = _to_rgb(image, path)
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-        return np.array(rgb, dtype=np.uint8)
+        return upright_rgb(image, path, reduction=reduction)
+
+
+def upright_rgb(image: Image.Image, name: str | Path, *, reduction: int = 1) -> npt.NDArray[np.uint8]:
+    """Convert an open image as `read_image` does.
+
+    Args:
+        image: it, decoded or not.
+        name: what it is called in error messages.
+        reduction: see `read_image`.
+
+    Returns:
+        The pixels, (H, W, 3) uint8.
+
+    Raises:
+        DataError: in a mode with no defined conversion.
+    """
+    turn = _TURNS.get(_orientation(image))
+    if reduction > 1:
+        image.draft(None, (max(1, image.width // reduction), max(1, image.height // reduction)))
+    rgb = _to_rgb(image, name)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    return np.array(rgb, dtype=np.uint8)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -128,7 +145,7 @@ def _is_16_bit(mode: str) -> bool:
     return mode == "I" or mode.startswith("I;16")
 
 
-def _read_16_bit(image: Image.Image, path: Path) -> npt.NDArray[np.int64]:
+def _read_16_bit(image: Image.Image, path: str | Path) -> npt.NDArray[np.int64]:
     """The pixels of a grey image of more than 8 bits, (H, W) int64 in 0..65535."""
     pixels = np.asarray(image).astype(np.int64)
     if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
@@ -136,7 +153,7 @@ def _read_16_bit(image: Image.Image, path: Path) -> npt.NDArray[np.int64]:
     return pixels
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if _is_16_bit(image.mode):
         scaled = (_read_16_bit(image, path) * 255 + 32767) // 65535
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")

@@ -32,7 +32,6 @@ from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.inference import MAX_SIDE, check_views
 from rca_lightning.rca.propagation import check_propagation
 from rca_lightning.segmentation.frozen_segmenter import FrozenSegmenter
-from rca_lightning.segmentation.inference import LabelImage, draw_labels
 from rca_lightning.segmentation.pixel_classifier import (
     MAX_CELLS,
     PENALTY,
@@ -261,8 +260,8 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
         self.network.classifier.learn(weight, bias)
         self.log("train/cells", float(len(cells)), batch_size=1)
 
-    def label_images(self, images: Tensor, tags: Tensor | None = None) -> list[LabelImage]:
-        """Label images of photographs at their own size.
+    def label_probabilities(self, images: Tensor, tags: Tensor | None = None) -> Tensor:
+        """Probabilities of every label, `(B, L + 1, h, w)`; see `FrozenSegmenter.label_probabilities`.
 
         Args:
             images: `(B, 3, H, W)`, normalised.
@@ -276,9 +275,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
                 "ckpt_path", None, "nothing is fitted yet; give a checkpoint of rca fit, or fit it first"
             )
         names = ("scales", "flip", "max_side", "propagation_steps", "propagation_power")
-        options = {name: self.hparams[name] for name in names}
-        probabilities = self.network.label_probabilities(images, tags, **options)
-        return draw_labels(probabilities, images, tags=tags, crf=self.use_crf, max_side=self.hparams["max_side"])
+        return self.network.label_probabilities(images, tags, **{name: self.hparams[name] for name in names})
 
 
 def label_shares(mask: Tensor, size: torch.Size, *, num_labels: int) -> Tensor:

@@ -10,7 +10,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.errors import require_extra
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.training_guards import MetricResetMixin
-from rca_lightning.segmentation.inference import LabelImage, label_images
+from rca_lightning.segmentation.inference import LabelImage, draw_labels, label_probabilities
 
 GivenTags = Literal["none", "image"]
 
@@ -41,22 +41,25 @@ class LabelPrediction(MetricResetMixin, DataChecks):
         if self.use_crf:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
 
+    def label_probabilities(self, images: Tensor, tags: Tensor | None = None) -> Tensor:
+        """Probabilities of every label, `(B, L + 1, h, w)`, with this module's scales and flip.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised.
+            tags: `(B, L)`, which a module that predicts tags itself reads; `draw_labels` restricts labels to them.
+        """
+        names = ("scales", "flip", "max_side")
+        return label_probabilities(self.segmenter, images, **{name: self.hparams[name] for name in names})
+
     def label_images(self, images: Tensor, tags: Tensor | None = None) -> list[LabelImage]:
         """Label images of photographs at their own size, with this module's scales, flip and CRF.
 
         Args:
             images: `(B, 3, H, W)`, normalised.
-            tags: `(B, L)`, the classes that may be drawn; `None`: any.
+            tags: `(B, L)`, the classes that may be drawn; a row below 0 and `None`: any.
         """
-        return label_images(
-            self.segmenter,
-            images,
-            scales=self.hparams["scales"],
-            flip=self.hparams["flip"],
-            max_side=self.hparams["max_side"],
-            crf=self.use_crf,
-            tags=tags,
-        )
+        probabilities = self.label_probabilities(images, tags)
+        return draw_labels(probabilities, images, tags=tags, crf=self.use_crf, max_side=self.hparams["max_side"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds the images that have a mask to the confusion matrix."""

@@ -123,7 +123,7 @@ def draw_labels(
         MissingExtraError: for `crf` without its package.
     """
     if tags is not None:
-        probabilities = _restrict_to_tags(probabilities, tags)
+        probabilities = restrict_to_tags(probabilities, tags)
     confidences = probabilities.amax(1).mean((1, 2)).tolist()
     if crf:
         probabilities = _apply_crf(probabilities, images, max_side)
@@ -156,8 +156,8 @@ def strongest_label(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return labels
 
 
-def _restrict_to_tags(probabilities: Tensor, tags: Tensor) -> Tensor:
-    """Keeps the probabilities of the tags and the background, and rescales them to a sum of 1."""
+def restrict_to_tags(probabilities: Tensor, tags: Tensor) -> Tensor:
+    """Keeps the probabilities `(B, L + 1, h, w)` of the tags and the background, and rescales them to a sum of 1."""
     allowed = F.pad(tags > 0, (1, 0), value=True)  # (B, L) -> (B, L + 1)
     allowed |= (tags < 0).any(dim=1, keepdim=True)
     kept = probabilities * allowed[:, :, None, None]

@@ -1,0 +1,1 @@
+"""Prediction in Python: loads a checkpoint, and gives the mask of a photograph in any form."""
