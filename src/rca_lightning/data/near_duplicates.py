@@ -1,0 +1,79 @@
+"""Finds photographs that are nearly the same, by difference hashes that are sorted and not compared pair by pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from rca_lightning.data.images import open_image
+
+Hashes = npt.NDArray[np.uint64]
+
+MAX_BITS = 3
+"""Bits of either hash in which two photographs may differ and still count as nearly the same."""
+
+_BANDS = MAX_BITS + 1  # of 64 bits: at most three that differ leave one band of the four as it is
+_WINDOW = 16  # neighbours in the order of a band that are looked at, so that a thousand copies stay cheap
+_WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
+
+
+def difference_hash(path: Path) -> tuple[int, int]:
+    """Difference hashes of an image file: whether each of 8 x 8 parts is brighter than its right and its lower one.
+
+    A JPEG is decoded at an eighth of its size where that is enough.
+
+    Returns:
+        64 bits across and 64 bits down.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: not an image, or damaged.
+    """
+    with open_image(path) as image:
+        image.draft("L", (72, 72))
+        small = image.convert("L").resize((9, 9), Image.Resampling.BOX)
+    grey = np.asarray(small, dtype=np.int16)
+    across = (grey[:8, :8] > grey[:8, 1:]).ravel()
+    down = (grey[:8, :8] > grey[1:, :8]).ravel()
+    return int((across * _WEIGHTS).sum(dtype=np.uint64)), int((down * _WEIGHTS).sum(dtype=np.uint64))
+
+
+def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
+    """Find pairs of photographs whose hashes differ in at most `MAX_BITS` bits each.
+
+    Photographs are sorted by each quarter of the first hash, and each is compared with its next neighbours that have
+    the same quarter. That finds every pair as long as fewer than 16 photographs lie between the two, and of many copies
+    of one photograph at least those that follow each other.
+
+    Args:
+        across: `(N,)` uint64, the first hash of each photograph.
+        down: `(N,)` uint64, the second.
+
+    Returns:
+        Pairs of row numbers, the smaller first, sorted.
+
+    Example:
+        >>> near_duplicates(np.array([7, 1 << 40, 5], np.uint64), np.array([9, 9, 9], np.uint64))
+        [(0, 2)]
+    """
+    pairs: set[tuple[int, int]] = set()
+    for band in range(_BANDS):
+        values = (across >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.lexsort((down, across, values))
+        for offset in range(1, min(_WINDOW, len(order))):
+            first, second = order[:-offset], order[offset:]
+            same = values[first] == values[second]
+            first, second = first[same], second[same]
+            near = _differing_bits(across[first], across[second]) <= MAX_BITS
+            near &= _differing_bits(down[first], down[second]) <= MAX_BITS
+            found = np.sort(np.stack([first[near], second[near]], axis=1), axis=1)
+            pairs.update(zip(found[:, 0].tolist(), found[:, 1].tolist(), strict=True))
+    return sorted(pairs)
+
+
+def _differing_bits(first: Hashes, second: Hashes) -> npt.NDArray[np.int64]:
+    parts = np.ascontiguousarray(first ^ second).view(np.uint8).reshape(len(first), 8)
+    return np.unpackbits(parts, axis=1).sum(axis=1, dtype=np.int64)
