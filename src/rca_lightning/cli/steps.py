@@ -26,8 +26,8 @@ class _Step:
 class Steps:
     """Shows how far a command is: a bar in a terminal, else a line of text now and then.
 
-    The time left is that of the step that runs, from what it has done, and what the later ones are expected to take. The
-    expectations are corrected by how long the steps before took.
+    The time left is that of the step that runs, from what it has done, and what the later ones are expected to take, corrected by
+    how long the steps before took.
 
     Args:
         expected: seconds that each step may take, by name, in their order.

@@ -56,7 +56,7 @@ def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
         Pairs of row numbers, the smaller first, sorted.
 
     Example:
-        >>> near_duplicates(np.array([7, 1 << 40, 5], np.uint64), np.array([9, 9, 9], np.uint64))
+        >>> near_duplicates(np.array([7, 0x1F << 40, 5], np.uint64), np.array([9, 9, 9], np.uint64))
         [(0, 2)]
     """
     pairs: set[tuple[int, int]] = set()
@@ -76,4 +76,4 @@ def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
 
 def _differing_bits(first: Hashes, second: Hashes) -> npt.NDArray[np.int64]:
     parts = np.ascontiguousarray(first ^ second).view(np.uint8).reshape(len(first), 8)
-    return np.unpackbits(parts, axis=1).sum(axis=1, dtype=np.int64)
+    return np.asarray(np.unpackbits(parts, axis=1).sum(axis=1), dtype=np.int64)

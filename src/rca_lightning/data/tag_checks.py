@@ -59,8 +59,8 @@ class TagStatistics:
         everywhere = [name for name, count in self._named() if count == self.tagged]
         if len(everywhere) == sum(count > 0 for count in self.counts):
             raise DataError(
-                f"tags: every tagged photograph shows {_list(everywhere)}, so nothing tells what that is; add photographs "
-                "of other things, with tags of their own"
+                f"tags: every tagged photograph shows {_list(everywhere)}, so nothing tells what that is; add "
+                "photographs of other things, with tags of their own"
             )
         lines = [self._few(name, count) for name, count in self._named() if count < LEAST_PHOTOGRAPHS]
         lines += [

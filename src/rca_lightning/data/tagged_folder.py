@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import Counter
@@ -89,8 +90,9 @@ def read_tagged_folder(
         return _finish("file", str(path), image_dir, images, names)
     if folders:
         names = _Names(known)
-        for image_id, of_image in folders.items():
-            names.add(image_id, [] if of_image == ("background",) else of_image, where=f"subfolder of {base}")
+        for image_id, holders in folders.items():
+            shown = () if holders == ("background",) else holders
+            names.add(image_id, shown, where=f"subfolder of {base}")
         return _finish("subfolders", f"the subfolders of {base}", image_dir, images, names)
     names = _Names(known, ignores_unknown=True)
     for number, (image_id, file) in enumerate(images.items(), start=1):
@@ -149,7 +151,7 @@ class _Names:
         if self.known is not None:
             return self.known
         names = sorted({name for tags in self._shared for name in tags}, key=lambda name: (name.casefold(), name))
-        for first, second in zip(names, names[1:], strict=False):
+        for first, second in itertools.pairwise(names):
             if first.casefold() == second.casefold():
                 raise DataError(f"tags {first!r} and {second!r} differ in case only; write one of them everywhere")
         return tuple(names)
@@ -225,7 +227,7 @@ def _link(images: Mapping[str, Path], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         wanted = {f"{image_id}{file.suffix}": file.resolve() for image_id, file in images.items()}
         for entry in os.scandir(folder):
-            if entry.is_symlink() and (entry.name not in wanted or os.readlink(entry.path) != str(wanted[entry.name])):
+            if entry.is_symlink() and (entry.name not in wanted or Path(entry.path).readlink() != wanted[entry.name]):
                 Path(entry.path).unlink()
         for name, file in wanted.items():
             if not (folder / name).is_symlink():
