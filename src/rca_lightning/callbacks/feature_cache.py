@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import lightning as L
 import torch
@@ -78,6 +78,11 @@ class FeatureCacheCallback(L.Callback):
     """
 
     task = (RCAModule.task, AffinityModule.task, FrozenSegmentationModule.task)
+    each: Callable[[int, int], None] | None = None
+    """Called with the number of photographs that this rank has computed the features of, and of all its share."""
+    projection: Mapping[str, Tensor] | None = None
+    """State of the projections of an earlier fit, to be taken in place of learning them: a fit to more photographs then
+    reads the features that are there. Those that do not fit the network are not taken."""
 
     @check_arguments
     def __init__(
@@ -206,7 +211,8 @@ class FeatureCacheCallback(L.Callback):
         network = module.network
         moments: list[Moments] | None = None
         kept: dict[int, list[Tensor]] = {}
-        if world_size_and_rank()[1] == 0:
+        given = self.projection is not None and load_projections(network.projections, dict(self.projection))
+        if world_size_and_rank()[1] == 0 and not given:
             images = splits[0]
             step = max(1, len(images) // _SAMPLE)
             rows = list(range(0, len(images), step))[:_SAMPLE]
@@ -279,6 +285,8 @@ class FeatureCacheCallback(L.Callback):
                 else:
                     self._write(module, images, row, image)
                 done += 1
+                if self.each is not None:
+                    self.each(done, len(share))
                 now = time.monotonic()
                 if now - last > _EVERY:
                     last, each = now, (now - started) / done

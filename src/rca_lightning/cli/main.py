@@ -1,4 +1,4 @@
-"""The command line: `rca fit | validate | test | predict | atlas | affinity`, and `labels | export | check`."""
+"""The command line: `rca fit | validate | test | predict | atlas | affinity`, and `masks | labels | export | check`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.version import __version__
 
-# Commands without a Trainer, each in a module whose `main` takes the words after it.
+# Commands that need no configuration of a Trainer, each in a module whose `main` takes the words after it.
 COMMANDS = {
+    "masks": "rca_lightning.cli.masks",
     "labels": "rca_lightning.cli.labels",
     "export": "rca_lightning.cli.export",
     "check": "rca_lightning.cli.check",
 }
 EPILOG = (
+    "rca masks does all at once: rca masks photographs/ --out masks/. "
     "rca affinity learns boundaries that refine maps. Three more commands need no Trainer: rca labels (pseudo labels "
     "from stored maps), rca export (a trained segmentation network as ONNX or torch.export program) and rca check "
     "(whether files for a benchmark server are as it wants them). Each has a --help of its own."

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -26,8 +25,8 @@ class _Step:
 class Steps:
     """Shows how far a command is: a bar in a terminal, else a line of text now and then.
 
-    The time left is that of the step that runs, from what it has done, and what the later ones are expected to take, corrected by
-    how long the steps before took.
+    The time left is that of the step that runs, from what it has done, and what the later ones are expected to take,
+    corrected by how long the steps before took.
 
     Args:
         expected: seconds that each step may take, by name, in their order.
@@ -35,8 +34,10 @@ class Steps:
 
     Example:
         >>> steps = Steps({"look": 1.0, "fit": 9.0}, every=60)
-        >>> with steps, steps.step("look"):
+        >>> with steps:
+        ...     steps.begin("look")
         ...     steps.update(3, 4)
+        ...     steps.end()
         >>> list(steps.seconds)
         ['look']
     """
@@ -75,16 +76,25 @@ class Steps:
         """Tell how long a later step may take, once that is known better."""
         self._steps[name].expected = seconds
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Run a step."""
+    def begin(self, name: str) -> None:
+        """End the step that runs, if any, and begin the next; one that runs already goes on."""
+        if self._current is self._steps[name]:
+            return
+        self.end()
         self._current, self._begun, self._since, self._share = self._steps[name], time.monotonic(), None, 0.0
-        self._show(f"{name} ...", always=True)
-        yield
-        self._current.spent = time.monotonic() - self._begun
-        self._share = 1.0
-        self._show(f"{name}: {_time(self._current.spent)}", always=True)
-        self._current = None
+        self._show(name, always=True)
+
+    def end(self) -> None:
+        """End the step that runs."""
+        if self._current is not None:
+            self._current.spent = (self._current.spent or 0.0) + time.monotonic() - self._begun
+            self._current = None
+            self._show("")
+
+    def skip(self, *names: str) -> None:
+        """Tell that steps are not needed, as what they make is there."""
+        for name in names:
+            self._steps[name].expected = 0.0
 
     def update(self, done: int, total: int) -> None:
         """Tell what part of the step that runs is done."""
