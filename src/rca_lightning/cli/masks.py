@@ -353,7 +353,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("options").add_argument
     add("--out", type=Path, required=True, metavar="FOLDER", help="for labels, overlays, report.html, the model")
     add("--tags", metavar="FILE", help="tags, .csv (image,tags) or .txt (image tag tag)")
-    add("--classes", metavar="FILE", help="classes, one a line (default: the tags, sorted)")
+    add("--classes", metavar="FILE", help="classes, one a line (default: classes.txt, else the tags, sorted)")
     add("--masks", type=Path, metavar="FOLDER", help="true masks, PNG by photograph, to score with")
     add("--weights", default="imagenet", metavar="WHICH", help="of the backbone: a name or a file (default: imagenet)")
     add("--backbone", default="resnet50", metavar="NAME", help="resnet50 (default), resnet101, vgg16, ...")

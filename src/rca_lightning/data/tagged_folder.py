@@ -65,7 +65,7 @@ def read_tagged_folder(
         root: the folder.
         links: folder for links to photographs in subfolders; made where it is needed.
         tags_file: see `read_tag_file`.
-        class_file: see `read_class_file`; by default the classes are the tags, sorted.
+        class_file: see `read_class_file`; default `root/classes.txt`, and without it the classes are the tags, sorted.
         exclude: folders in `root` that hold no photographs, such as those of results.
         each: called with the number of files whose keywords are read, and of all.
 
@@ -80,6 +80,8 @@ def read_tagged_folder(
     if folders:
         image_dir = links
         _link(images, links)
+    if class_file is None and (root / "classes.txt").is_file():
+        class_file = "classes.txt"
     known = None if class_file is None else read_class_file(locate(class_file, root))
     path = _tag_file(root, tags_file)
     if path is not None:
