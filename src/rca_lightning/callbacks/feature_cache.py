@@ -79,7 +79,8 @@ class FeatureCacheCallback(L.Callback):
 
     task = (RCAModule.task, AffinityModule.task, FrozenSegmentationModule.task)
     each: Callable[[int, int], None] | None = None
-    """Called with the number of photographs that this rank has computed the features of, and of all its share."""
+    """Called with the number of photographs that this rank has computed features of, those that the projection is
+    learned from among them, and of all its share."""
     projection: Mapping[str, Tensor] | None = None
     """State of the projections of an earlier fit, to be taken in place of learning them: a fit to more photographs then
     reads the features that are there. Those that do not fit the network are not taken."""
@@ -94,6 +95,7 @@ class FeatureCacheCallback(L.Callback):
         self.penalty = penalty
         self.splits = tuple(splits)
         self._calibrated = False
+        self._sampled = 0  # photographs that the projection was learned from in this fit
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lets `validate`, `test` and `predict` read the features that are there."""
@@ -234,7 +236,10 @@ class FeatureCacheCallback(L.Callback):
     ) -> tuple[list[Moments], dict[int, list[Tensor]]]:
         moments: list[Moments] | None = None
         kept: dict[int, list[Tensor]] = {}
-        for row, image in _photographs(images, rows, workers):
+        self._sampled = len(rows)
+        for number, (row, image) in enumerate(_photographs(images, rows, workers)):
+            if self.each is not None:
+                self.each(number, len(rows) + len(images))
             if isinstance(image, SkippedImage):
                 continue
             ((view, _),) = multi_scale_flip(
@@ -286,7 +291,7 @@ class FeatureCacheCallback(L.Callback):
                     self._write(module, images, row, image)
                 done += 1
                 if self.each is not None:
-                    self.each(done, len(share))
+                    self.each(self._sampled + done, self._sampled + len(share))
                 now = time.monotonic()
                 if now - last > _EVERY:
                     last, each = now, (now - started) / done
