@@ -1,4 +1,4 @@
-"""Makes a folder of photographs with tags.csv, as a user would have it, of every sixth photograph of voc2012_mini's train."""
+"""Makes a folder of photographs with tags.csv, as a user would have it, of a part of voc2012_mini."""
 
 from __future__ import annotations
 
