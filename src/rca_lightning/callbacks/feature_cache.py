@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import lightning as L
 import torch
@@ -78,6 +78,12 @@ class FeatureCacheCallback(L.Callback):
     """
 
     task = (RCAModule.task, AffinityModule.task, FrozenSegmentationModule.task)
+    each: Callable[[int, int], None] | None = None
+    """Called with the number of photographs that this rank has computed features of, those that the projection is
+    learned from among them, and of all its share."""
+    projection: Mapping[str, Tensor] | None = None
+    """State of the projections of an earlier fit, to be taken in place of learning them: a fit to more photographs then
+    reads the features that are there. Those that do not fit the network are not taken."""
 
     @check_arguments
     def __init__(
@@ -89,6 +95,7 @@ class FeatureCacheCallback(L.Callback):
         self.penalty = penalty
         self.splits = tuple(splits)
         self._calibrated = False
+        self._sampled = 0  # photographs that the projection was learned from in this fit
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lets `validate`, `test` and `predict` read the features that are there."""
@@ -206,7 +213,8 @@ class FeatureCacheCallback(L.Callback):
         network = module.network
         moments: list[Moments] | None = None
         kept: dict[int, list[Tensor]] = {}
-        if world_size_and_rank()[1] == 0:
+        given = self.projection is not None and load_projections(network.projections, dict(self.projection))
+        if world_size_and_rank()[1] == 0 and not given:
             images = splits[0]
             step = max(1, len(images) // _SAMPLE)
             rows = list(range(0, len(images), step))[:_SAMPLE]
@@ -228,7 +236,10 @@ class FeatureCacheCallback(L.Callback):
     ) -> tuple[list[Moments], dict[int, list[Tensor]]]:
         moments: list[Moments] | None = None
         kept: dict[int, list[Tensor]] = {}
-        for row, image in _photographs(images, rows, workers):
+        self._sampled = len(rows)
+        for number, (row, image) in enumerate(_photographs(images, rows, workers)):
+            if self.each is not None:
+                self.each(number, len(rows) + len(images))
             if isinstance(image, SkippedImage):
                 continue
             ((view, _),) = multi_scale_flip(
@@ -279,6 +290,8 @@ class FeatureCacheCallback(L.Callback):
                 else:
                     self._write(module, images, row, image)
                 done += 1
+                if self.each is not None:
+                    self.each(self._sampled + done, self._sampled + len(share))
                 now = time.monotonic()
                 if now - last > _EVERY:
                     last, each = now, (now - started) / done

@@ -28,18 +28,19 @@ from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.version import __version__
 
-# Commands without a Trainer, each in a module whose `main` takes the words after it.
+# Commands that need no configuration of a Trainer, each in a module whose `main` takes the words after it.
 COMMANDS = {
+    "masks": "rca_lightning.cli.masks",
     "labels": "rca_lightning.cli.labels",
     "export": "rca_lightning.cli.export",
     "check": "rca_lightning.cli.check",
     "weights": "rca_lightning.cli.weights",
 }
 EPILOG = (
-    "rca affinity learns boundaries that refine maps. More commands need no Trainer: rca labels (pseudo labels "
-    "from stored maps), rca export (a trained segmentation network as ONNX or torch.export program), rca check "
-    "(whether files for a benchmark server are as it wants them) and rca weights (published weights of backbones). "
-    "Each has a --help of its own."
+    "rca masks does all at once: rca masks photographs/ --out masks/. rca affinity learns boundaries that refine maps. "
+    "More commands need no Trainer: rca labels (pseudo labels from stored maps), rca export (a trained segmentation "
+    "network as ONNX or torch.export program), rca check (whether files for a benchmark server are as it wants them) "
+    "and rca weights (published weights of backbones). Each has a --help of its own."
 )
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.errors import DataError
+from rca_lightning.io.atomic import write_atomically
 from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, read_lines
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
@@ -98,18 +101,34 @@ def read_tag_file(path: Path, classes: ClassIndex) -> dict[str, Tags]:
         >>> read_tag_file(file, ClassIndex(["cat", "dog"]))
         {'a': (0, 1), 'b': ()}
     """
+    return {
+        image_id: tuple(sorted({classes.lookup(name, where=where) for name in names}))
+        for where, image_id, names in read_tag_names(path)
+    }
+
+
+def read_tag_names(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Read the tags of each image as they are written, in the forms of `read_tag_file`.
+
+    Yields:
+        File and line, image id, and the names of its tags.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: wrong header, an image twice, or an id with a path in it.
+    """
     lines = read_lines(path, what="tags_file")
     is_csv = path.suffix.lower() == ".csv"
     rows = _csv_rows(path, lines) if is_csv else ((number, line.split()) for number, line in lines)
-    tags: dict[str, Tags] = {}
+    seen: set[str] = set()
     for number, (image, *names) in rows:
         where = f"{path}, line {number}"
         stem, dot, ending = image.rpartition(".")
         image_id = check_image_id(stem if dot and f".{ending.lower()}" in IMAGE_EXTENSIONS else image, where=where)
-        if image_id in tags:
+        if image_id in seen:
             raise DataError(f"{where}: image {image_id!r} has tags in an earlier line already; keep one of the lines")
-        tags[image_id] = tuple(sorted({classes.lookup(name, where=where) for name in names}))
-    return tags
+        seen.add(image_id)
+        yield where, image_id, names
 
 
 def _csv_rows(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
@@ -138,3 +157,23 @@ def _cells(line: str, delimiter: str, where: str) -> list[str]:
     while len(cells) > 2 and not cells[-1]:
         cells.pop()
     return cells
+
+
+def write_tag_file(path: Path, rows: Iterable[tuple[str, Tags]], classes: ClassIndex) -> None:
+    """Write a CSV that `read_tag_file` reads, row by row, whole or not at all.
+
+    Args:
+        path: the file, with the ending `.csv`.
+        rows: image ids and class indices.
+        classes: whose names are written.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "tags"])
+        writer.writerows((image_id, ";".join(classes.names[index] for index in tags)) for image_id, tags in rows)
+        text.flush()
+        text.detach()
+
+    write_atomically(path, write)

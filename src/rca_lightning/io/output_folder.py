@@ -44,19 +44,32 @@ class PredictionFolder:
             first kind.
         existing: "skip" what is complete, or "overwrite" everything; files that another setting has made are then
             removed, also those of images that are not predicted now.
+        folders: of each kind, relative to the root or absolute, where it is not named like the kind.
     """
 
     @check_arguments
-    def __init__(self, root: str | Path, kinds: Mapping[str, str], *, existing: Existing = "skip") -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        kinds: Mapping[str, str],
+        *,
+        existing: Existing = "skip",
+        folders: Mapping[str, str | Path] | None = None,
+    ) -> None:
         self.root = Path(root)
         self.kinds = dict(kinds)
+        self._folders = dict(folders or {})
         self.existing = existing
         self._seen: set[str] = set()
         self._settings: dict[str, Any] = {}
 
     def paths(self, image_id: str) -> dict[str, Path]:
         """The files of an image by kind."""
-        return {kind: self.root / kind / f"{image_id}{ending}" for kind, ending in self.kinds.items()}
+        return {kind: self.folder(kind) / f"{image_id}{ending}" for kind, ending in self.kinds.items()}
+
+    def folder(self, kind: str) -> Path:
+        """Where the files of a kind are."""
+        return self.root / self._folders.get(kind, kind)
 
     def is_complete(self, image_id: str) -> bool:
         """Whether every file of an image is there."""
@@ -65,7 +78,7 @@ class PredictionFolder:
     def complete_ids(self) -> list[str]:
         """Images whose every file is there, sorted."""
         kind, ending = next(iter(self.kinds.items()))
-        names = (path.name.removesuffix(ending) for path in (self.root / kind).glob(f"*{ending}"))
+        names = (path.name.removesuffix(ending) for path in self.folder(kind).glob(f"*{ending}"))
         image_ids = (unicodedata.normalize("NFC", name) for name in names)  # as ids are; some disks change the form
         return sorted(image_id for image_id in image_ids if self.is_complete(image_id))
 
@@ -127,7 +140,7 @@ class PredictionFolder:
         path = self.root / _SETTINGS_FILE
         if not path.is_file() and (file := next(self._files(), None)) is not None:
             raise OutputError(
-                f"output_dir={str(self.root)!r} holds {file.relative_to(self.root)} but no {_SETTINGS_FILE}, so what "
+                f"output_dir={str(self.root)!r} holds {_short(file, self.root)} but no {_SETTINGS_FILE}, so what "
                 "made it is not known; give another output_dir, or remove it yourself"
             )
         if self.existing == "overwrite":
@@ -161,7 +174,7 @@ class PredictionFolder:
     def _files(self) -> Iterator[Path]:
         """All files of all kinds."""
         for kind, ending in self.kinds.items():
-            yield from (self.root / kind).glob(f"*{ending}")
+            yield from self.folder(kind).glob(f"*{ending}")
 
     def _write_settings(self, *, overwriting: bool) -> None:
         text = json.dumps(self._settings | {"overwriting": overwriting}, indent=2) + "\n"
@@ -183,3 +196,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if "rule" in settings:  # the name of this setting before version 0.2
         settings["background"] = settings.pop("rule")
     return settings
+
+
+def _short(file: Path, root: Path) -> Path:
+    return file.relative_to(root) if file.is_relative_to(root) else file

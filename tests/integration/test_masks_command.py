@@ -1,0 +1,217 @@
+"""`rca masks` on a few generated photographs, with a small backbone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rca_lightning.backbones.base import Backbone
+from rca_lightning.backbones.build import build_backbone
+from rca_lightning.callbacks.region_memory import RegionMemoryCallback
+from rca_lightning.cli.main import main
+from rca_lightning.data.images import read_mask
+from rca_lightning.data.synthetic.dataset import CLASS_NAMES
+from rca_lightning.data.tag_files import read_tag_names
+from rca_lightning.evaluation.label_iou import LabelIoU
+from rca_lightning.io.output_folder import PredictionFolder
+from rca_lightning.modules.rca_module import RCAModule
+
+FIRST, NEW = 12, 3
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each forward pass of a backbone has seen."""
+    counts: list[int] = []
+    original = torch.nn.Module.__call__
+
+    def counted(self, *args, **kwargs):
+        if isinstance(self, Backbone):
+            counts.append(len(args[0]))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counted)
+    return counts
+
+
+class Folder:
+    """Photographs with tags, and the words of the command."""
+
+    def __init__(self, root: Path, synthetic: Path) -> None:
+        self.photographs, self.out, self._synthetic = root / "photographs", root / "masks", synthetic
+        self.tags = {name: tags for _, name, tags in read_tag_names(synthetic / "image_labels.txt")}
+        self.ids = sorted(self.tags)[: FIRST + NEW]
+        (self.photographs / "images").mkdir(parents=True)
+        for image_id in self.ids[:FIRST]:
+            self.add(image_id)
+        self.weights = root / "weights.pth"
+        torch.manual_seed(0)
+        torch.save(build_backbone("resnet14", weights="none").state_dict(), self.weights)
+
+    def add(self, image_id: str) -> None:
+        shutil.copy(self._synthetic / "JPEGImages" / f"{image_id}.jpg", self.photographs / "images")
+        lines = [f"{name},{';'.join(self.tags[name])}\n" for name in self.ids if self.file(name).is_file()]
+        (self.photographs / "tags.csv").write_text("image,tags\n" + "".join(lines))
+
+    def file(self, image_id: str) -> Path:
+        return self.photographs / "images" / f"{image_id}.jpg"
+
+    def label(self, *words: str) -> None:
+        own = ["--weights", str(self.weights), "--backbone", "resnet14", "--refine", "none"]
+        main(["masks", str(self.photographs), "--out", str(self.out), *own, *words])
+
+    def written(self) -> dict:
+        return json.loads((self.out / "run.json").read_text())
+
+    def times(self) -> dict[str, int]:
+        return {path.stem: path.stat().st_mtime_ns for path in (self.out / "labels").glob("*.png")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, synthetic_root: Path) -> Folder:
+    return Folder(tmp_path, synthetic_root)
+
+
+def test_masks_overlays_checkpoint_and_score(folder: Folder, synthetic_root: Path, capsys):
+    masks = synthetic_root / "SegmentationClass"
+    classes = folder.photographs / "classes.txt"
+    classes.write_text("\n".join(CLASS_NAMES))
+    folder.label("--masks", str(masks), "--maps", "--classes", str(classes))
+    told = capsys.readouterr()
+    metric = LabelIoU(len(CLASS_NAMES))
+    for image_id in folder.ids[:FIRST]:
+        label = Image.open(folder.out / "labels" / f"{image_id}.png")
+        photograph = Image.open(folder.file(image_id))
+        assert (label.mode, label.size) == ("P", photograph.size)
+        shown = {CLASS_NAMES[value - 1] for value in np.unique(np.array(label)) if value}
+        assert shown <= set(folder.tags[image_id])
+        assert Image.open(folder.out / "overlays" / f"{image_id}.jpg").size == photograph.size
+        with np.load(folder.out / "maps" / f"{image_id}.npz", allow_pickle=False) as maps:
+            assert {CLASS_NAMES[index] for index in maps["classes"]} == set(folder.tags[image_id])
+        drawn, truth = (read_mask(path, num_classes=6) for path in (
+            folder.out / "labels" / f"{image_id}.png", masks / f"{image_id}.png"
+        ))  # fmt: skip
+        metric.update(torch.from_numpy(drawn), torch.from_numpy(truth))
+    content = folder.written()
+    expected = metric.compute()
+    assert content["scores"]["miou"] == pytest.approx(expected.miou)
+    assert content["scores"]["iou"]["background"] == pytest.approx(float(expected.iou[0]))
+    assert f"{100 * expected.miou:.1f}" in told.out
+    assert (content["classes"], content["images"], content["tagged"]) == (list(CLASS_NAMES), FIRST, FIRST)
+    assert {"look", "features", "rounds", "labels"} <= set(content["seconds"])
+    assert content["skipped"] == []
+    assert content["command"][:2] == ["rca", "masks"]
+    assert [number for number, _ in content["curves"]["train/label_change"]] == [2, 3, 4, 5]
+    assert any("photographs; masks need about 10" in line for line in content["warnings"])
+    assert (folder.out / "classes.txt").read_text().split() == list(CLASS_NAMES)
+    assert {name: tags for _, name, tags in read_tag_names(folder.out / "tags.csv")} == {
+        name: sorted(folder.tags[name], key=CLASS_NAMES.index) for name in folder.ids[:FIRST]
+    }
+    module = RCAModule.load_from_checkpoint(folder.out / "rca.ckpt", map_location="cpu")
+    assert module.class_names == list(CLASS_NAMES)
+    assert bool(module.network.has_prototypes)
+    assert "Epoch" not in told.out + told.err
+    assert "left" in told.err
+
+
+def test_again_computes_nothing_and_new_photographs_alone(folder: Folder, seen: list[int], capsys):
+    folder.label()
+    before = folder.times()
+    assert sum(seen) > 0
+    seen.clear()
+    folder.label()
+    assert (seen, folder.times()) == ([], before)
+    for image_id in folder.ids[FIRST:]:
+        folder.add(image_id)
+    capsys.readouterr()
+    folder.label()
+    assert sum(seen) == NEW * 2  # scales
+    after = folder.times()
+    assert {name: after[name] for name in before} == before
+    assert set(after) == set(folder.ids)
+    assert "--refit makes it and all labels anew" in capsys.readouterr().err
+    assert folder.written()["images"] == FIRST + NEW
+    seen.clear()
+    folder.label("--refit")
+    assert sum(seen) == NEW * 2  # they are cached now; those of the others were before
+    assert all(time > before.get(name, 0) for name, time in folder.times().items())
+    seen.clear()
+    folder.label("--refit")  # nothing is new
+    assert seen == []
+
+
+def test_changed_settings_and_tags_make_what_depends_on_them_anew(folder: Folder, seen: list[int], capsys):
+    folder.label()
+    before, checkpoint = folder.times(), (folder.out / "rca.ckpt").stat().st_mtime_ns
+    seen.clear()
+    capsys.readouterr()
+    folder.label("--threshold", "0.3")
+    assert "all labels are made anew: threshold None before, 0.3 now" in capsys.readouterr().err
+    assert seen == []  # features are kept
+    assert (folder.out / "rca.ckpt").stat().st_mtime_ns == checkpoint
+    middle = folder.times()
+    assert all(middle[name] > before[name] for name in before)
+    changed = folder.ids[0]
+    others = {name for one in folder.ids[1:FIRST] for name in folder.tags[one]}
+    other = min(others.difference(folder.tags[changed]))
+    folder.tags[changed] = [other]
+    folder.add(changed)
+    shutil.copystat(folder.file(folder.ids[1]), folder.file(changed))
+    folder.label("--threshold", "0.3")
+    assert f"as the tags or the files have changed: {changed}" in capsys.readouterr().err
+    after = folder.times()
+    assert {name for name in after if after[name] != middle[name]} == {changed}
+    folder.label("--threshold", "0.3", "--seed", "1")
+    assert "the model and all labels are made anew: seed 0 before, 1 now" in capsys.readouterr().err
+    assert (folder.out / "rca.ckpt").stat().st_mtime_ns != checkpoint
+
+
+class KilledError(Exception):
+    """As a kill, at a point that the test chooses."""
+
+
+@pytest.mark.parametrize("place", ["rounds", "labels"])
+def test_killed_and_started_again_ends_as_without(folder: Folder, tmp_path, monkeypatch, seen, place):
+    folder.label()
+    whole = {path.name: path.read_bytes() for path in (folder.out / "labels").glob("*.png")}
+    views = sum(seen)
+    folder.out = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        if place == "rounds":
+            renew = RegionMemoryCallback._renew_prototypes
+
+            def until_third(self, memory, module, epoch):
+                if epoch == 3:
+                    raise KilledError
+                renew(self, memory, module, epoch)
+
+            patch.setattr(RegionMemoryCallback, "_renew_prototypes", until_third)
+        else:
+            claim = PredictionFolder.claim
+
+            def until_fifth(self, image_id):
+                if len(list((folder.out / "labels").glob("*.png"))) >= 4:
+                    raise KilledError
+                return claim(self, image_id)
+
+            patch.setattr(PredictionFolder, "claim", until_fifth)
+        with pytest.raises(KilledError):
+            folder.label()
+    done = folder.times()
+    seen.clear()
+    epochs = []
+    monkeypatch.setattr(RCAModule, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
+    folder.label()
+    assert seen == []
+    assert views == FIRST * 2
+    assert epochs == ([2, 3, 4] if place == "rounds" else [])
+    assert {path.name: path.read_bytes() for path in (folder.out / "labels").glob("*.png")} == whole
+    assert (len(done) > 0) == (place == "labels")
+    assert {name: folder.times()[name] for name in done} == done
+    assert [number for number, _ in folder.written()["curves"]["train/label_change"]] == [2, 3, 4, 5]
