@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import importlib.util
 import logging
 import sys
@@ -27,9 +26,10 @@ from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.io.atomic import write_atomically
 from rca_lightning.io.listing import first_few, require_folder
-from rca_lightning.pseudo_labels.files import read_qualities
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import score_label_files
+from rca_lightning.report.entries import ReportEntry
+from rca_lightning.report.page import write_report
 from rca_lightning.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
             "curves": run.state["fit"].get("curves", {}),
         }
         run.write_json(run.out / "run.json", content)
-        page = _write_page(run, records, folder, content, unread)
+        page = _write_page(run, records, folder, content, unread, threshold=choices.threshold)
         steps.end()
     done = len(folder.images) - len(unread)
     print(f"masks of {done} photographs: {run.labels}")
@@ -139,7 +139,7 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
         print(f"{len(unread)} could not be read: {first_few(sorted(unread))}")
     if scores is not None:
         print(f"mIoU with {choices.masks}: {100 * scores.miou:.1f} ({scores.images} photographs)")
-    print(f"to look at: {page or run.overlays}")
+    print(f"to look at: {page}")
     print(f"the model: {run.checkpoint}; {run.work} lets the next run go on from here and may be deleted")
 
 
@@ -265,33 +265,25 @@ def _write_page(
     folder: TaggedFolder,
     content: Mapping[str, Any],
     unread: Mapping[str, str],
-) -> Path | None:
-    """`report.html`; None while there is no such room."""
-    if importlib.util.find_spec("rca_lightning.report") is None:
-        return None
-    report: Any = importlib.import_module("rca_lightning.report")
+    *,
+    threshold: float | None,
+) -> Path:
+    """Writes `report.html`."""
 
-    def entries() -> Iterator[Any]:
+    def entries() -> Iterator[ReportEntry]:
         for record in records:
             label, maps = run.labels / f"{record.image_id}.png", run.maps / f"{record.image_id}.npz"
-            reasons = [unread[record.image_id]] if record.image_id in unread else []
-            quality = None
-            if label.is_file() and maps.is_file():
-                (measured,) = read_qualities([(record.image_id, maps)], num_classes=len(folder.class_names))
-                quality, reasons = measured.confidence, measured.reasons(folder.class_names)
-            yield report.ReportEntry(
+            yield ReportEntry(
                 image_id=record.image_id,
                 photograph=folder.images[record.image_id],
                 label=label if label.is_file() else None,
                 maps=maps if maps.is_file() else None,
                 tags=tag_names(record.tags or (), folder.class_names),
-                quality=quality,
-                reason="; ".join(reasons) or None,
+                reason=unread.get(record.image_id),
             )
 
     with run.output_errors():
-        page: Path = report.write_report(run.out, entries(), run=content, classes=folder.class_names, atlas=None)
-    return page
+        return write_report(run.out, entries(), run=content, classes=folder.class_names, threshold=threshold)
 
 
 def _say(line: str) -> None:

@@ -52,8 +52,9 @@ class OneStageModule(LabelPrediction, RCAModule):
         class_names: their names, for tables.
         backbone_mode: "trained" only: what is learned from the labels is the backbone.
         head: of the segmentation; see `SegmentationModule`.
-        teacher_decay: of the moving average, a step; the first steps have less, `(1 + t) / (10 + t)`. 0 makes the
-            student its own teacher.
+        teacher_decay: of the moving average, a step. 0 makes the student its own teacher.
+        teacher_decay_warmup: whether its first steps have less, `(1 + t) / (10 + t)`, so that it soon forgets
+            the random numbers it begins with; none: unless `weights` bring prototypes, whose maps are good at once.
         teacher_warmup: epochs before the teacher labels pixels; none: one more than `warmup_epochs`, so that there are
             prototypes for its maps.
         pamr_iterations: of the refinement of its maps; 0: none.
@@ -91,6 +92,7 @@ class OneStageModule(LabelPrediction, RCAModule):
         backbone_mode: BackboneMode | None = None,
         head: HeadName = "deeplabv2",
         teacher_decay: float = 0.99,
+        teacher_decay_warmup: bool | None = None,
         teacher_warmup: int | None = None,
         pamr_iterations: int = 10,
         low: float | None = None,
@@ -115,6 +117,9 @@ class OneStageModule(LabelPrediction, RCAModule):
         own = {
             "head": head,
             "teacher_decay": teacher_decay,
+            "teacher_decay_warmup": (
+                not self.network.has_prototypes if teacher_decay_warmup is None else teacher_decay_warmup
+            ),
             "teacher_warmup": warmup,
             "pamr_iterations": pamr_iterations,
             "low": thresholds["low"] if low is None else low,
@@ -238,7 +243,9 @@ class OneStageModule(LabelPrediction, RCAModule):
         step = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self._moves_teacher:
-            update_teacher(self.teacher, self.student, warm_decay(self.hparams["teacher_decay"], step))
+            decay = self.hparams["teacher_decay"]
+            decay = warm_decay(decay, step) if self.hparams["teacher_decay_warmup"] else decay
+            update_teacher(self.teacher, self.student, decay)
 
     def _warn_of_missing_prototypes(self) -> None:
         """Label images need no prototypes."""

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from rca_lightning import MaskWriter, OneStageModule, RCAModule, RegionMemoryCallback, SegmentationModule
 from rca_lightning.data.sample import collate
 from rca_lightning.errors import ArgumentError, NonFiniteError, WeightsError
+from rca_lightning.rca.projection import Moments, learn_projections
 
 
 def sample(number: int, poison: float | None = None) -> dict[str, Any]:
@@ -303,3 +304,28 @@ def test_starts_from_a_checkpoint_of_rca(tmp_path: Path):
         assert torch.equal(module.network.backbone.state_dict()[name], value)
         assert torch.equal(module.teacher.network.backbone.state_dict()[name], value)
     assert module.hparams["backbone_mode"] == "trained"
+    assert module.hparams["teacher_decay_warmup"] is True  # the checkpoint has no prototypes
+
+
+def test_teacher_that_starts_with_prototypes_is_not_forgotten(tmp_path: Path):
+    """Behind weights with prototypes the decay is that of the argument from the first step on."""
+    first = RCAModule(2, ["cat", "dog"], backbone="resnet14", num_prototypes=2, background_prototypes=2,
+                      output_stride=8, backbone_mode="frozen", embedding_dim=12)  # fmt: skip
+    (features,) = first.network.eval().features(torch.randn(4, 3, 64, 64))
+    moments = Moments(features.shape[1])
+    moments.add(features.transpose(0, 1).flatten(1).T)
+    learn_projections(first.network.projections, [moments])
+    first.network.aggregation.write(torch.randn_like(first.network.aggregation.prototypes), torch.tensor([True] * 6))
+    trainer = quiet_trainer(tmp_path)
+    trainer.strategy.connect(first)
+    trainer.save_checkpoint(tmp_path / "rca.ckpt")
+    start = {"weights": str(tmp_path / "rca.ckpt"), "teacher_decay": 0.9}
+    assert build(**start, teacher_decay_warmup=True).hparams["teacher_decay_warmup"] is True
+    module, watch = build(**start), Watch()
+    assert module.hparams["teacher_decay_warmup"] is False
+    average = [weight.detach().double().clone() for weight in module.student.parameters()]
+    fit(tmp_path, module, [0, 1, 2], watch)
+    for weights in watch.students:
+        average = [0.9 * old + 0.1 * new for old, new in zip(average, weights, strict=True)]
+    for found, expected in zip(module.teacher.parameters(), average, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
