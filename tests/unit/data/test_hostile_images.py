@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import subprocess
@@ -29,7 +30,11 @@ def png(width: int, height: int, *more: bytes) -> bytes:
 
 
 def jpeg(width: int, height: int) -> bytes:
-    return b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 11, 8, height, width, 1) + b"\x01\x11\x00" + b"\xff\xd9"
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "jpeg")
+    whole = stream.getvalue()
+    at = whole.index(b"\xff\xc0") + 5  # after the marker, the length and the depth
+    return whole[:at] + struct.pack(">HH", height, width) + whole[at + 4 :]
 
 
 def bmp(width: int, height: int) -> bytes:
