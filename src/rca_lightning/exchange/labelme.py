@@ -11,7 +11,7 @@ from typing import Any
 from rca_lightning.exchange.label_folder import LabelImage
 from rca_lightning.io.atomic import write_atomically
 
-_VERSION = "5.0.1"  # of LabelMe, which warns of files of another main version only
+_VERSION = "5.0.1"  # of LabelMe, whose form this is
 
 
 def write_labelme(images: Iterable[LabelImage], out: Path, class_names: Sequence[str]) -> tuple[int, list[Path]]:
