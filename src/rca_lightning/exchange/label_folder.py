@@ -41,7 +41,7 @@ class LabelImage:
 
     def regions(self) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
         """Value and region `(H, W)` of each class that occurs."""
-        for value in np.unique(self.labels).tolist():
+        for value in np.flatnonzero(np.bincount(self.labels.ravel())).tolist():  # np.unique sorts or hashes them all
             if value not in {0, IGNORE_INDEX}:
                 yield value, self.labels == value
 
