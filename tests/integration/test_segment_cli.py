@@ -249,3 +249,4 @@ def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]):
     printed = " ".join(capsys.readouterr().out.split())
     assert "rca export (" in printed
     assert "rca check (" in printed
+    assert "rca convert (" in printed

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
-from rich.progress import track
 from torch import Tensor
 
 from rca_lightning.atlas.nearest import PrototypeRow
@@ -22,6 +20,7 @@ from rca_lightning.data.sample import Sample
 from rca_lightning.data.visualization import Pixels, denormalise
 from rca_lightning.errors import DataError, DatasetNotFoundError
 from rca_lightning.io.listing import first_few
+from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.modules.training_guards import evaluation_mode
 from rca_lightning.rca.memory_bank import RegionMemory, decode_id, encode_ids
@@ -178,8 +177,6 @@ Slot = tuple[int, int]
 Crops = dict[Slot, Pixels]
 """A square picture of each region whose photograph can be read."""
 
-_SECONDS = 30.0  # between two lines of progress
-
 
 def draw_crops(
     module: RCAModule,
@@ -199,7 +196,7 @@ def draw_crops(
             wanted[region.image_id].append((row.label, region.slot))
     crops: Crops = {}
     with evaluation_mode(module):
-        for image_id in _with_progress(wanted, bar=progress_bar):
+        for image_id in show_progress(wanted, what="prototype atlas", total=len(wanted), bar=progress_bar):
             crops |= _draw(module, memory, photographs, image_id, wanted[image_id])
     return crops
 
@@ -231,15 +228,3 @@ def _draw(
         mask = outlines.of_background(memory.embeddings[label, slot]) if background else outlines.of_class(label)
         crops[label, slot] = draw_crop(picture, mask, TILE)
     return crops
-
-
-def _with_progress(image_ids: Collection[str], *, bar: bool) -> Iterator[str]:
-    if bar:
-        yield from track(image_ids, description="prototype atlas", total=len(image_ids))
-        return
-    last = time.monotonic()
-    for done, image_id in enumerate(image_ids):
-        if time.monotonic() - last >= _SECONDS:
-            last = time.monotonic()
-            logger.info("prototype atlas: image %d of %d", done, len(image_ids))
-        yield image_id

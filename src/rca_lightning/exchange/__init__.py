@@ -1,0 +1,1 @@
+"""Label images in the formats of annotation tools and of other training code."""
