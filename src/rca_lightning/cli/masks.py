@@ -124,7 +124,7 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
             "classes": list(folder.class_names),
             "images": len(folder.images),
             "tagged": sum(bool(tags) for tags in folder.tags.values()),
-            "seconds": steps.seconds,
+            "seconds": _add_seconds(run, steps),
             "skipped": [{"image": image_id, "reason": reason} for image_id, reason in sorted(unread.items())],
             "warnings": lines,
             "scores": None if scores is None else _scores_content(scores, folder),
@@ -203,6 +203,7 @@ def _plan(run: RunFolder, folder: TaggedFolder, choices: _Choices, model: Model)
             )
     if fits and (different or done or before.get("photographs") != digest):
         run.remove_fit()
+        run.remember("seconds", None)
         number += 1
     if fits:
         run.remember("fit", settings | {"photographs": digest, "tagged": len(tagged), "number": number, "done": False})
@@ -233,6 +234,15 @@ def _write_tags(run: RunFolder, folder: TaggedFolder) -> None:
         text = "".join(f"{name}\n" for name in names)
         write_atomically(run.classes, lambda file: file.write(text.encode()))
         write_tag_file(run.tags, sorted(folder.tags.items()), ClassIndex(names))
+
+
+def _add_seconds(run: RunFolder, steps: Steps) -> dict[str, float]:
+    """Seconds of each step in this run and those before it, which made what this one found."""
+    total = dict(run.state.get("seconds") or {})
+    for name, seconds in steps.seconds.items():
+        total[name] = round(total.get(name, 0.0) + seconds, 2)
+    run.remember("seconds", total)
+    return total
 
 
 def _give_maps(run: RunFolder, folder: TaggedFolder) -> None:

@@ -62,7 +62,7 @@ class TagStatistics:
                 f"tags: every tagged photograph shows {_list(everywhere)}, so nothing tells what that is; add "
                 "photographs of other things, with tags of their own"
             )
-        lines = [self._few(name, count) for name, count in self._named() if count < LEAST_PHOTOGRAPHS]
+        lines = self._few()
         lines += [
             f"tag {name!r} is on every photograph, so nothing tells it apart from all else; add photographs without it"
             for name in everywhere
@@ -77,11 +77,22 @@ class TagStatistics:
     def _named(self) -> list[tuple[str, int]]:
         return list(zip(self.class_names, self.counts, strict=True))
 
-    def _few(self, name: str, count: int) -> str:
-        better = [other for other, number in self._named() if number > count]
-        near = difflib.get_close_matches(name, better, n=1, cutoff=0.8)
-        hint = f"; is it {near[0]!r} misspelt?" if near else f"; masks need about {LEAST_PHOTOGRAPHS} or more"
-        return f"class {name!r} has {count} photograph{'s' * (count != 1)}{hint}"
+    def _few(self) -> list[str]:
+        """One line for each class that may be another misspelt, and one for all others with few photographs."""
+        lines, others = [], []
+        for name, count in self._named():
+            if count >= LEAST_PHOTOGRAPHS:
+                continue
+            better = [other for other, number in self._named() if number > count]
+            near = difflib.get_close_matches(name, better, n=1, cutoff=0.8)
+            if near:
+                lines.append(f"class {name!r} has {count} photograph{'s' * (count != 1)}; is it {near[0]!r} misspelt?")
+            else:
+                others.append(f"{name} ({count})")
+        if others:
+            listed = ", ".join(others)
+            lines.append(f"classes with few photographs: {listed}; masks need about {LEAST_PHOTOGRAPHS} or more")
+        return lines
 
     def _together(self) -> list[list[str]]:
         groups: dict[tuple[int, int], list[str]] = {}

@@ -16,10 +16,10 @@ def statistics(classes: list[str], *photographs: tuple[int, ...]) -> TagStatisti
 
 
 def test_few_photographs_and_a_name_that_is_near_another():
-    lines = statistics(["elephant", "elephnat", "cow"], *[(0,)] * 10, (1,), *[(2,)] * 9).warnings()
+    lines = statistics(["elephant", "elephnat", "cow", "emu"], *[(0,)] * 10, (1,), *[(2,)] * 9).warnings()
     assert lines == [
         "class 'elephnat' has 1 photograph; is it 'elephant' misspelt?",
-        "class 'cow' has 9 photographs; masks need about 10 or more",
+        "classes with few photographs: cow (9), emu (0); masks need about 10 or more",
     ]
 
 
