@@ -114,12 +114,13 @@ class OneStageModule(LabelPrediction, RCAModule):
         thresholds = default_thresholds(
             attention=self.hparams["final_map"] == "attention" and self.hparams["aggregation"]
         )
+        if teacher_decay_warmup is None:
+            # Of the weights alone: a checkpoint is read into a module without numbers.
+            teacher_decay_warmup = options.get("weights") in (None, "none") or not self.network.has_prototypes
         own = {
             "head": head,
             "teacher_decay": teacher_decay,
-            "teacher_decay_warmup": (
-                not self.network.has_prototypes if teacher_decay_warmup is None else teacher_decay_warmup
-            ),
+            "teacher_decay_warmup": teacher_decay_warmup,
             "teacher_warmup": warmup,
             "pamr_iterations": pamr_iterations,
             "low": thresholds["low"] if low is None else low,

@@ -329,3 +329,13 @@ def test_teacher_that_starts_with_prototypes_is_not_forgotten(tmp_path: Path):
         average = [0.9 * old + 0.1 * new for old, new in zip(average, weights, strict=True)]
     for found, expected in zip(module.teacher.parameters(), average, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpoints_of_before_the_warmup_of_the_decay_could_be_left_out_have_it(tmp_path: Path):
+    trainer = quiet_trainer(tmp_path)
+    trainer.strategy.connect(build())
+    trainer.save_checkpoint(tmp_path / "new.ckpt")
+    content = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    del content["hyper_parameters"]["teacher_decay_warmup"]
+    torch.save(content, tmp_path / "old.ckpt")
+    assert OneStageModule.load_from_checkpoint(tmp_path / "old.ckpt").hparams["teacher_decay_warmup"] is True
