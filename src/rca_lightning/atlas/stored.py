@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ def save_atlas(path: Path, classes: Sequence[AtlasClass], *, key: str) -> None:
     tiles = [tile for drawn in classes for row in drawn.rows for tile in row.tiles]
     pictures = [tile.picture for tile in tiles if tile.picture is not None]
     content = {"format": _FORMAT, "key": key, "classes": [_described(drawn) for drawn in classes]}
-    arrays = {"content": np.array(json.dumps(content)), "pictures": np.array(pictures, dtype=np.uint8)}
-    write_atomically(path, functools.partial(np.savez_compressed, **arrays))
+    text, crops = np.array(json.dumps(content)), np.array(pictures, dtype=np.uint8)
+    write_atomically(path, lambda file: np.savez_compressed(file, content=text, pictures=crops))
 
 
 def load_atlas(path: Path, *, key: str) -> list[AtlasClass] | None:
