@@ -14,6 +14,7 @@ from PIL import Image
 from rca_lightning.backbones.base import Backbone
 from rca_lightning.backbones.build import build_backbone
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
+from rca_lightning.cli import draw_prototypes as drawing
 from rca_lightning.cli.main import main
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES
@@ -21,6 +22,7 @@ from rca_lightning.data.tag_files import read_tag_names
 from rca_lightning.evaluation.label_iou import LabelIoU
 from rca_lightning.io.output_folder import PredictionFolder
 from rca_lightning.modules.rca_module import RCAModule
+from tests.html_contents import Contents
 
 FIRST, NEW = 12, 3
 
@@ -217,3 +219,33 @@ def test_killed_and_started_again_ends_as_without(folder: Folder, tmp_path, monk
     assert (len(done) > 0) == (place == "labels")
     assert {name: folder.times()[name] for name in done} == done
     assert [number for number, _ in folder.written()["curves"]["train/label_change"]] == [2, 3, 4, 5]
+
+
+def test_page_shows_the_prototypes_of_each_class_without_a_backbone(folder: Folder, seen: list[int], monkeypatch):
+    folder.label()
+    assert sum(seen) == FIRST * 2  # scales: nothing for the outlines
+    page = (folder.out / "report.html").read_text()
+    section = Contents(page[page.index('<section id="prototypes"') : page.index('<section id="settings"')])
+    expected = {tag for name in folder.ids[:FIRST] for tag in folder.tags[name]}
+    assert expected | {"background"} <= set(section.words)
+    crops = [link for link in section.links if link.startswith("data:image/")]
+    captions = [word for word in section.words if word in folder.ids[:FIRST]]
+    assert len(crops) == len(captions) >= len(expected)
+    assert folder.written()["seconds"]["prototypes"] > 0
+    monkeypatch.setattr(drawing, "draw_atlas", None)  # is kept, not drawn anew
+    folder.label()
+    again = (folder.out / "report.html").read_text()
+    assert Contents(again[again.index('<section id="prototypes"') : again.index('<section id="settings"')]).links == (
+        section.links
+    )
+    assert "prototypes" not in folder.written()["seconds"]
+
+
+def test_page_goes_without_prototypes_where_the_model_has_no_memory(folder: Folder):
+    folder.label()
+    checkpoint = torch.load(folder.out / "rca.ckpt", weights_only=False)
+    for state in checkpoint["callbacks"].values():
+        state.pop("memory", None)
+    torch.save(checkpoint, folder.out / "rca.ckpt")
+    folder.label()
+    assert 'id="prototypes"' not in (folder.out / "report.html").read_text()

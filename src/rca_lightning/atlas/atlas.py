@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from rca_lightning.atlas.page import (
 from rca_lightning.clustering.cluster import kmeans
 from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.features import FeatureCache
 from rca_lightning.errors import ArgumentError
 from rca_lightning.io.atomic import check_writable, output_errors, write_atomically
 from rca_lightning.io.listing import first_few
@@ -48,6 +49,7 @@ def make_atlas(
     regions: int = 6,
     diagnostics: Mapping[str, Mapping[str, float | None]] | None = None,
     progress_bar: bool = False,
+    cache: FeatureCache | None = None,
 ) -> Path:
     """Draws for every prototype the nearest regions of the memory, as crops of their photographs.
 
@@ -66,6 +68,7 @@ def make_atlas(
         regions: crops a prototype, from different images.
         diagnostics: further columns of the index: by class name (or "background"), title to number.
         progress_bar: whether to draw a bar instead of logging lines.
+        cache: features of the images behind a frozen backbone, which then runs only for those that it does not hold.
 
     Returns:
         Path of the index.
@@ -81,7 +84,7 @@ def make_atlas(
     _check_memory(memory)
     target = Path(folder)
     check_writable("folder", target)  # before the long work
-    classes = draw_atlas(module, memory, images, regions=regions, progress_bar=progress_bar)
+    classes = draw_atlas(module, memory, images, regions=regions, progress_bar=progress_bar, cache=cache)
     for drawn in classes:
         if drawn.entry.page is not None:
             colour = tuple(voc_palette()[drawn.value].tolist())
@@ -119,7 +122,10 @@ def draw_atlas(
     images: TaggedImages,
     *,
     regions: int = 6,
+    prototypes: int | None = None,
     progress_bar: bool = False,
+    cache: FeatureCache | None = None,
+    each: Callable[[int, int], None] | None = None,
 ) -> list[AtlasClass]:
     """Draws the prototypes of each class with their nearest regions; `make_atlas` writes these to files.
 
@@ -128,7 +134,10 @@ def draw_atlas(
         memory: see there.
         images: see there.
         regions: see there.
+        prototypes: most that are drawn of a class, those of most regions; `None`: all.
         progress_bar: see there.
+        cache: see there.
+        each: called with the number of photographs that are done and of all.
 
     Returns:
         The classes in the order of their values in masks, the background first.
@@ -137,20 +146,28 @@ def draw_atlas(
     names = [*module.class_names, BACKGROUND]
     frozen = module.is_frozen
     photographs = Photographs(
-        images.whole() if frozen else images, scale=module.hparams["scales"][0] if frozen else 1.0
+        images.whole() if frozen else images,
+        scale=module.hparams["scales"][0] if frozen else 1.0,
+        max_side=module.hparams["max_side"] if frozen else None,
+        cache=cache if frozen else None,
     )
     photographs.check(memory)
-    prototypes, valid, labels = _prototypes(module, memory)
-    rows = nearest_regions(memory, prototypes, valid, labels, regions=regions, known=photographs)
-    crops = draw_crops(module, memory, photographs, rows, progress_bar=progress_bar)
+    vectors, valid, labels = _prototypes(module, memory)
+    rows = nearest_regions(memory, vectors, valid, labels, regions=regions, known=photographs)
+    of_label = {
+        label: sorted((row for row in rows if row.label == label), key=lambda row: (-row.regions, row.number))
+        for label in range(memory.num_classes)
+    }
+    drawn = [row for own in of_label.values() for row in own[:prototypes]]
+    crops = draw_crops(module, memory, photographs, drawn, progress_bar=progress_bar, each=each)
     by_mask_value = sorted((_mask_value(label, module), label) for label in range(memory.num_classes))
     classes = []
     for value, label in by_mask_value:  # the background, last in the memory, comes first
-        own = sorted((row for row in rows if row.label == label), key=lambda row: (-row.regions, row.number))
+        own = of_label[label]
         page = page_name(names[label], value) if own else None
         slots = [memory.image_id(label, slot) for slot in memory.valid[label].nonzero()[:, 0].tolist()]
-        entry = class_entry(names[label], page, slots, own, prototypes[valid & (labels == label)], crops)
-        classes.append(AtlasClass(value, entry, subtitle(entry, own), tuple(drawn_rows(own, crops))))
+        entry = class_entry(names[label], page, slots, own, vectors[valid & (labels == label)], crops)
+        classes.append(AtlasClass(value, entry, subtitle(entry, own), tuple(drawn_rows(own[:prototypes], crops))))
     return classes
 
 

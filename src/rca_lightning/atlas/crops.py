@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from rca_lightning.atlas.nearest import PrototypeRow
 from rca_lightning.atlas.outlines import ImageRegions, Mask
 from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.sample import Sample
 from rca_lightning.data.visualization import Pixels, denormalise
 from rca_lightning.errors import DataError, DatasetNotFoundError
@@ -34,9 +35,18 @@ class Photographs:
     Args:
         images: the images; with an augmentation, `long_side` is the mean long side that it scales them to.
         scale: of the photographs that regions were cut from, without an augmentation.
+        max_side: longest side in pixels at which the network sees one, without an augmentation.
+        cache: their features.
     """
 
-    def __init__(self, images: TaggedImages, *, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        images: TaggedImages,
+        *,
+        scale: float = 1.0,
+        max_side: int | None = None,
+        cache: FeatureCache | None = None,
+    ) -> None:
         # Masks and saliency are not needed, so a damaged one is no error.
         records = [replace(record, mask=None, saliency=None) for record in images.records]
         self._images = TaggedImages(records, num_classes=images.num_classes)
@@ -45,13 +55,18 @@ class Photographs:
         self._places = {decode_id(row): place for place, row in enumerate(encoded)}
         self.long_side: int | None = None
         self.scale = scale
+        self._max_side = max_side
+        self._cache = cache
         if images.augmentation is not None:
             low, high = images.augmentation.scale
             self.long_side = round(images.augmentation.crop_size * (low + high) / 2)
 
     def side_of(self, image: Tensor) -> int:
         """Long side in pixels at which the network sees a photograph `(3, H, W)`."""
-        return self.long_side or max(1, round(max(image.shape[1:]) * self.scale))
+        if self.long_side is not None:
+            return self.long_side
+        side = max(1, round(max(image.shape[1:]) * self.scale))
+        return side if self._max_side is None else min(side, self._max_side)
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._places
@@ -59,6 +74,11 @@ class Photographs:
     def read(self, image_id: str) -> Sample:
         """Reads an image; raises `DatasetNotFoundError` or `DataError` if its file is gone or damaged."""
         return self._images.read(self._places[image_id])
+
+    def features(self, image_id: str) -> Tensor | None:
+        """Features `(1, D, h, w)` of an image in the cache; `None` where it holds none."""
+        kept = None if self._cache is None else self._cache.read(self._images.records[self._places[image_id]])
+        return None if kept is None else kept[0][:1]
 
     def check(self, memory: RegionMemory) -> int:
         """Counts and logs the images of a memory that are not here; raises `DataError` if none of them is."""
@@ -185,6 +205,7 @@ def draw_crops(
     rows: Sequence[PrototypeRow],
     *,
     progress_bar: bool,
+    each: Callable[[int, int], None] | None = None,
 ) -> Crops:
     """Draws the nearest regions of all rows, whose images are among `photographs`.
 
@@ -196,8 +217,11 @@ def draw_crops(
             wanted[region.image_id].append((row.label, region.slot))
     crops: Crops = {}
     with evaluation_mode(module):
-        for image_id in show_progress(wanted, what="prototype atlas", total=len(wanted), bar=progress_bar):
+        shown = show_progress(wanted, what="prototype atlas", total=len(wanted), bar=progress_bar)
+        for done, image_id in enumerate(shown, start=1):
             crops |= _draw(module, memory, photographs, image_id, wanted[image_id])
+            if each is not None:
+                each(done, len(wanted))
     return crops
 
 
@@ -220,6 +244,7 @@ def _draw(
         background_threshold=module.threshold_of_regions("background_threshold"),
         propagation_steps=module.propagation_of_regions,
         propagation_power=module.hparams["propagation_power"],
+        features=photographs.features(image_id),
     )
     picture = denormalise(sample["image"])
     crops: Crops = {}

@@ -24,7 +24,7 @@ class ImageRegions:
 
     Args:
         network: in evaluation mode.
-        image: `(3, H, W)`, normalised.
+        image: `(3, H, W)`, normalised; with `features` only its size is needed.
         tags: `(L,)`.
         long_side: pixels to which the longer side is scaled for the network; `None`: not scaled.
         region_threshold: see `pseudo_regions`.
@@ -33,6 +33,7 @@ class ImageRegions:
         background_threshold: see `background_regions`.
         propagation_steps: see `propagate`.
         propagation_power: see `propagate`.
+        features: of the photograph, `(1, D, h, w)`, behind a frozen backbone; `None`: computed from `image`.
     """
 
     @check_arguments
@@ -50,6 +51,7 @@ class ImageRegions:
         background_threshold: float = 0.05,
         propagation_steps: int = 0,
         propagation_power: float = 2.0,
+        features: Tensor | None = None,
     ) -> None:
         weight = next(network.parameters())
         self._size = (image.shape[1], image.shape[2])
@@ -57,7 +59,10 @@ class ImageRegions:
         self._region_threshold = region_threshold
         self._region_rule: RegionRule = region_rule
         self._background_threshold = background_threshold
-        maps = network(_scaled(image[None].to(weight), long_side), self._tags)
+        if features is None:
+            maps = network(_scaled(image[None].to(weight), long_side), self._tags)
+        else:
+            maps = network.read([features.to(weight)], self._tags)
         self._embeddings: Tensor = maps.embeddings.float()  # (1, D, h, w)
         cam = maps.region_cam(region_map).float()  # (1, L, h, w)
         self._maps: Tensor = propagate(cam, self._embeddings, power=propagation_power, steps=propagation_steps)

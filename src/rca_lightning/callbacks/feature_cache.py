@@ -103,10 +103,10 @@ class FeatureCacheCallback(L.Callback):
         if stage == "fit" or not isinstance(pl_module, FrozenBackboneMixin) or not isinstance(data, WSSSDataModule):
             return
         if pl_module.is_frozen and pl_module.scores_features:
-            data.open_features = functools.partial(self._open, pl_module)
+            data.open_features = functools.partial(self.open, pl_module)
 
-    def _open(self, module: FrozenBackboneMixin) -> FeatureCache:
-        """The cache of a module, whose weights are loaded by now."""
+    def open(self, module: FrozenBackboneMixin) -> FeatureCache:
+        """Opens the cache of a module, whose weights are loaded by now, on the device that it computes on."""
         self._use(module, compute_dtype(module.device, _dtype(module)))
         return self.cache
 

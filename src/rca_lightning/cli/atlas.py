@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 
 from rca_lightning.atlas.atlas import make_atlas
+from rca_lightning.atlas.remembered import diagnostics_of, memory_of
 from rca_lightning.checkpoints.reading import read_checkpoint
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.dataset import TaggedImages
-from rca_lightning.errors import ArgumentError
 from rca_lightning.modules.rca_module import RCAModule
-from rca_lightning.rca.memory_bank import RegionMemory
-
-
-def memory_of(checkpoint: Mapping[str, Any], path: str | Path) -> RegionMemory:
-    """Builds the region memory of a checkpoint; raises `ArgumentError` with its path if there is none."""
-    state = _memory_state(checkpoint)
-    if "memory" not in state:
-        remedy = "holds no region memory; give a checkpoint trained with contrast or aggregation on"
-        raise ArgumentError("ckpt_path", str(path), remedy)
-    memory = RegionMemory(*state["memory"]["embeddings"].shape)
-    memory.load_state_dict(state["memory"])
-    return memory
-
-
-def diagnostics_of(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Diagnostics of each class at the last clustering, by class name; empty in a checkpoint without."""
-    return dict(_memory_state(checkpoint).get("diagnostics", {}))
-
-
-def _memory_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """State of the callback that owns the memory; the name of a subclass is unknown."""
-    states = checkpoint.get("callbacks", {}).values()
-    return next((state for state in states if isinstance(state, dict) and "memory" in state), {})
 
 
 class AtlasTrainer(L.Trainer):

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.cli.draw_prototypes import draw_prototypes, expected_seconds
 from rca_lightning.cli.fit_photographs import Model, fit_model, label_photographs, log_to_file, photographs
 from rca_lightning.cli.run_folder import RunFolder, Settings, changes
 from rca_lightning.cli.steps import Steps
@@ -39,7 +41,7 @@ _NAMED_PAIRS = 5
 _REFINE = ("auto", "dense_crf", "pamr", "none")
 
 # Seconds a photograph that a step may take, until something is known: of a photograph of 500 x 375 pixels on two cores.
-_EXPECTED = {"look": 0.005, "features": 1.2, "rounds": 0.1, "labels": 0.7, "report": 0.02}
+_EXPECTED = {"look": 0.005, "features": 1.2, "rounds": 0.1, "labels": 0.7, "prototypes": 0.0, "report": 0.02}
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
         folder = _find(run, choices, steps)
         for name, seconds in _EXPECTED.items():
             steps.expect(name, seconds * len(folder.images))
+        steps.expect("prototypes", expected_seconds(len(folder.class_names)))
         lines, unread = _look(run, folder, steps)
         for line in lines:
             _log.warning("%s", line)
@@ -112,10 +115,11 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
             unread |= {image.image_id: image.reason for image in data.bad_images.skipped}
         else:
             data.setup("predict")
+        records: Sequence[Record] = data.predict_records
+        atlas = draw_prototypes(run, records, steps)
         steps.begin("report")
         if choices.maps:
             _give_maps(run, folder)
-        records: Sequence[Record] = data.predict_records
         scores = None if choices.masks is None else _score(run, records, folder)
         content = {
             "command": command,
@@ -131,7 +135,7 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
             "curves": run.state["fit"].get("curves", {}),
         }
         run.write_json(run.out / "run.json", content)
-        page = _write_page(run, records, folder, content, unread, threshold=choices.threshold)
+        page = _write_page(run, records, folder, content, unread, atlas, threshold=choices.threshold)
         steps.end()
     done = len(folder.images) - len(unread)
     print(f"masks of {done} photographs: {run.labels}")
@@ -275,6 +279,7 @@ def _write_page(
     folder: TaggedFolder,
     content: Mapping[str, Any],
     unread: Mapping[str, str],
+    atlas: Sequence[AtlasClass],
     *,
     threshold: float | None,
 ) -> Path:
@@ -293,7 +298,8 @@ def _write_page(
             )
 
     with run.output_errors():
-        return write_report(run.out, entries(), run=content, classes=folder.class_names, threshold=threshold)
+        classes = folder.class_names
+        return write_report(run.out, entries(), run=content, classes=classes, atlas=atlas, threshold=threshold)
 
 
 def _say(line: str) -> None:

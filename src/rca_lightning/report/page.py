@@ -178,8 +178,8 @@ def _parts(
     if drawn_atlas:
         yield (
             '<section id="prototypes" aria-labelledby="h-prototypes"><h2 id="h-prototypes">Prototypes</h2>'
-            "<p>What the method has learned of each class: every prototype with the regions that are nearest to it, "
-            "and the cosine between them.</p>"
+            "<p>What the method has learned of each class: prototypes with the regions that are nearest to each, "
+            "outlined, and the cosine between them.</p>"
         )
         yield from atlas_section(atlas)
         yield "</section>"

@@ -182,13 +182,15 @@ def atlas_section(atlas: Sequence[AtlasClass]) -> Iterable[str]:
     """Prototypes of each class with the regions that they stand for, a class at a time."""
     tiles = sum(len(row.tiles) for drawn in atlas for row in drawn.rows)
     most = max(2, 6 * _MOST_TILES // max(tiles, 1)) if tiles > _MOST_TILES else 6
-    for drawn in atlas:
+    for drawn in sorted(atlas, key=lambda drawn: drawn.value == 0):  # the background last
         if not drawn.rows:
             continue
+        used = len(drawn.rows)
+        note = f"<p>Shown: the {used} of most regions.</p>" if used < drawn.entry.prototypes else ""
         rows = "".join(_prototype(row, drawn.entry.name, most) for row in drawn.rows)
         yield (
             f"<details class=proto><summary><strong>{html.escape(drawn.entry.name)}</strong> "
-            f"<span>{html.escape(drawn.subtitle)}</span></summary>{rows}</details>"
+            f"<span>{html.escape(drawn.subtitle)}</span></summary>{note}<div class=protos>{rows}</div></details>"
         )
 
 
@@ -262,9 +264,8 @@ def _bar(share: float) -> str:
 def _prototype(row: Row, name: str, most: int) -> str:
     tiles = []
     for tile in row.tiles[:most]:
-        caption = (
-            f"<figcaption><span>{html.escape(tile.left)}</span><span>{html.escape(tile.right)}</span></figcaption>"
-        )
+        left = f"<bdi dir=ltr>{html.escape(tile.left)}</bdi>"  # in a line that is cut at its beginning
+        caption = f"<figcaption><span>{left}</span><span>{html.escape(tile.right)}</span></figcaption>"
         if tile.picture is None:
             tiles.append(f'<figure><div class="gone">cannot be read</div>{caption}</figure>')
             continue

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rca_lightning.atlas.remembered import diagnostics_of, memory_of
 from rca_lightning.checkpoints.reading import read_checkpoint
-from rca_lightning.cli.atlas import diagnostics_of, memory_of
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.memory_bank import RegionMemory
 
