@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
 from rca_lightning.callbacks.feature_cache import FeatureCacheCallback
-from rca_lightning.cli.labels import label_stored_maps
 from rca_lightning.cli.trainer import TaskCLI
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.errors import ArgumentError
 from rca_lightning.io.atomic import output_errors, write_atomically
-from rca_lightning.pseudo_labels.refinement import RefinementName
-
-logger = logging.getLogger(__name__)
+from rca_lightning.prediction.stored_maps import write_confident_labels
 
 LABELS_FOLDER = "confident_labels"
 """In `trainer.default_root_dir`: the labels that are made from `--maps`."""
-
-_STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
 
 HELP = f"""usage: rca affinity fit | validate [options]
 
@@ -92,7 +85,13 @@ class AffinityCLI(TaskCLI):
         folder = Path(config["trainer"]["default_root_dir"] or ".") / LABELS_FOLDER
         # Other processes meet the first one where their group begins, before any of them looks for labels.
         if getattr(rank_zero_only, "rank", 0) == 0:
-            write_confident_labels(config["data"], config["maps"], folder, low=config["low"], high=config["high"])
+            write_confident_labels(
+                WSSSDataModule(**{**vars(config["data"]), "predict_split": config["data"]["train_split"]}),
+                config["maps"],
+                folder,
+                low=config["low"],
+                high=config["high"],
+            )
         self.config["fit.data.train_mask_dir"] = str((folder / "pseudo_labels").absolute())
 
     def after_validate(self) -> None:
@@ -108,35 +107,6 @@ class AffinityCLI(TaskCLI):
             write_atomically(path, lambda file: file.write(content.encode()))
         print(f"Affinity loss of split {self.datamodule.eval_split!r}: {loss:.4f}")
         print(f"written to {path}")
-
-
-def write_confident_labels(
-    data: Any, maps: str, folder: Path, *, low: float | None = None, high: float | None = None
-) -> None:
-    """Writes label images with 255 where maps do not decide, of the photographs to train on.
-
-    Args:
-        data: arguments of a `WSSSDataModule`.
-        maps: folder `cams` of `rca predict`.
-        folder: for `pseudo_labels/<id>.png`; complete images are skipped.
-        low: of the background "two_thresholds"; default: that of the kind of the maps.
-        high: the same.
-    """
-    arguments = {**vars(data), "predict_split": data["train_split"]}
-    has_crf = importlib.util.find_spec("pydensecrf") is not None
-    refine: list[RefinementName] = ["dense_crf" if has_crf else "pamr"]
-    logger.info("confident labels of %s, refined by %s, go to %s", maps, refine[0], folder)
-    label_stored_maps(
-        WSSSDataModule(**arguments),
-        maps,
-        str(folder),
-        background="two_thresholds",
-        low=low,
-        high=high,
-        refine=refine,
-        refine_stride=_STRIDE,
-        workers=data["num_workers"],
-    )
 
 
 def task_words(words: Sequence[str]) -> list[str] | None:

@@ -121,7 +121,7 @@ def fit_model(run: RunFolder, data: WSSSDataModule, model: Model, steps: Steps) 
         features.projection = _read_projection(run)
     rounds = _Rounds(steps)
     last = run.work / "fit" / "last.ckpt"
-    trainer = quiet_trainer(run, [features, RegionMemoryCallback(), rounds, _checkpoints(last.parent)], epochs=ROUNDS)
+    trainer = quiet_trainer(run, [features, RegionMemoryCallback(), rounds, checkpoints(last.parent)], epochs=ROUNDS)
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     steps.begin("rounds")
     trainer.save_checkpoint(run.checkpoint)
@@ -163,7 +163,7 @@ def label_photographs(
     slow = "dense_crf" in refine
     workers = max(1, min(8, os.cpu_count() or 1)) if slow else 2
     writer = LabelWriter(run, background_threshold=threshold, refine=refine, workers=workers)
-    trainer = quiet_trainer(run, [feature_cache(run), writer, _Predicted(steps)])
+    trainer = quiet_trainer(run, [feature_cache(run), writer, Predicted(steps)])
     trainer.predict(module, datamodule=data, return_predictions=False)
     steps.end()
 
@@ -215,7 +215,8 @@ def quiet_trainer(run: RunFolder, callbacks: Sequence[L.Callback], *, epochs: in
     return trainer
 
 
-def _checkpoints(folder: Path) -> ModelCheckpoint:
+def checkpoints(folder: Path) -> ModelCheckpoint:
+    """Keeps the last epoch, for the run that goes on from it."""
     return ModelCheckpoint(dirpath=folder, save_last=True, save_on_train_epoch_end=True, enable_version_counter=False)
 
 
@@ -257,13 +258,18 @@ class _Rounds(L.Callback):
         self.curves = state_dict.get("curves", {})
 
 
-class _Predicted(L.Callback):
-    """Tells the progress of prediction."""
+class Predicted(L.Callback):
+    """Tells the progress of prediction.
+
+    Args:
+        steps: the step that runs is told.
+    """
 
     def __init__(self, steps: Steps) -> None:
         self._steps, self._done = steps, 0
 
     def on_predict_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        """Tells of one more batch."""
         self._done += 1
         self._steps.update(self._done, int(sum(trainer.num_predict_batches)))
 

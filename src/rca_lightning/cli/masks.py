@@ -16,6 +16,7 @@ from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.cli.draw_prototypes import draw_prototypes, expected_seconds
 from rca_lightning.cli.fit_photographs import Model, fit_model, label_photographs, log_to_file, photographs
+from rca_lightning.cli.fit_segmenter import fit_segmenter, segment_photographs
 from rca_lightning.cli.run_folder import RunFolder, Settings, changes
 from rca_lightning.cli.steps import Steps
 from rca_lightning.data.classes import ClassIndex, check_mask_classes
@@ -42,6 +43,8 @@ _REFINE = ("auto", "dense_crf", "pamr", "none")
 
 # Seconds a photograph that a step may take, until something is known: of a photograph of 500 x 375 pixels on two cores.
 _EXPECTED = {"look": 0.005, "features": 1.2, "rounds": 0.1, "labels": 0.7, "prototypes": 0.0, "report": 0.02}
+_SEGMENTER = {"boundaries": 2.5, "segmenter": 0.1}  # of the photographs with tags
+_UNTAGGED = {"untagged": 2.5}  # of those without
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class _Choices:
     refine: tuple[RefinementName, ...]
     refit: bool
     maps: bool
+    segmenter: bool
 
 
 def main(words: Sequence[str]) -> None:
@@ -90,13 +94,21 @@ def _stopped(run: RunFolder) -> NoReturn:
 
 
 def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) -> None:
-    expected = dict.fromkeys(_EXPECTED, 0.0)
+    names = [*_EXPECTED]
+    if choices.segmenter:
+        names[-1:-1] = [*_SEGMENTER, *_UNTAGGED]
+    expected = dict.fromkeys(names, 0.0)
     with Steps(expected) as steps:
         steps.begin("look")
         folder = _find(run, choices, steps)
         for name, seconds in _EXPECTED.items():
             steps.expect(name, seconds * len(folder.images))
         steps.expect("prototypes", expected_seconds(len(folder.class_names)))
+        if choices.segmenter:
+            for name, seconds in _SEGMENTER.items():
+                steps.expect(name, seconds * len(folder.tags))
+            for name, seconds in _UNTAGGED.items():
+                steps.expect(name, seconds * (len(folder.images) - len(folder.tags)))
         lines, unread = _look(run, folder, steps)
         for line in lines:
             _log.warning("%s", line)
@@ -117,6 +129,8 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
             data.setup("predict")
         records: Sequence[Record] = data.predict_records
         atlas = draw_prototypes(run, records, steps)
+        if choices.segmenter:
+            _segment(run, folder, model, steps)
         steps.begin("report")
         if choices.maps:
             _give_maps(run, folder)
@@ -124,7 +138,12 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
         content = {
             "command": command,
             "version": __version__,
-            "settings": {**asdict(model), **_label_settings(choices), "tags": folder.described},
+            "settings": {
+                **asdict(model),
+                **_label_settings(choices),
+                "tags": folder.described,
+                "segmenter": choices.segmenter,
+            },
             "classes": list(folder.class_names),
             "images": len(folder.images),
             "tagged": sum(bool(tags) for tags in folder.tags.values()),
@@ -144,6 +163,8 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
     if scores is not None:
         print(f"mIoU with {choices.masks}: {100 * scores.miou:.1f} ({scores.images} photographs)")
     print(f"to look at: {page}")
+    if choices.segmenter:
+        print(f"the segmenter: {run.segmenter}")
     print(f"the model: {run.checkpoint}; {run.work} lets the next run go on from here and may be deleted")
 
 
@@ -219,7 +240,45 @@ def _plan(run: RunFolder, folder: TaggedFolder, choices: _Choices, model: Model)
         run.remember("labels", None)
         run.remove_labels()
     run.remember("labels", labels)
+    _plan_segmenter(run, folder, choices, labels)
     return fits
+
+
+def _segment(run: RunFolder, folder: TaggedFolder, model: Model, steps: Steps) -> None:
+    """Fits the segmenter where there is none of this model, and draws photographs without tags by it."""
+    settings: Settings = run.state["segmenter"]
+    if settings["done"] and run.segmenter.is_file():
+        steps.skip(*_SEGMENTER)
+    else:
+        labels = run.predictions()
+        learned = [image_id for image_id, tags in folder.tags.items() if tags and labels.is_complete(image_id)]
+        fit_segmenter(run, folder.image_dir, learned, model, steps)
+        run.remember("segmenter", settings | {"done": True})
+    untagged = [image_id for image_id in _without_tags(folder) if run.predictions().is_complete(image_id)]
+    if untagged:
+        segment_photographs(run, folder.image_dir, untagged, steps)
+    else:
+        steps.skip(*_UNTAGGED)
+
+
+def _plan_segmenter(run: RunFolder, folder: TaggedFolder, choices: _Choices, labels: Settings) -> None:
+    """Removes a segmenter of another model, or of other labels; and what it has drawn where it is not asked for."""
+    before = run.state.get("segmenter")
+    if choices.segmenter and (before is None or before["labels"] != labels):
+        if before is not None and before["done"]:
+            _say("the segmenter is made anew, as the labels are that it learned from")
+        run.remove_segmenter()
+        run.remember("segmenter", {"labels": labels, "done": False})
+    elif before is not None and not choices.segmenter:
+        drawn = [image_id for image_id in run.segmented().complete_ids() if image_id in folder.images]
+        if drawn:
+            _say(f"labels of photographs without tags are made anew by the first stage, without --segmenter: "
+                 f"{first_few(drawn)}")  # fmt: skip
+            run.remove_labels(drawn)
+
+
+def _without_tags(folder: TaggedFolder) -> list[str]:
+    return [image_id for image_id in folder.images if image_id not in folder.tags]
 
 
 def _label_settings(choices: _Choices) -> Settings:
@@ -338,7 +397,15 @@ def _choices(given: argparse.Namespace) -> _Choices:
     if given.max_side < 64:
         raise ArgumentError("max_side", given.max_side, "give at least 64 pixels")
     return _Choices(
-        given.photographs, given.tags, given.classes, given.masks, threshold, refine, given.refit, given.maps
+        given.photographs,
+        given.tags,
+        given.classes,
+        given.masks,
+        threshold,
+        refine,
+        given.refit,
+        given.maps,
+        given.segmenter,
     )
 
 
@@ -372,6 +439,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, metavar="SHARE", help="background below it (default: 0.4 with dense_crf, else 0.5)")
     add("--refine", default="auto", choices=_REFINE, metavar="HOW", help="dense_crf (default if installed), pamr, none")
     add("--maps", action="store_true", help="leave the maps of the classes in maps/ too")
+    add("--segmenter", action="store_true", help="learn masks too, and draw photographs without tags by that")
     add("--refit", action="store_true", help="learn from new photographs and tags, and make all labels anew")
     add("--seed", type=int, default=0, metavar="N", help="of the order of photographs (default: 0)")
     add("-h", "--help", action="help", help="show this and end")

@@ -34,6 +34,7 @@ class RunFolder:
         self.work = self.out / "work"
         self.labels, self.overlays, self.maps = self.out / "labels", self.out / "overlays", self.work / "maps"
         self.checkpoint, self.segmenter = self.out / "rca.ckpt", self.out / "segmenter.ckpt"
+        self.segmentation = self.work / "segmentation"
         self.classes, self.tags = self.out / "classes.txt", self.out / "tags.csv"
         self._state_file = self.work / "state.json"
         self.state: dict[str, Settings] = {}
@@ -64,6 +65,10 @@ class RunFolder:
         folders = {"pseudo_labels": self.labels, "cams": self.maps, "overlays": self.overlays}
         return PredictionFolder(self.work, KINDS, folders=folders)
 
+    def segmented(self) -> PredictionFolder:
+        """What the segmenter has drawn of photographs without tags."""
+        return PredictionFolder(self.segmentation / "drawn", {"masks": ".png", "overlays": ".jpg"})
+
     def remember(self, name: str, settings: Settings | None) -> None:
         """Keep the settings that something was made with; None: it is not there."""
         self.state.pop(name, None)
@@ -82,7 +87,12 @@ class RunFolder:
         folder = self.predictions()
         with self.output_errors():
             if image_ids is not None:
-                for path in (path for image_id in image_ids for path in folder.paths(image_id).values()):
+                for path in (
+                    path
+                    for one in (folder, self.segmented())
+                    for image_id in image_ids
+                    for path in one.paths(image_id).values()
+                ):
                     path.unlink(missing_ok=True)
                 return
             for kind, ending in KINDS.items():
@@ -94,6 +104,12 @@ class RunFolder:
         """Remove the checkpoints of rounds."""
         with self.output_errors():
             shutil.rmtree(self.work / "fit", ignore_errors=True)
+
+    def remove_segmenter(self) -> None:
+        """Remove the segmenter and all that it has drawn or learned from."""
+        with self.output_errors():
+            self.segmenter.unlink(missing_ok=True)
+            shutil.rmtree(self.segmentation, ignore_errors=True)
 
     def retagged(self, tags: Mapping[str, tuple[str, ...] | None], images: Mapping[str, Path]) -> list[str]:
         """Photographs with a label whose tags or whose files have changed since.

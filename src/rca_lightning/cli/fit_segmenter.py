@@ -1,0 +1,145 @@
+"""Steps of `rca masks --segmenter`: it learns from the labels, and draws photographs without tags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from rca_lightning.callbacks.mask_writer import MaskWriter
+from rca_lightning.cli.fit_photographs import SCALES, Model, Predicted, checkpoints, feature_cache, quiet_trainer
+from rca_lightning.cli.run_folder import RunFolder
+from rca_lightning.cli.steps import Steps
+from rca_lightning.data.datamodule import WSSSDataModule
+from rca_lightning.io.atomic import write_atomically
+from rca_lightning.modules.affinity_module import AffinityModule
+from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
+from rca_lightning.prediction.stored_maps import write_confident_labels
+
+_EPOCHS = 6  # of the boundaries, as in experiments/voc2012_mini/affinity.yaml
+_LOW, _HIGH = 0.3, 0.6  # shares of the maps of RCA below which is background, and above which a class is sure
+_SIDE, _BATCH = 320, 8  # crops that boundaries are learned on
+
+
+def fit_segmenter(run: RunFolder, image_dir: Path, learned: Sequence[str], model: Model, steps: Steps) -> None:
+    """Fits the segmenter to labels of the first stage, from the last step that an earlier run has ended.
+
+    Args:
+        run: the folder, with `rca.ckpt`, labels and maps; `segmenter.ckpt` is written there.
+        image_dir: folder of the photographs.
+        learned: photographs with tags and a label.
+        model: what the first stage was fitted with.
+        steps: with the steps "boundaries" and "segmenter".
+    """
+    L.seed_everything(model.seed, verbose=False)
+    chosen = run.segmentation / "photographs.txt"
+    with run.output_errors():
+        chosen.parent.mkdir(parents=True, exist_ok=True)
+        content = "".join(f"{image_id}\n" for image_id in learned).encode("utf-8", "surrogateescape")
+        write_atomically(chosen, lambda file: file.write(content))
+    steps.begin("boundaries")
+    confident = run.segmentation / "confident_labels"
+    write_confident_labels(_photographs(run, image_dir, chosen), run.maps, confident, low=_LOW, high=_HIGH)
+    boundaries = run.segmentation / "boundaries" / "last.ckpt"
+    _fit_boundaries(run, _photographs(run, image_dir, chosen, labels=confident / "pseudo_labels"), model, steps)
+    steps.begin("segmenter")
+    data = _photographs(run, image_dir, chosen, labels=run.labels)
+    module = FrozenSegmentationModule(
+        data.num_classes,
+        data.class_names,
+        first_stage=str(run.checkpoint),
+        affinity=str(boundaries),
+        scales=SCALES,
+        max_side=model.max_side,
+    )
+    trainer = quiet_trainer(run, [feature_cache(run)])
+    trainer.fit(module, datamodule=data)
+    with run.output_errors():
+        trainer.save_checkpoint(run.segmenter)
+    steps.end()
+
+
+def _fit_boundaries(run: RunFolder, data: WSSSDataModule, model: Model, steps: Steps) -> None:
+    module = AffinityModule(
+        data.num_classes,
+        data.class_names,
+        backbone=model.backbone,
+        weights=str(run.checkpoint),
+        max_side=model.max_side,
+    )
+    last = run.segmentation / "boundaries" / "last.ckpt"
+    callbacks = [feature_cache(run), _Trained(steps), checkpoints(last.parent)]
+    trainer = quiet_trainer(run, callbacks, epochs=_EPOCHS)
+    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+
+
+def segment_photographs(run: RunFolder, image_dir: Path, untagged: Sequence[str], steps: Steps) -> None:
+    """Draws photographs by the segmenter, those that it has not drawn, in the place of the labels of the first stage.
+
+    Args:
+        run: the folder, with `segmenter.ckpt`.
+        image_dir: folder of the photographs.
+        untagged: photographs without tags.
+        steps: with the step "untagged".
+    """
+    steps.begin("untagged")
+    drawn = run.segmented()
+    if any(not drawn.is_complete(image_id) for image_id in untagged):
+        listed = run.segmentation / "untagged.txt"
+        content = "".join(f"{image_id}\n" for image_id in untagged).encode("utf-8", "surrogateescape")
+        with run.output_errors():
+            write_atomically(listed, lambda file: file.write(content))
+        data = _photographs(run, image_dir, listed)
+        module = FrozenSegmentationModule.load_from_checkpoint(run.segmenter, map_location="cpu")
+        trainer = quiet_trainer(run, [MaskWriter(str(drawn.root), overlays=True), Predicted(steps)])
+        trainer.predict(module, datamodule=data, return_predictions=False)
+    with run.output_errors():
+        for image_id in untagged:
+            paths = drawn.paths(image_id)
+            _put(paths["overlays"], run.overlays / f"{image_id}.jpg")
+            _put(paths["masks"], run.labels / f"{image_id}.png")
+    steps.end()
+
+
+def _put(source: Path, target: Path) -> None:
+    """Makes the target a link to the same file, at once, so that no kill leaves it without."""
+    if not source.is_file() or (target.is_file() and target.samefile(source)):
+        return
+    beside = target.with_name(f".{target.name}.link")
+    beside.unlink(missing_ok=True)
+    beside.hardlink_to(source)
+    beside.replace(target)
+
+
+def _photographs(run: RunFolder, image_dir: Path, listed: Path, *, labels: Path | None = None) -> WSSSDataModule:
+    """The photographs of a list, to be learned from with labels, or to be drawn."""
+    return WSSSDataModule(
+        "folder",
+        run.work,
+        image_dir=str(image_dir.absolute()),
+        tags_file=str(run.tags),
+        class_file=str(run.classes),
+        split_files={"listed": str(listed)},
+        train_mask_dir=None if labels is None else str(labels),
+        train_masks=labels is not None,
+        train_split="listed",
+        predict_split="listed",
+        batch_size=_BATCH,
+        crop_size=_SIDE,
+        num_workers=4 if torch.cuda.is_available() else 0,
+        on_bad_image="skip",
+        max_bad_images=1.0,  # the first stage has refused too many
+    )
+
+
+class _Trained(L.Callback):
+    """Tells the progress of the boundaries."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self._steps.update(trainer.global_step, _EPOCHS * max(1, int(trainer.num_training_batches)))

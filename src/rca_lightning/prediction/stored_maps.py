@@ -1,0 +1,225 @@
+"""Pseudo labels of stored class maps, without the network that drew them."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rca_lightning.arguments import check_arguments
+from rca_lightning.data.datamodule import WSSSDataModule
+from rca_lightning.data.images import read_image, read_saliency
+from rca_lightning.data.records import Record
+from rca_lightning.data.sample import SkippedImage
+from rca_lightning.data.transforms import Pixels, normalise
+from rca_lightning.errors import (
+    ArgumentError,
+    DataError,
+    DatasetNotFoundError,
+    refuse_other_classes,
+    refuse_removed,
+)
+from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
+from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
+from rca_lightning.pseudo_labels.files import read_maps, write_label_files
+from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
+from rca_lightning.pseudo_labels.labels import BACKGROUND_SETTINGS, Background, check_count, default_thresholds
+from rca_lightning.pseudo_labels.refinement import RefinementName
+from rca_lightning.pseudo_labels.summary import write_summary
+from rca_lightning.pseudo_labels.workers import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_MAPS = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
+_STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
+_EVERY = 100  # images between two lines of progress
+
+
+@refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
+@check_arguments
+def label_stored_maps(
+    data: WSSSDataModule,
+    maps: str,
+    output_dir: str,
+    *,
+    background_threshold: float | None = None,
+    background: Background = "fixed",
+    power: float = 8.0,
+    low: float | None = None,
+    high: float | None = None,
+    saliency_threshold: float = 0.5,
+    refine: Sequence[RefinementName] = (),
+    affinity_ckpt: str | None = None,
+    refine_stride: int = 1,
+    workers: int = 2,
+    overlays: bool = False,
+    existing: Existing = "skip",
+) -> None:
+    """Makes pseudo labels of `predict_split` from stored maps; for the arguments see also `PseudoLabelWriter`.
+
+    It writes `pseudo_labels/<id>.png`, `quality/<id>.npz`, `quality.json`, and with masks `pseudo_labels.json`; images
+    that are complete are skipped.
+
+    Args:
+        data: the photographs; with `on_bad_image="skip"` those that cannot be read need no maps.
+        maps: folder `cams` of a `PseudoLabelWriter`.
+        output_dir: folder of the results, another than that of the maps.
+        background_threshold: of "fixed", in `[0, 1]`; default: the one `rca predict` used, or would use, with these
+            maps.
+        background: how background is told from classes.
+        power: of "power".
+        low: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
+        high: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
+        saliency_threshold: of "saliency".
+        refine: "pamr", "dense_crf", and first of all "affinity"; not "random_walk", whose features are not stored.
+        affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
+        refine_stride: pixels along each side that "pamr" and "dense_crf" average; see `PseudoLabelGenerator`.
+        workers: processes that refine by `dense_crf`.
+        overlays: whether to write the labels over the photographs.
+        existing: "skip" what is complete, "overwrite" everything.
+
+    Raises:
+        ArgumentError: for an argument that is out of range or cannot be had without the network.
+        DatasetNotFoundError: if the folder of the maps is not there, or the maps of a photograph.
+        WeightsError: for an `affinity_ckpt` that is damaged or of another task.
+        DataError: for maps that cannot be read, are of another size than the photograph, or of other classes.
+        OutputError: if the folder cannot be written to, or was made otherwise.
+        MissingExtraError: if a refinement needs a package that is not there.
+    """
+    check_count("workers", workers, least=0)
+    check_affinity(refine, affinity_ckpt)
+    source = Path(maps)
+    if not source.is_dir():
+        raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
+    predicted = stored_settings(source)
+    refuse_other_classes(
+        stored_classes(source), data.class_names, where="the maps", remedy="give the data that rca predict was given"
+    )
+    thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
+    generator = PseudoLabelGenerator(
+        background=background,
+        **_with_defaults(thresholds, background, predicted),
+        power=power,
+        saliency_threshold=saliency_threshold,
+        refine=tuple(refine),
+        refine_stride=refine_stride,
+    )
+    if generator.needs_features:
+        raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")
+    generator.check_packages()
+    affinity = None if affinity_ckpt is None else load_affinity(affinity_ckpt)
+    data.prepare_data()
+    data.setup("predict")
+    records, unread = _with_maps(data, source)
+    endings = {"pseudo_labels": ".png", "quality": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
+    folder = PredictionFolder(output_dir, endings, existing=existing)
+    done = folder.done()
+    source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
+    refined = {} if affinity is None else {"affinity": affinity.digest()}
+    folder.prepare({**source_settings, "class_names": data.class_names, **generator.describe(), **refined})
+    folder.begin()
+    data.bad_images.begin({data.predict_split: len(records) + len(unread)}, folder=folder.root, first=True)
+    with folder.output_errors():
+        data.bad_images.note(unread)
+    queue = WorkQueue(workers, threads=not generator.is_slow)
+    try:
+        for count, record in enumerate(records, start=1):
+            if folder.claim(record.image_id) and record.image_id not in done:
+                with folder.output_errors():
+                    _label(record, source, generator, affinity, queue, folder, data.num_classes)
+            if count % _EVERY == 0 or count == len(records):
+                logger.info("labels: image %d of %d", count, len(records))
+        with folder.output_errors():
+            queue.join()
+    finally:
+        queue.close()
+    folder.end()
+    data.bad_images.summarise()
+    tags = predicted.get("predict_tags", "image")
+    with folder.output_errors():
+        write_summary(folder, records, class_names=data.class_names, split=data.predict_split, tags=tags)
+
+
+def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[SkippedImage]]:
+    """Photographs with maps, and those that have none because they cannot be read."""
+    records = list(data.predict_records)
+    without = {record.image_id for record in records if not (source / f"{record.image_id}.npz").is_file()}
+    unread = data.unread_of_prediction(without)
+    missing = without - {image.image_id for image in unread}
+    if missing:
+        raise DatasetNotFoundError(
+            f"maps={str(source)!r}: none for {len(missing)} of {len(records)} photographs, such as {min(missing)}; "
+            "let rca predict finish, or name another predict_split"
+        )
+    return [record for record in records if record.image_id not in without], unread
+
+
+def _with_defaults(given: dict[str, float | None], background: str, predicted: dict[str, Any]) -> dict[str, float]:
+    """The given thresholds; those that `rca predict` has used, or would with these maps, in place of None."""
+    used = {name: value for name in given if isinstance(value := predicted.get(name), (int, float))}
+    known = used | {name: value for name, value in given.items() if value is not None}
+    attention = predicted.get("reads_attention")
+    missing = [name for name in BACKGROUND_SETTINGS.get(background, ()) if name in given and name not in known]
+    if missing and not isinstance(attention, bool):
+        raise ArgumentError(missing[0], None, "give one in [0, 1]: rca predict has left none with these maps")
+    return default_thresholds(attention=attention is True, contrasted=predicted.get("contrasted") is True) | known
+
+
+def _label(
+    record: Record,
+    source: Path,
+    generator: PseudoLabelGenerator,
+    affinity: AffinityModule | None,
+    queue: WorkQueue,
+    folder: PredictionFolder,
+    num_classes: int,
+) -> None:
+    pixels = read_image(record.image)
+    picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
+    size = (picture.shape[1], picture.shape[2])
+    seeds = read_maps(source / f"{record.image_id}.npz", size=size, num_classes=num_classes)
+    saliency = None
+    if generator.background == "saliency":
+        if record.saliency is None:
+            raise DataError(
+                f"{record.image_id}: no saliency map, which background='saliency' needs; give --data.saliency_dir"
+            )
+        saliency = torch.from_numpy(read_saliency(record.saliency))
+    boundary = None if affinity is None else affinity.boundary_maps(normalise(Pixels(pixels))[None])[0]
+    intermediate = generator.score(seeds, picture, saliency, boundary=boundary)
+    probabilities, paths = seeds.probabilities.numpy(), folder.paths(record.image_id)
+    queue.submit(write_label_files, record.image_id, intermediate, generator, None, probabilities, paths)
+
+
+def write_confident_labels(
+    data: WSSSDataModule, maps: str | Path, folder: Path, *, low: float | None = None, high: float | None = None
+) -> None:
+    """Writes label images with 255 where maps do not decide, to learn boundaries from.
+
+    They are refined by the dense CRF where it is installed, else by PAMR.
+
+    Args:
+        data: the photographs, as `predict_split`.
+        maps: folder `cams` of `rca predict`.
+        folder: for `pseudo_labels/<id>.png`; complete images are skipped.
+        low: of the background "two_thresholds"; default: that of the kind of the maps.
+        high: the same.
+    """
+    has_crf = importlib.util.find_spec("pydensecrf") is not None
+    refine: list[RefinementName] = ["dense_crf" if has_crf else "pamr"]
+    logger.info("confident labels of %s, refined by %s, go to %s", maps, refine[0], folder)
+    label_stored_maps(
+        data,
+        str(maps),
+        str(folder),
+        background="two_thresholds",
+        low=low,
+        high=high,
+        refine=refine,
+        refine_stride=_STRIDE,
+        workers=data.num_workers,
+    )
