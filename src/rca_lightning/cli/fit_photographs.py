@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.callbacks.feature_cache import FeatureCacheCallback
 from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
 from rca_lightning.callbacks.region_memory import RegionMemoryCallback
@@ -141,6 +142,7 @@ def _read_projection(run: RunFolder) -> dict[str, Tensor] | None:
     return content if isinstance(content, dict) else None
 
 
+@check_arguments
 def label_photographs(
     run: RunFolder,
     data: WSSSDataModule,

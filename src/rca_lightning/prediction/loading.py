@@ -87,6 +87,7 @@ class LoadedModel:
         classes = ", ".join(self.class_names[:5]) + (", ..." if len(self.class_names) > 5 else "")
         return f"LoadedModel(task={self.task!r}, {len(self.class_names)} classes: {classes}; {self.module.device})"
 
+    @check_arguments
     def predict(
         self,
         photograph: Photographs,

@@ -102,7 +102,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
     Example:
         >>> nice_ticks(0.13, 0.97, 4)
-        [0.0, 0.5, 1.0]
+        [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     if high <= low:
         spread = abs(low) * 0.1 or 0.5

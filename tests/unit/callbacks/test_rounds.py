@@ -60,7 +60,7 @@ def test_later_rounds_move_the_prototypes_by_contrast_with_cells_of_all_photogra
     photographs = data(root)
     photographs.setup("fit")
     cache = FeatureCacheCallback(str(tmp_path / "features"))
-    photographs.keep_features(cache._open(first))
+    photographs.keep_features(cache.open(first))
     for sample in (photographs.cached_features()[row] for row in range(TRAIN)):
         with torch.no_grad():
             maps = first.network.read([sample["features"][0].float()], sample["tags"][None])

@@ -28,6 +28,7 @@ def build(**options) -> RCANetwork:
         "projection": "learned",
         "padding_mode": "zeros",
         "channels_last": False,
+        "stride_in": "3x3",
     }  # which the module chooses where they are left out
     return build_network(**{**defaults, **by_mode, "num_classes": L, "backbone": "resnet14", **options})
 
