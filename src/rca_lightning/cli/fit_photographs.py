@@ -63,29 +63,26 @@ class Model:
     seed: int = 0
 
 
-def photographs(run: RunFolder, image_dir: Path, *, masks: Path | None = None, train_masks: bool = False) -> Any:
+def photographs(run: RunFolder, image_dir: Path, **options: Any) -> WSSSDataModule:
     """The data module of a run: its photographs, with the tags and classes that stand in its folder.
 
     Args:
         run: the folder.
         image_dir: folder of the photographs.
-        masks: folder of index masks to score labels.
-        train_masks: whether these are trained on.
+        **options: further arguments of `WSSSDataModule`.
     """
-    return WSSSDataModule(
-        "folder",
-        run.work,
-        image_dir=str(image_dir.absolute()),
-        tags_file=str(run.tags),
-        class_file=str(run.classes),
-        mask_dir=None if masks is None else str(masks.absolute()),
-        train_masks=train_masks,
-        train_split="all",
-        predict_split="all",
-        num_workers=4 if torch.cuda.is_available() else 0,
-        on_bad_image="skip",
-        max_bad_images=_MOST_BAD,
-    )
+    common = {
+        "image_dir": str(image_dir.absolute()),
+        "tags_file": str(run.tags),
+        "class_file": str(run.classes),
+        "train_masks": False,
+        "train_split": "all",
+        "predict_split": "all",
+        "num_workers": 4 if torch.cuda.is_available() else 0,
+        "on_bad_image": "skip",
+        "max_bad_images": _MOST_BAD,
+    }
+    return WSSSDataModule("folder", run.work, **{**common, **options})
 
 
 def fit_model(run: RunFolder, data: WSSSDataModule, model: Model, steps: Steps) -> dict[str, list[list[float]]]:

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from rca_lightning.callbacks.mask_writer import MaskWriter
-from rca_lightning.cli.fit_photographs import SCALES, Model, Predicted, checkpoints, feature_cache, quiet_trainer
+from rca_lightning.cli.fit_photographs import (
+    SCALES,
+    Model,
+    Predicted,
+    checkpoints,
+    feature_cache,
+    photographs,
+    quiet_trainer,
+)
 from rca_lightning.cli.run_folder import RunFolder
 from rca_lightning.cli.steps import Steps
 from rca_lightning.data.datamodule import WSSSDataModule
@@ -25,7 +32,7 @@ _SIDE, _BATCH = 320, 8  # crops that boundaries are learned on
 
 
 def fit_segmenter(run: RunFolder, image_dir: Path, learned: Sequence[str], model: Model, steps: Steps) -> None:
-    """Fits the segmenter to labels of the first stage, from the last step that an earlier run has ended.
+    """Fits the segmenter to the confident labels of the first stage, from the last step that an earlier run has ended.
 
     Args:
         run: the folder, with `rca.ckpt`, labels and maps; `segmenter.ckpt` is written there.
@@ -44,9 +51,11 @@ def fit_segmenter(run: RunFolder, image_dir: Path, learned: Sequence[str], model
     confident = run.segmentation / "confident_labels"
     write_confident_labels(_photographs(run, image_dir, chosen), run.maps, confident, low=_LOW, high=_HIGH)
     boundaries = run.segmentation / "boundaries" / "last.ckpt"
-    _fit_boundaries(run, _photographs(run, image_dir, chosen, labels=confident / "pseudo_labels"), model, steps)
+    # Undecided pixels teach nothing: labels of a single threshold make a worse classifier (experiments/voc2012_mini).
+    data = _photographs(run, image_dir, chosen, labels=confident / "pseudo_labels")
+    _fit_boundaries(run, data, model, steps)
     steps.begin("segmenter")
-    data = _photographs(run, image_dir, chosen, labels=run.labels)
+    data = _photographs(run, image_dir, chosen, labels=confident / "pseudo_labels")
     module = FrozenSegmentationModule(
         data.num_classes,
         data.class_names,
@@ -116,12 +125,9 @@ def _put(source: Path, target: Path) -> None:
 
 def _photographs(run: RunFolder, image_dir: Path, listed: Path, *, labels: Path | None = None) -> WSSSDataModule:
     """The photographs of a list, to be learned from with labels, or to be drawn."""
-    return WSSSDataModule(
-        "folder",
-        run.work,
-        image_dir=str(image_dir.absolute()),
-        tags_file=str(run.tags),
-        class_file=str(run.classes),
+    return photographs(
+        run,
+        image_dir,
         split_files={"listed": str(listed)},
         train_mask_dir=None if labels is None else str(labels),
         train_masks=labels is not None,
@@ -129,8 +135,6 @@ def _photographs(run: RunFolder, image_dir: Path, listed: Path, *, labels: Path 
         predict_split="listed",
         batch_size=_BATCH,
         crop_size=_SIDE,
-        num_workers=4 if torch.cuda.is_available() else 0,
-        on_bad_image="skip",
         max_bad_images=1.0,  # the first stage has refused too many
     )
 

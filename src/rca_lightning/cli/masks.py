@@ -114,7 +114,8 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
             _log.warning("%s", line)
         fits = _plan(run, folder, choices, model)
         _write_tags(run, folder)
-        data = photographs(run, folder.image_dir, masks=choices.masks)
+        mask_dir = None if choices.masks is None else str(choices.masks.absolute())
+        data = photographs(run, folder.image_dir, mask_dir=mask_dir)
         if fits:
             curves = fit_model(run, data, model, steps)
             run.remember("fit", run.state["fit"] | {"done": True, "curves": curves})

@@ -11,9 +11,8 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.errors import ArgumentError
@@ -84,9 +83,9 @@ def write_report(
         raise ArgumentError("gallery", gallery, "give 1 or more")
     kept, totals = _read(entries, run, classes, threshold=threshold, gallery=gallery)
     page = Path(out) / FILE_NAME
-    write = partial(_write, kept=kept, totals=totals, run=run, classes=classes, atlas=atlas or (), threshold=threshold)
+    parts = _parts(kept, totals, run, classes, atlas or (), threshold)
     with output_errors("out", Path(out)):
-        write_atomically(page, write)
+        write_atomically(page, lambda file: file.writelines(part.encode() for part in parts))
     logger.info("report of %d photographs: %s", totals.photographs, page)
     return page
 
@@ -115,20 +114,6 @@ def _read(
 
 def _rank(measured: Measured) -> float:
     return 1.0 if measured.quality is None else measured.quality
-
-
-def _write(
-    file: IO[bytes],
-    *,
-    kept: Sequence[Measured],
-    totals: Totals,
-    run: Mapping[str, Any],
-    classes: Sequence[str],
-    atlas: Sequence[AtlasClass],
-    threshold: float,
-) -> None:
-    for part in _parts(kept, totals, run, classes, atlas, threshold):
-        file.write(part.encode())
 
 
 def _parts(
