@@ -11,7 +11,7 @@ from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
 from rca_lightning.data.tag_files import write_tag_file
 from rca_lightning.data.voc import VOCSource
 
-LIST = Path(__file__).resolve().parents[1] / "voc2012_mini" / "train.txt"
+LISTS = Path(__file__).resolve().parents[1] / "voc2012_mini"
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="VOC2012; left out: generated images")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--every", type=int, default=6, help="of the photographs of --root, train and then val")
     given = parser.parse_args()
     photographs, masks = given.out / "photographs", given.out / "true_masks"
     for folder in (photographs / "images", masks):
@@ -31,8 +32,10 @@ def main() -> None:
         records = list(source.records("train", with_masks=False))
     else:
         classes, root = VOC_CLASSES, given.root
-        source = VOCSource(root, classes=classes, split_files={"train": str(LIST)}, tags_file=None)
-        records = list(source.records("train", with_masks=False))[::6][: given.count]
+        splits = {name: str(LISTS / f"{name}.txt") for name in ("train", "val")}
+        source = VOCSource(root, classes=classes, split_files=splits, tags_file=None)
+        listed = [record for name in splits for record in source.records(name, with_masks=False)]
+        records = listed[:: given.every][: given.count]
     for record in records:
         shutil.copy(record.image, photographs / "images")
         shutil.copy(root / "SegmentationClass" / f"{record.image_id}.png", masks)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,24 @@ def test_files_without_keywords_and_damaged_ones(tmp_path: Path):
     assert read_keywords(tmp_path / "b.jpg") == ()
     assert read_keywords(tmp_path / "absent.jpg") == ()
     assert read_keywords(jpeg(tmp_path / "c.jpg", iptc(b"d" * 200, b"\x01\x02"))) == ()
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+@pytest.mark.parametrize(
+    ("ending", "fields"),
+    [
+        (".jpg", ["XMP-dc:Subject"]),
+        (".jpg", ["IPTC:Keywords"]),
+        (".jpg", ["XMP-dc:Subject", "IPTC:Keywords"]),
+        (".tif", ["XMP-dc:Subject", "IPTC:Keywords"]),
+        (".png", ["XMP-dc:Subject"]),
+        (".webp", ["XMP-dc:Subject"]),
+    ],
+)
+def test_keywords_that_exiftool_has_written(tmp_path, ending, fields):
+    path = tmp_path / f"photograph{ending}"
+    Image.new("RGB", (16, 16)).save(path)
+    words = [f"-{name}={keyword}" for name in fields for keyword in ("big dog", "Zoë")]
+    coding = ["-IPTC:CodedCharacterSet=UTF8"] * ("IPTC:Keywords" in fields)
+    subprocess.run(["exiftool", "-q", "-overwrite_original", *coding, *words, str(path)], check=True)
+    assert sorted(read_keywords(path)) == ["Zoë", "big dog"]
