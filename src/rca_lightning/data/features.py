@@ -234,8 +234,8 @@ class FeatureCache:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise OutputError(
-                f"features.folder={str(self.root)!r}: the features take {needed / GIB:.1f} GiB more and the disk has "
-                f"{free / GIB:.1f} GiB; give a folder with room, or a smaller scale or model.embedding_dim"
+                f"features.folder={str(self.root)!r}: the features take {_text(needed)} more and the disk has "
+                f"{_text(free)}; give a folder with room, or a smaller scale or model.embedding_dim"
             )
 
     def hold(self) -> None:
@@ -276,6 +276,10 @@ class FeatureCache:
 
 def _save(array: npt.NDArray[np.float16], file: BinaryIO) -> None:
     np.save(file, array, allow_pickle=False)
+
+
+def _text(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
 
 
 def _last_used(folder: Path) -> float:

@@ -120,7 +120,7 @@ def test_features_that_do_not_fit_are_refused_before_the_first(tmp_path, records
 
 def test_a_full_disk_is_named_before_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(OutputError, match=r"features\.folder=.* the disk has 0\.0 GiB; give a folder with room"):
+    with pytest.raises(OutputError, match=r"features\.folder=.* the disk has 0\.0 MiB; give a folder with room"):
         cache(tmp_path).begin(1000)
 
 
