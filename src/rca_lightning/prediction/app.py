@@ -30,19 +30,20 @@ _SHOWN_SIDE = 1024  # longest side of a picture on the page, in pixels
 _FILES_LIVE = (300, 3600)  # files of the page are looked through every 300 s, and removed after an hour
 _UNDECIDED = 255
 _LEAST_SHARE = 0.0005  # of the attention, below which a prototype is left out of the table
-_HEADERS = ["Class", "Prototype", "Where its class is drawn, %", "In the photograph, %", "Strongest on, %"]
+_HEADERS = ["Class", "No.", "Drawn, %", "All, %", "Most, %"]
+_WIDTHS = ["32%", "14%", "18%", "18%", "18%"]
 CSS = """
 .gradio-container {max-width: 1280px !important; margin: 0 auto !important}
 #tags .wrap {max-height: 15rem; overflow-y: auto}
-#drawn {display: flex; flex-wrap: wrap; gap: .35rem 1.1rem; align-items: center; min-height: 1.6rem}
-#drawn b {font-weight: 600}
+#mask img, #answered img {width: 100%; height: 100%; object-fit: contain}
+#maps .grid-wrap {height: auto; max-height: none}
+#maps .thumbnail-lg {aspect-ratio: auto}
+#drawn p {display: flex; flex-wrap: wrap; gap: .35rem 1.1rem; margin: 0; min-height: 1.6rem}
 #drawn i {display: inline-block; width: .85rem; height: .85rem; border-radius: .2rem; margin-right: .4rem;
   vertical-align: -.1rem; border: 1px solid var(--border-color-primary)}
 """
-_INTRODUCTION = (
-    "# Masks from tags\n\nDrop a photograph, and the model draws which pixels belong to what it shows. It has learned "
-    "that from photographs and lists of what they show; nobody has drawn an outline."
-)
+_INTRODUCTION = "# Masks from tags\n\nDrop a photograph, and the model draws which pixels belong to what it shows."
+_ABOUT_LEARNING = " It has learned that from photographs and lists of what they show; nobody has drawn an outline."
 _ABOUT_MAPS = (
     "### Where the model sees each class\n\nOne picture for each class: the stronger the colour, the surer the model. "
 )
@@ -50,7 +51,9 @@ _ABOUT_THRESHOLD = "A pixel belongs to the class whose map is highest there, if 
 _ABOUT_PROTOTYPES = (
     "### Prototypes that answered\n\nA prototype stands for parts of photographs that the model found to be alike. "
     "Every place of this photograph asks all of them which it resembles, and shares out its attention: that is what "
-    "the maps are made of. Choose one to see where it answered. These are numbers of the photograph at {scale} times its size."
+    "the maps are made of. Choose one to see where it answered.\n\n**Drawn**: its share of the attention where its "
+    "class is drawn. **All**: in the whole photograph{scale}. **Most**: the share of the photograph "
+    "that asked it more than any other."
 )
 
 
@@ -85,10 +88,9 @@ def build_app(model: LoadedModel) -> Any:
         MissingExtraError: on import, without gradio.
     """
     threshold = model.threshold
-    has_prototypes = model.reads_attention
     with gr.Blocks(title="Masks from tags", analytics_enabled=False, delete_cache=_FILES_LIVE) as page:
         shown = gr.State(None)
-        gr.Markdown(_INTRODUCTION)
+        gr.Markdown(_INTRODUCTION + (_ABOUT_LEARNING if model.task == "localize" else ""))
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 photograph = gr.File(label="Photograph", height=150, elem_id="photograph")
@@ -109,18 +111,20 @@ def build_app(model: LoadedModel) -> Any:
             with gr.Column(scale=5, min_width=320):
                 picture = _picture("Mask", "The mask over the photograph", "mask", 520)
                 drawn = gr.HTML(_legend(None), elem_id="drawn", label="Drawn")
-        gr.Markdown(_ABOUT_MAPS + (_ABOUT_THRESHOLD if threshold is not None else ""))
-        gallery = gr.Gallery(
-            label="Maps of the classes", columns=3, object_fit="contain", height="auto", buttons=["fullscreen"],
-            elem_id="maps", interactive=False,
-        )  # fmt: skip
-        with gr.Column(visible=has_prototypes):
-            gr.Markdown(_ABOUT_PROTOTYPES.format(scale=f"{_first_scale(model):g}"))
+        with gr.Column(visible=False) as of_maps:
+            gr.Markdown(_ABOUT_MAPS + (_ABOUT_THRESHOLD if threshold is not None else ""))
+            gallery = gr.Gallery(
+                label="Maps of the classes", show_label=False, columns=3, object_fit="contain", elem_id="maps",
+                buttons=["fullscreen"], interactive=False,
+            )  # fmt: skip
+        with gr.Column(visible=False) as of_prototypes:
+            gr.Markdown(_ABOUT_PROTOTYPES.format(scale=_said_scale(model)))
             with gr.Row():
                 with gr.Column(scale=5, min_width=320):
                     table = gr.Dataframe(
                         headers=_HEADERS, datatype=["str", *["number"] * 4], interactive=False, wrap=True, type="array",
-                        label="Prototypes", show_label=False, max_height=460, elem_id="prototypes", buttons=[], value=[],
+                        column_widths=_WIDTHS, max_height=460, elem_id="prototypes", buttons=[], value=[],
+                        label="Prototypes", show_label=False,
                     )  # fmt: skip
                 with gr.Column(scale=4, min_width=300):
                     chosen = gr.Dropdown([], label="Prototype", elem_id="prototype", interactive=True)
@@ -128,8 +132,10 @@ def build_app(model: LoadedModel) -> Any:
 
         files = Path(mask_file.GRADIO_CACHE)
         outputs = [shown, picture, drawn, mask_file, maps_file, gallery, table, chosen, answered]
+        outputs += [of_maps, of_prototypes]
         network = {"concurrency_id": "network", "concurrency_limit": 1}
-        again = {"fn": partial(_draw, model, files), "inputs": [photograph, tags, slider], "outputs": outputs, **network}
+        given = [photograph, tags, slider]
+        again = {"fn": partial(_draw, model, files), "inputs": given, "outputs": outputs, **network}
         hidden = {"api_visibility": "private", "show_progress": "hidden"}
         empty = {"fn": _nothing, "inputs": None, "outputs": outputs, **hidden}
         draw.click(**again, api_name="draw").failure(**empty)
@@ -152,8 +158,12 @@ def _picture(label: str, described: str, name: str, height: int) -> Any:
     )  # fmt: skip
 
 
-def _first_scale(model: LoadedModel) -> float:
-    return float(model.module.hparams["scales"][0]) if model.reads_attention else 1.0
+def _said_scale(model: LoadedModel) -> str:
+    """Which of its scales the prototypes are of, for models that see a photograph at another size or at several."""
+    scales = model.module.hparams["scales"] if model.reads_attention else [1]
+    if list(scales) == [1]:
+        return ""
+    return ", read at its own size" if scales[0] == 1 else f", read at {scales[0]:g} times its size"
 
 
 def _draw(
@@ -182,13 +192,16 @@ def _draw(
         _rows(shown),
         gr.Dropdown(choices=choices, value=first),
         _answer(shown, first),
+        gr.Column(visible=True),
+        gr.Column(visible=shown.attention is not None),
     )
 
 
 def _nothing() -> tuple[Any, ...]:
     """Empties the page, as nothing on it is of the photograph that was dropped last."""
     no_file = gr.DownloadButton(value=None, interactive=False)
-    return (None, None, _legend(None), no_file, no_file, None, [], gr.Dropdown(choices=[], value=None), None)
+    no_choice, hidden = gr.Dropdown(choices=[], value=None), gr.Column(visible=False)
+    return (None, None, _legend(None), no_file, no_file, None, [], no_choice, None, hidden, hidden)
 
 
 def _redraw(files: Path, shown: _Shown | None, threshold: float) -> tuple[Any, ...]:
@@ -263,9 +276,9 @@ def _rows(shown: _Shown) -> list[list[Any]]:
 def _legend(shown: _Shown | None) -> str:
     """What is drawn and how large it is, as HTML."""
     if shown is None:
-        return "The mask comes here."
+        return "<p>The mask comes here.</p>"
     result = shown.result
-    said = "of the tags you ticked" if shown.tagged else "the model decided"
+    said = "by the tags you ticked" if shown.tagged else "the model decided what it shows"
     labels, counts = np.unique(result.mask, return_counts=True)
     parts = []
     for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
@@ -277,8 +290,8 @@ def _legend(shown: _Shown | None) -> str:
     if not parts:
         seen = ", ".join(result.maps) or "no class"
         lower = "; lower the threshold" if result.threshold else ""
-        return f"<span>Nothing is drawn ({html.escape(seen)}, {said}){lower}.</span>"
-    return f"{''.join(parts)}<span>({said})</span>"
+        return f"<p>Nothing is drawn ({html.escape(seen)}, {said}){lower}.</p>"
+    return f"<p>{''.join(parts)}<span>{said}</span></p>"
 
 
 def _file(files: Path, result: PredictedMask, ending: str) -> Any:
