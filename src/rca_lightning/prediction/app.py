@@ -36,7 +36,11 @@ CSS = """
 .gradio-container {max-width: 1280px !important; margin: 0 auto !important}
 #tags .wrap {max-height: 15rem; overflow-y: auto}
 #mask img, #answered img {width: 100%; height: 100%; object-fit: contain}
-#maps .grid-wrap {height: auto; max-height: none}
+#maps {min-height: 0 !important; height: auto !important}
+#maps .grid-wrap {height: auto; max-height: none; min-height: 0}
+@media (max-width: 640px) {
+  #mask, #answered {height: 300px !important; min-height: 0 !important}
+}
 #maps .thumbnail-lg {aspect-ratio: auto}
 #drawn p {display: flex; flex-wrap: wrap; gap: .35rem 1.1rem; margin: 0; min-height: 1.6rem}
 #drawn i {display: inline-block; width: .85rem; height: .85rem; border-radius: .2rem; margin-right: .4rem;
@@ -104,6 +108,7 @@ def build_app(model: LoadedModel) -> Any:
                 slider = gr.Slider(
                     0, 1, threshold or 0.0, step=0.01, label="Threshold", elem_id="threshold",
                     info="Higher: less is drawn. The network does not run again.", visible=threshold is not None,
+                    buttons=[],
                 )  # fmt: skip
                 with gr.Row():
                     mask_file = gr.DownloadButton("Save mask (PNG)", interactive=False, size="sm", min_width=120)
