@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +23,20 @@ def main(words: Sequence[str]) -> None:
         SystemExit: for words that cannot be parsed, and after `--help`.
     """
     given = _parser().parse_args(list(words))
-    require_extra("gradio", extra="app", needed_for="rca app")
-    model = load(given.ckpt_path, device=given.device)
-    from rca_lightning.prediction.app_server import serve  # importing gradio takes a second, and may be impossible
-
+    # Ended either way, the page removes its files.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        require_extra("gradio", extra="app", needed_for="rca app")
+        from rca_lightning.prediction.app_server import serve  # which imports it
+
+        model = load(given.ckpt_path, device=given.device)
         with serve(model, host=given.host, port=given.port, browser=given.browser) as address:
             print(f"the page: {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
         print()  # below the ^C of the terminal
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _port(text: str) -> int:
