@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from PIL import Image
 import rca_lightning
 from rca_lightning import RCAModule
 from tests.chromium import find_chromium, opened
+from tests.integration.children import finish, send, start, wait_for
 from tests.prediction_runs import with_prototypes
 from tests.quiet_trainer import quiet_trainer
 
@@ -69,11 +71,11 @@ def started(checkpoint: Path, folder: Path) -> Iterator[tuple[subprocess.Popen, 
         process.communicate()
 
 
-def end(process: subprocess.Popen, number: signal.Signals, folder: Path) -> None:
-    """Ends the process by a signal: soon, quietly, and with nothing left behind."""
+def interrupt(process: subprocess.Popen, folder: Path) -> None:
+    """Ends the process as Ctrl-C does: soon, quietly, and with nothing left behind."""
     assert list(folder.glob("rca-app-*"))
     began = time.monotonic()
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "Traceback" not in said
@@ -89,7 +91,7 @@ def test_page_in_a_browser_until_ctrl_c(checkpoint: Path, photograph: Path, tmp_
     model = rca_lightning.load(checkpoint, device="cpu")
     with started(checkpoint, folder) as (process, address), opened(address, accept_downloads=True) as page:
         page.set_default_timeout(60_000)
-        assert page.title() == "Masks from tags"
+        page.wait_for_function("document.title == 'Masks from tags'")
         page.get_by_label("circle").check()
         page.get_by_label("ring").check()
         assert page.locator("#maps").count() == 0  # nothing to see yet
@@ -125,10 +127,23 @@ def test_page_in_a_browser_until_ctrl_c(checkpoint: Path, photograph: Path, tmp_
         page.get_by_label("Clear").first.click()
         page.wait_for_selector("#drawn:has-text('The mask comes here')")
         assert page.locator("#maps").count() == 0
-        end(process, signal.SIGINT, folder)  # while the page is open
+        interrupt(process, folder)  # while the page is open
         page.goto("about:blank")  # it has noticed that its server is gone
 
 
-def test_ended_by_a_service(checkpoint: Path, tmp_path: Path):
-    with started(checkpoint, tmp_path) as (process, _):
-        end(process, signal.SIGTERM, tmp_path)
+def look_for_tmpdir() -> None:
+    """What was forked knows another folder already."""
+    tempfile.tempdir = None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_by_a_signal(number: signal.Signals, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    log = tmp_path / "child" / "log.txt"
+    process = start(["app", "--ckpt_path", str(checkpoint), "--device", "cpu"], log.parent, look_for_tmpdir)
+    wait_for(lambda: log.is_file() and "the page: " in log.read_text(), process)
+    assert list(tmp_path.glob("rca-app-*"))
+    send(process, number)
+    assert finish(process, 30) == 0
+    assert "Traceback" not in log.read_text()
+    assert not list(tmp_path.glob("rca-app-*"))
