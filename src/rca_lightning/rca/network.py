@@ -310,7 +310,7 @@ class RCANetwork(nn.Module):
         embeddings, prototypes = self.embed(stages), self.aggregation.prototypes[None]
         readable = self.aggregation.readable(self._readable(self.coarse_head(stages[-1]), tags))
         attention = self.aggregation.attention(embeddings, prototypes.to(embeddings.dtype), readable)
-        return attention.unflatten(2, embeddings.shape[2:]), readable
+        return attention.reshape(*attention.shape[:2], *embeddings.shape[2:]), readable
 
     @property
     def has_prototypes(self) -> bool:

@@ -60,7 +60,7 @@ class PrototypeAttention:
         attention = self.attention.flatten(1).double()  # (M, hw)
         pixels = torch.bincount(cells.flatten(), minlength=height * width).double() / mask.numel()  # (hw,)
         drawn = torch.full((count,), torch.nan, dtype=torch.float64)
-        for label in self.labels.unique().tolist():
+        for label in set(self.labels.tolist()):
             of_class = torch.bincount(cells[mask == label], minlength=height * width).double()
             if of_class.sum() > 0:
                 chosen = self.labels == label
