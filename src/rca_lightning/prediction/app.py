@@ -135,6 +135,7 @@ def build_app(model: LoadedModel) -> Any:
                     chosen = gr.Dropdown([], label="Prototype", elem_id="prototype", interactive=True)
                     answered = _picture("Where it answered", "Attention over the photograph", "answered", 400)
 
+        _refuse_addresses(photograph)
         files = Path(mask_file.GRADIO_CACHE)
         outputs = [shown, picture, drawn, mask_file, maps_file, gallery, table, chosen, answered]
         outputs += [of_maps, of_prototypes]
@@ -161,6 +162,19 @@ def _picture(label: str, described: str, name: str, height: int) -> Any:
         label=label, alt_text=described, elem_id=name, height=height, interactive=False, buttons=["fullscreen"],
         type="filepath",
     )  # fmt: skip
+
+
+def _refuse_addresses(photograph: Any) -> None:
+    """Makes a component take dropped files alone; gradio would fetch an address that is given in place of one."""
+    take = photograph.async_move_resource_to_block_cache
+
+    async def take_file(path: str | None) -> str | None:
+        if "://" in str(path):
+            raise _error("photographs are not downloaded; give a file")
+        taken: str | None = await take(path)
+        return taken
+
+    photograph.async_move_resource_to_block_cache = take_file
 
 
 def _said_scale(model: LoadedModel) -> str:

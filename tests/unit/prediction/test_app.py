@@ -21,11 +21,15 @@ from rca_lightning.errors import ArgumentError
 from rca_lightning.prediction.loading import LoadedModel
 
 pytest.importorskip("gradio")
+from gradio import processing_utils
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from rca_lightning.prediction import app_server
 from rca_lightning.prediction.app_server import serve
+
+# What gradio asks of pandas, at every call.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting", "ignore:The copy keyword")
 
 NAMES = ["circle", "<b>square</b>", "ring"]
 THRESHOLD = 0.5
@@ -255,6 +259,15 @@ def test_only_own_files_for_own_pages(served, client, photographs):
     assert ask(served, "config", Origin=served.rstrip("/")) == 200
     assert ask(served, "config", Host="localhost") == 200
     assert ask(served, "monitoring") in (403, 404)
+
+
+def test_no_address_is_fetched_in_place_of_a_photograph(client, monkeypatch):
+    asked = []
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", lambda *given, **_: asked.append(given))
+    address = {"path": "http://192.0.2.1/photograph.png", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError, match="not downloaded"):
+        client.predict(address, [], THRESHOLD, api_name="/draw")
+    assert asked == []
 
 
 def test_nothing_of_the_page_stays(model, photographs, tmp_path, monkeypatch):
