@@ -47,7 +47,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="rca-app-", ignore_cleanup_errors=True) as folder:
         # gradio asks its own page whether it is there, which no proxy could answer.
         passed = ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy")), host, "localhost"]))
-        with _environment(GRADIO_TEMP_DIR=folder, NO_PROXY=passed, no_proxy=passed):
+        with _environment(GRADIO_TEMP_DIR=folder, GRADIO_ALLOWED_PATHS="", NO_PROXY=passed, no_proxy=passed):
             page = build_app(model)
             try:
                 page.launch(

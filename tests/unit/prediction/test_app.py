@@ -275,11 +275,16 @@ def test_nothing_of_the_page_stays(model, photographs, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.1:3128")  # asks for nothing through it
+    monkeypatch.setenv("GRADIO_ALLOWED_PATHS", str(photographs["plain"].parent))  # meant for other pages
     (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "True")  # gradio sets it, with its own statistics off
     before = dict(os.environ)
     with serve(model) as address:
         draw(Client(address, verbose=False, download_files=tmp_path / "downloads"), photographs["plain"])
         assert list((tmp_path / "temporary").glob("rca-app-*/*/plain.png"))
+        monkeypatch.delenv("HTTP_PROXY")
+        assert ask(address, f"gradio_api/file={photographs['plain']}") == 403
+        monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.1:3128")
     assert not list((tmp_path / "temporary").glob("rca-app-*"))
     assert dict(os.environ) == before
     with pytest.raises(OSError, match=r"refused"):
