@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from functools import partial
@@ -57,11 +58,11 @@ class EpochSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, first = self.epoch, self._seen() if self._seen else 0
         places = range(self.rank, self.total_size, self.num_replicas)  # in the order of all processes together
-        own = [
+        own = (
             (epoch, index if self._repeats or place < self._length else -1)
             for place, index in zip(places, super().__iter__(), strict=True)
-        ]
-        return iter(own[first:])
+        )
+        return itertools.islice(own, first, None)
 
 
 class ShardSampler(UnrepeatedDistributedSampler):
@@ -85,6 +86,9 @@ class ShardSampler(UnrepeatedDistributedSampler):
                 "devices", world_size, f"more processes than the {len(dataset)} images to evaluate; use fewer"
             )
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(self.rank, self.total_size, self.num_replicas))  # no list of them all
 
 
 class GroupedBatchSampler(ShardSampler):
