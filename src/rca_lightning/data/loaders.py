@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
@@ -199,10 +201,16 @@ def evaluation_loader(
     return DataLoader(dataset=images, **batching, **_worker_options(num_workers, pin_memory))
 
 
-def photograph_loader(images: TaggedImages, rows: Sequence[int], *, num_workers: int) -> DataLoader[Any]:
+def photograph_loader(
+    images: TaggedImages, rows: Sequence[int] | npt.NDArray[np.int64], *, num_workers: int
+) -> DataLoader[Any]:
     """Return the loader of some photographs, one at a time and as they are, in the order of `rows`."""
     return DataLoader(
-        Subset(images, rows), batch_size=None, num_workers=num_workers, worker_init_fn=_start_worker, collate_fn=_as_is
+        Subset(images, cast("Sequence[int]", rows)),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_start_worker,
+        collate_fn=_as_is,
     )
 
 
