@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from rca_lightning.data.records import Record, RecordTable, sort_key
 from rca_lightning.data.tag_files import Tags
 from rca_lightning.errors import DataError
@@ -288,6 +291,35 @@ class Catalogue:
     def tags(self) -> Mapping[str, Tags]:
         """Tags of the photographs whose tags are known."""
         return _View(self.table, self.facts.known, _tags, lambda record: record.tags is not None)
+
+
+class CatalogueSource:
+    """A list of photographs as a data set: the split "all", and chosen ones by other names.
+
+    Args:
+        root: folder that relative paths refer to.
+        catalogue: the list.
+        chosen: row numbers of further splits.
+    """
+
+    needs_all_tags = False
+
+    def __init__(self, root: Path, catalogue: Catalogue, chosen: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        self.root = root
+        self._table = catalogue.table
+        self._chosen = chosen
+
+    def default_mask_dir(self) -> Path | None:
+        """There is none."""
+        return None
+
+    def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits."""
+        return ("all", *self._chosen)
+
+    def records(self, split: str, *, with_masks: bool, need_masks: bool = False) -> RecordTable:
+        """Return the images of a split, without masks."""
+        return self._table.take(self._chosen[split]) if split in self._chosen else self._table
 
 
 def _tags(record: Record) -> Tags:

@@ -410,7 +410,10 @@ class WSSSDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the photographs of `predict_split`, each in exactly one process."""
         at_least = self.trainer.world_size if self.trainer else 1
-        return self._evaluation_loader(self.photographs_to_predict(at_least=at_least))
+        images = self.photographs_to_predict(at_least=at_least)
+        if left_out := len(_set_up(self._predict, "predict")) - len(images):
+            _info("split %r: %d images are complete and are left out", self.predict_split, left_out)
+        return self._evaluation_loader(images)
 
     def photographs_to_predict(self, *, at_least: int = 0) -> TaggedImages:
         """The photographs of `predict_split` that are not left out; some of these stay if fewer were left."""
