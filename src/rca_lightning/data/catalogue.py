@@ -108,29 +108,27 @@ class Listing:
                 where = self._base / os.fsdecode(folder)
                 raise shared_id(where, _text(first), os.fsdecode(file), os.fsdecode(other))
 
-    def join(self, same: Callable[[Path, Path], bool], each: Callable[[str, tuple[str, ...]], None]) -> None:
+    def join(self, same: Callable[[Path, Path], bool]) -> None:
         """Give each photograph of several folders one id: its name, with the folder before it where others have it too.
 
         Args:
             same: whether two files hold one photograph, which is then listed once.
-            each: called with each id, in no order, and the names of the folders that hold the photograph.
 
         Raises:
             DataError: a name with its folder is the name of another photograph.
         """
-        self._execute("CREATE TABLE joined (id BLOB, folder BLOB, file BLOB)")
+        self._execute("CREATE TABLE joined (id BLOB, folder BLOB, file BLOB, holders TEXT)")
         self._execute("BEGIN")
         for image_id, group in itertools.groupby(self._rows(), key=lambda row: row[0]):
-            rows, name = list(group), _text(image_id)
-            folders = [os.fsdecode(folder) for _, folder, _ in rows]
+            rows = list(group)
             files = [self._path(folder, file) for _, folder, file in rows]
+            names = [os.fsdecode(folder) for _, folder, _ in rows]
             if all(same(files[0], other) for other in files[1:]):
-                self._execute("INSERT INTO joined VALUES (?, ?, ?)", *rows[0])
-                each(name, tuple(folders))
+                self._execute("INSERT INTO joined VALUES (?, ?, ?, ?)", *rows[0], json.dumps(names))
                 continue
-            for folder, (_, *place) in zip(folders, rows, strict=True):
-                self._execute("INSERT INTO joined VALUES (?, ?, ?)", sort_key(f"{folder}_{name}"), *place)
-                each(f"{folder}_{name}", (folder,))
+            for name, (_, *place) in zip(names, rows, strict=True):
+                own = sort_key(f"{name}_{_text(image_id)}")
+                self._execute("INSERT INTO joined VALUES (?, ?, ?, ?)", own, *place, json.dumps([name]))
         self._execute("COMMIT")
         self._execute("DROP TABLE photographs")
         self._execute("ALTER TABLE joined RENAME TO photographs")
@@ -140,6 +138,11 @@ class Listing:
                 files = [self._path(*place), self._path(*other)]
                 renamed = next((file for file in files if file.stem != _text(first)), files[1])
                 raise DataError(f"{renamed}: another photograph has the name {_text(first)!r}; rename one of them")
+
+    def holders(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Id of each photograph, and names of the folders that hold it, after `join`; tags may be added meanwhile."""
+        rows = self._execute("SELECT id, holders FROM photographs ORDER BY id, folder, file")
+        return ((_text(image_id), tuple(json.loads(names))) for image_id, names in rows)
 
     def add_tags(self, image_id: str, names: Sequence[str]) -> bool:
         """Add the names of the tags of a photograph; returns False where it has some already."""

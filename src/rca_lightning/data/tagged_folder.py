@@ -74,10 +74,10 @@ def read_tagged_folder(
         return known
     with Listing(base.absolute()) as listing:
         folders = _list_photographs(listing, base, excluded)
+        if folders:
+            listing.join(_same)
         if path is not None:
             names = _Names(listing, classes)
-            if folders:
-                listing.join(_same, lambda image_id, holders: None)
             for where, image_id, of_image in iterate_tag_names(path):
                 names.add(image_id, of_image, where=where)
             if absent := list(listing.strangers()):  # an error may name them all
@@ -86,12 +86,9 @@ def read_tagged_folder(
             described = str(path)
         elif folders:
             names = _Names(listing, classes)
-            listing.join(
-                _same,
-                lambda image_id, holders: names.add(
-                    image_id, () if holders == ("background",) else holders, where=f"subfolder of {base}"
-                ),
-            )
+            for image_id, holders in listing.holders():
+                shown = () if holders == ("background",) else holders
+                names.add(image_id, shown, where=f"subfolder of {base}")
             origin, described = "subfolders", f"the subfolders of {base}"
         else:
             names = _Names(listing, classes, ignores_unknown=True)
