@@ -181,7 +181,9 @@ def _look(run: RunFolder, folder: Catalogue, steps: Steps) -> tuple[list[str], d
         statistics.add(image_id, tags)
     lines = statistics.warnings()
     with run.output_errors():
-        across, down, unread = hash_photographs(folder.images, run.work / "hashes.npz", each=steps.update)
+        across, down, unread = hash_photographs(
+            folder.images, run.hashes, others=(run.work / "parts").glob(f"*/{run.hashes.name}"), each=steps.update
+        )
     pairs = near_duplicates(across, down)
     if pairs:
         ids = folder.table.image_id

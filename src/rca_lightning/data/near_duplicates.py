@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ _BANDS = MAX_BITS + 1  # of 64 bits: at most three that differ leave one band of
 _WINDOW = 16  # neighbours in the order of a band that are looked at, so that a thousand copies stay cheap
 _EVERY = 5000  # photographs between two times that hashes are kept
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)  # of each byte
+_MOST_TIMES = 50
 _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
 
@@ -48,13 +49,18 @@ def difference_hash(path: Path) -> tuple[int, int]:
 
 
 def hash_photographs(
-    images: Mapping[str, Path], kept: Path, *, each: Callable[[int, int], None] = lambda done, total: None
+    images: Mapping[str, Path],
+    kept: Path,
+    *,
+    others: Iterable[Path] = (),
+    each: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Hashes, Hashes, dict[str, str]]:
     """Compute the hashes of photographs, and keep them in a file for the next time.
 
     Args:
         images: file of each photograph by id.
         kept: npz file; hashes of files of the same size and time of change are read from it.
+        others: further such files that hashes are read from, of other processes.
         each: called with the number of photographs that are done, and of all.
 
     Returns:
@@ -66,7 +72,7 @@ def hash_photographs(
     """
     found = (_key(image_id, path) for image_id, path in images.items())
     keys = np.fromiter(found, dtype=np.uint64, count=len(images))
-    known = _read_kept(kept)
+    known = _join([_read_kept(path) for path in (kept, *others)])
     places = np.searchsorted(known[0], keys)
     places[places == len(known[0])] = 0
     has = known[0][places] == keys if len(known[0]) else np.zeros(len(keys), dtype=np.bool_)
@@ -86,9 +92,9 @@ def hash_photographs(
             across[row] = down[row] = keys[row]
         done += 1
         each(done, total)
-        if done % _EVERY == 0:
+        if done % max(_EVERY, total // _MOST_TIMES) == 0:
             _keep(kept, keys[has], across[has], down[has])
-    if total:
+    if total or not np.array_equal(np.sort(keys[has]), _read_kept(kept)[0]):
         _keep(kept, keys[has], across[has], down[has])
     return across, down, unread
 
@@ -114,6 +120,13 @@ def _read_kept(path: Path) -> tuple[Hashes, Hashes, Hashes]:
     if any(array.dtype != np.uint64 or array.shape != kept[0].shape or array.ndim != 1 for array in kept):
         return empty, empty, empty
     return kept
+
+
+def _join(files: list[tuple[Hashes, Hashes, Hashes]]) -> tuple[Hashes, Hashes, Hashes]:
+    """Those of several files, as of one."""
+    keys, across, down = (np.concatenate(arrays) for arrays in zip(*files, strict=True))
+    order = np.argsort(keys, kind="stable")
+    return keys[order], across[order], down[order]
 
 
 def _keep(path: Path, keys: Hashes, across: Hashes, down: Hashes) -> None:
