@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from measure.result import Result
 from PIL import Image
 
@@ -71,7 +72,7 @@ def _steps(root: Path) -> Iterator[tuple[str, Any]]:
     from rca_lightning.cli.plan_masks import Choices, Plan, find_photographs
     from rca_lightning.cli.run_folder import Part, RunFolder
     from rca_lightning.cli.steps import Steps
-    from rca_lightning.data.near_duplicates import hash_photographs, near_duplicates
+    from rca_lightning.data.near_duplicates import near_duplicates
     from rca_lightning.data.tag_checks import TagStatistics
 
     photographs, out, steps = root / "photographs", root / "masks", Steps({"look": 0.0}, every=1e9)
@@ -90,9 +91,8 @@ def _steps(root: Path) -> Iterator[tuple[str, Any]]:
             statistics.add(image_id, known)
         statistics.warnings()
 
-    def hashes() -> None:
-        across, down, _ = hash_photographs(made["list"].images, whole.work / "hashes.npz")
-        near_duplicates(across, down)
+    def hashes() -> None:  # as of copies of one photograph
+        near_duplicates(*np.zeros((2, len(made["list"].table)), dtype=np.uint64))
 
     def plan() -> None:
         whole.state = whole._read_state()
@@ -118,7 +118,7 @@ def _steps(root: Path) -> Iterator[tuple[str, Any]]:
 
     yield "list photographs and tags", listed
     yield "count tags", tags
-    yield "near duplicates", hashes
+    yield "near duplicates, all of them", hashes
     yield "plan, tags.csv", plan
     yield f"list again, as a part of {_PARTS}", lambda: find_photographs(part, choices, steps)
     yield f"look for features of a part of {_PARTS}", lambda: lacking(part)

@@ -19,6 +19,9 @@ Hashes = npt.NDArray[np.uint64]
 MAX_BITS = 3
 """Bits of either hash in which two photographs may differ and still count as nearly the same."""
 
+MOST_PAIRS = 100_000
+"""Most pairs that are found: a folder of copies has more of them than memory."""
+
 _BANDS = MAX_BITS + 1  # of 64 bits: at most three that differ leave one band of the four as it is
 _WINDOW = 16  # neighbours in the order of a band that are looked at, so that a thousand copies stay cheap
 _EVERY = 5000  # photographs between two times that hashes are kept
@@ -147,13 +150,13 @@ def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
         down: `(N,)` uint64, the second.
 
     Returns:
-        Pairs of row numbers, the smaller first, sorted.
+        Pairs of row numbers, the smaller first, sorted; the first `MOST_PAIRS` where there are more.
 
     Example:
         >>> near_duplicates(np.array([7, 0x1F << 40, 5], np.uint64), np.array([9, 9, 9], np.uint64))
         [(0, 2)]
     """
-    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    codes, total = [np.zeros(0, dtype=np.int64)], len(across)
     for band in range(_BANDS):
         values = (across >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.lexsort((down, across, values))
@@ -163,8 +166,10 @@ def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
             first, second = first[same], second[same]
             near = _differing_bits(across[first], across[second]) <= MAX_BITS
             near &= _differing_bits(down[first], down[second]) <= MAX_BITS
-            pairs.append(np.sort(np.stack([first[near], second[near]], axis=1), axis=1))
-    return [(int(first), int(second)) for first, second in np.unique(np.concatenate(pairs), axis=0)]
+            codes.append(np.minimum(first[near], second[near]) * total + np.maximum(first[near], second[near]))
+            if sum(map(len, codes)) > 4 * MOST_PAIRS:
+                codes = [np.unique(np.concatenate(codes))[:MOST_PAIRS]]
+    return [divmod(code, total) for code in np.unique(np.concatenate(codes))[:MOST_PAIRS].tolist()]
 
 
 def _differing_bits(first: Hashes, second: Hashes) -> npt.NDArray[np.int64]:
