@@ -22,6 +22,7 @@ MAX_BITS = 3
 _BANDS = MAX_BITS + 1  # of 64 bits: at most three that differ leave one band of the four as it is
 _WINDOW = 16  # neighbours in the order of a band that are looked at, so that a thousand copies stay cheap
 _EVERY = 5000  # photographs between two times that hashes are kept
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)  # of each byte
 _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
 
@@ -63,7 +64,8 @@ def hash_photographs(
     Raises:
         OSError: the file cannot be written.
     """
-    keys = np.array([_key(image_id, path) for image_id, path in images.items()], dtype=np.uint64)
+    found = (_key(image_id, path) for image_id, path in images.items())
+    keys = np.fromiter(found, dtype=np.uint64, count=len(images))
     known = _read_kept(kept)
     places = np.searchsorted(known[0], keys)
     places[places == len(known[0])] = 0
@@ -71,10 +73,10 @@ def hash_photographs(
     across, down = np.zeros(len(keys), dtype=np.uint64), np.zeros(len(keys), dtype=np.uint64)
     across[has], down[has] = known[1][places[has]], known[2][places[has]]
     unread: dict[str, str] = {}
-    missing = dict.fromkeys(np.flatnonzero(~has).tolist())
-    done = 0
+    missing, done = ~has, 0
+    total = int(missing.sum())
     for row, (image_id, path) in enumerate(images.items()):
-        if row not in missing:
+        if not missing[row]:
             continue
         try:
             across[row], down[row] = difference_hash(path)
@@ -83,10 +85,10 @@ def hash_photographs(
             unread[image_id] = str(error)
             across[row] = down[row] = keys[row]
         done += 1
-        each(done, len(missing))
+        each(done, total)
         if done % _EVERY == 0:
             _keep(kept, keys[has], across[has], down[has])
-    if missing:
+    if total:
         _keep(kept, keys[has], across[has], down[has])
     return across, down, unread
 
@@ -138,7 +140,7 @@ def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
         >>> near_duplicates(np.array([7, 0x1F << 40, 5], np.uint64), np.array([9, 9, 9], np.uint64))
         [(0, 2)]
     """
-    pairs: set[tuple[int, int]] = set()
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
     for band in range(_BANDS):
         values = (across >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.lexsort((down, across, values))
@@ -148,11 +150,12 @@ def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
             first, second = first[same], second[same]
             near = _differing_bits(across[first], across[second]) <= MAX_BITS
             near &= _differing_bits(down[first], down[second]) <= MAX_BITS
-            found = np.sort(np.stack([first[near], second[near]], axis=1), axis=1)
-            pairs.update(zip(found[:, 0].tolist(), found[:, 1].tolist(), strict=True))
-    return sorted(pairs)
+            pairs.append(np.sort(np.stack([first[near], second[near]], axis=1), axis=1))
+    return [(int(first), int(second)) for first, second in np.unique(np.concatenate(pairs), axis=0)]
 
 
 def _differing_bits(first: Hashes, second: Hashes) -> npt.NDArray[np.int64]:
-    parts = np.ascontiguousarray(first ^ second).view(np.uint8).reshape(len(first), 8)
-    return np.asarray(np.unpackbits(parts, axis=1).sum(axis=1), dtype=np.int64)
+    bits, count = first ^ second, np.zeros(len(first), dtype=np.int64)
+    for place in range(0, 64, 8):  # a byte of each at a time: small arrays, however many there are
+        count += _BITS[(bits >> np.uint64(place)).astype(np.uint8)]
+    return count
