@@ -17,16 +17,10 @@ import jsonargparse
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from rca_lightning.cli.main import COMMANDS, EPILOG, RCACLI, main
+from rca_lightning.cli.main import ABOUT, COMMANDS, EPILOG, main
+from rca_lightning.cli.tasks import RCACLI
 from rca_lightning.cli.trainer import Task
 
-ABOUT = {
-    "fit": "Trains.",
-    "validate": "Scores a checkpoint on a split with masks.",
-    "test": "The same, on another split.",
-    "predict": "Writes maps and labels, or masks.",
-    "atlas": "Draws what each prototype stands for.",
-}
 HELD_BACK = re.compile(r".*\.help$|--help$|-h$")
 SECTIONS = {
     "model": "the network and how it is trained",
@@ -64,7 +58,7 @@ def _page() -> str:
     ]
     seen: set[tuple[str, str, str]] = set()
     for subcommand in RCACLI.subcommands():
-        lines += [f"## rca {subcommand}", "", ABOUT.get(subcommand, ""), ""]
+        lines += [f"## rca {subcommand}", "", ABOUT[subcommand], ""]
         lines += _described(_parser([subcommand]), seen, level=3, under=f"rca {subcommand}")
         for task in get_args(Task) if subcommand == "fit" else ():
             if task not in (RCACLI.task, "affinity"):

@@ -13,7 +13,7 @@ from contexts import CoAttention, ContextModule, DoubleAttention, ObjectContext
 from lightning.pytorch.cli import ArgsType
 
 from rca_lightning import RCAModule, WSSSDataModule
-from rca_lightning.cli.main import RCACLI
+from rca_lightning.cli.tasks import RCACLI
 from rca_lightning.cli.trainer import OneLineParser
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.network import RCANetwork

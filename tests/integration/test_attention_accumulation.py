@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from rca_lightning import AttentionAccumulation
-from rca_lightning.cli.main import RCACLI, main
+from rca_lightning.cli.main import main
+from rca_lightning.cli.tasks import RCACLI
 from rca_lightning.errors import ArgumentError
 from tests.integration.conftest import write_config
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rca_lightning.cli.main import RCACLI, main
+from rca_lightning.cli.main import main
+from rca_lightning.cli.tasks import RCACLI
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {

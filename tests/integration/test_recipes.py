@@ -24,7 +24,7 @@ from rca_lightning import (
 )
 from rca_lightning.cli import masks
 from rca_lightning.cli.affinity import AffinityCLI, task_words
-from rca_lightning.cli.main import RCACLI, FrozenSegmentationCLI, OneStageCLI, SegmentationCLI
+from rca_lightning.cli.tasks import RCACLI, FrozenSegmentationCLI, OneStageCLI, SegmentationCLI
 from rca_lightning.cli.trainer import find_task
 from rca_lightning.data.classes import VOC_CLASSES
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES as SYNTHETIC_CLASSES

@@ -241,12 +241,3 @@ def test_commands_without_a_trainer_get_their_words(command, module, monkeypatch
     monkeypatch.setattr("sys.argv", ["rca", command, "three"])
     console()
     assert taken == [["--one", "two"], ["three"]]
-
-
-def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "rca export (" in printed
-    assert "rca check (" in printed
-    assert "rca convert (" in printed

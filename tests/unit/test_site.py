@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import rca_lightning
-from rca_lightning.cli.main import COMMANDS, RCACLI
+from rca_lightning.cli.main import COMMANDS
+from rca_lightning.cli.tasks import RCACLI
 from rca_lightning.io.listing import first_few
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ from typing import Literal, cast, get_args
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, PaddingMode
-from rca_lightning.backbones.registry import WEIGHTS_NAMES, find_weights, weights_file
-from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, ResNet, ResNetName, StrideIn
+from rca_lightning.backbones.registry import WEIGHTS_NAMES, StrideIn, find_weights, weights_file
+from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, ResNet, ResNetName
 from rca_lightning.backbones.resnet38d import ResNet38d
 from rca_lightning.backbones.timm import TimmBackbone
 from rca_lightning.backbones.vgg import VGG16

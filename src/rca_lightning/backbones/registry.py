@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.errors import ArgumentError, OutputError, WeightsError
 from rca_lightning.io.download import cache_folder, check_sha256, fetch
 
 WEIGHTS_NAMES = ("imagenet",)
+StrideIn = Literal["3x3", "1x1"]
+"""The convolution of a bottleneck that has the stride: that of weights decides, 1x1 those of ResNet v1."""
+
 _FOLDER = "https://download.pytorch.org/models/"
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, init_convolutions
+from rca_lightning.backbones.registry import StrideIn
 from rca_lightning.errors import ArgumentError
 
 ResNetName = Literal["resnet14", "resnet18", "resnet34", "resnet50", "resnet101"]
-StrideIn = Literal["3x3", "1x1"]
 
 BLOCKS: dict[str, tuple[int, ...]] = {
     "resnet14": (2, 2, 2),

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rca_lightning.backbones.base import PaddingMode
-from rca_lightning.backbones.registry import WEIGHTS_NAMES, find_weights
-from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, StrideIn
+from rca_lightning.backbones.registry import WEIGHTS_NAMES, StrideIn, find_weights
+from rca_lightning.backbones.resnet import BOTTLENECK_NAMES
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
 from rca_lightning.io.download import check_sha256, fetch
 from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rca_lightning.errors import require_extra
-from rca_lightning.prediction.loading import load
 
 
 def main(words: Sequence[str]) -> None:
@@ -27,7 +26,8 @@ def main(words: Sequence[str]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         require_extra("gradio", extra="app", needed_for="rca app")
-        from rca_lightning.prediction.app_server import serve  # which imports it
+        from rca_lightning.prediction.app_server import serve  # which imports it, and torch
+        from rca_lightning.prediction.loading import load
 
         model = load(given.ckpt_path, device=given.device)
         with serve(model, host=given.host, port=given.port, browser=given.browser) as address:

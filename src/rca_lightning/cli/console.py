@@ -1,19 +1,12 @@
-"""What the command line prints beside results: log lines, a summary of the network, no advertisements."""
+"""What the command line prints beside results: log lines, no advertisements; and errors in one line."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import warnings
-from collections.abc import Collection
-from typing import Any
 
-from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
-from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
-
-from rca_lightning.callbacks.progress import ProgressLines
-
-logger = logging.getLogger(__name__)
+from rca_lightning.errors import RCAError
 
 _TIPS = "💡 Tip: For seamless cloud "  # to install litlogger, litmodels
 _WARNINGS = (
@@ -43,8 +36,6 @@ def set_up_console() -> None:
     own.setLevel(logging.INFO)
     if not own.handlers:
         own.addHandler(StderrHandler())
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        _replace_handlers(logging.getLogger(name))
     messages = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     if _is_no_tip not in messages.filters:
         messages.addFilter(_is_no_tip)
@@ -52,50 +43,24 @@ def set_up_console() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _replace_handlers(logger: logging.Logger) -> None:
-    for handler in list(logger.handlers):
-        if type(handler) is logging.StreamHandler and handler.stream in (sys.stderr, sys.__stderr__):
-            logger.removeHandler(handler)
-            logger.addHandler(StderrHandler())
-
-
 def _is_no_tip(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_TIPS)
 
 
-class NetworkSummary(ModelSummary):
-    """Logs type, size and trained share of the network in one line.
+def own_reason(error: BaseException | None) -> str | None:
+    """Finds the first error that is meant for the user in a chain of errors; None if there is none.
 
-    The table of Lightning lists the loss and the metrics as layers, and counts operations that it has not measured.
+    jsonargparse wraps the error of a callback or logger in a `ValueError` of its own, about the types it tried.
     """
-
-    @staticmethod
-    def summarize(
-        summary_data: list[tuple[str, list[str]]],
-        total_parameters: int,
-        trainable_parameters: int,
-        model_size: float,
-        total_training_modes: dict[str, int],
-        total_flops: int,
-        **summarize_kwargs: Any,
-    ) -> None:
-        """Log the line."""
-        all_of_them, trained = (
-            get_human_readable_count(int(n)).strip() for n in (total_parameters, trainable_parameters)
-        )
-        kind = dict(summary_data)["Type"][0]
-        logger.info("network: %s, %s weights, %s trained, %.1f MB", kind, all_of_them, trained, model_size)
+    if not (isinstance(error, ValueError) or _is_misconfigured(error)):
+        return None
+    while error is not None:
+        if isinstance(error, (RCAError, ModuleNotFoundError)) or _is_misconfigured(error):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
-def console_callbacks(callbacks: list[Callback], chosen: Collection[Callback], *, bar: bool) -> list[Callback]:
-    """Replaces those callbacks of a Trainer that it has added itself: the summary, and without a terminal the bar.
-
-    Args:
-        callbacks: of the Trainer.
-        chosen: those of them that the user has named; they stay.
-        bar: whether a progress bar can be drawn; else lines take its place.
-    """
-    replaced = [NetworkSummary() if isinstance(one, ModelSummary) and one not in chosen else one for one in callbacks]
-    if bar:
-        return replaced
-    return [*(one for one in replaced if not isinstance(one, ProgressBar) or one in chosen), ProgressLines()]
+def _is_misconfigured(error: BaseException | None) -> bool:
+    """Whether it is Lightning's `MisconfigurationException`, by its name, as Lightning takes seconds to import."""
+    return any(kind.__name__ == "MisconfigurationException" for kind in type(error).__mro__)

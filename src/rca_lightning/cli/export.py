@@ -6,12 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rca_lightning.checkpoints.reading import read_checkpoint, task_of
-from rca_lightning.errors import ArgumentError, OutputError
-from rca_lightning.export.onnx import require_onnx, save_onnx
-from rca_lightning.export.program import save_program
+from rca_lightning.errors import ArgumentError
 
-_WRITERS = {".onnx": save_onnx, ".pt2": save_program}
+_ENDINGS = (".onnx", ".pt2")
 
 
 def main(words: Sequence[str]) -> None:
@@ -26,23 +23,9 @@ def main(words: Sequence[str]) -> None:
     """
     given = _parser().parse_args(list(words))
     _check_out(given.out)
-    content = read_checkpoint(given.ckpt_path, map_location="meta")  # refused under the name that the argument has here
-    from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
-    from rca_lightning.modules.label_prediction import LabelPrediction
-    from rca_lightning.modules.one_stage_module import OneStageModule
-    from rca_lightning.modules.segmentation_module import SegmentationModule
+    from rca_lightning.cli.run_export import run  # after the words, as it imports torch and Lightning
 
-    task = task_of(content["state_dict"])
-    kinds: dict[str | None, type[LabelPrediction]] = {
-        kind.task: kind for kind in (SegmentationModule, OneStageModule, FrozenSegmentationModule)
-    }
-    module = kinds.get(task, SegmentationModule).load_from_checkpoint(given.ckpt_path, map_location="cpu")
-    try:
-        _WRITERS[given.out.suffix](module.segmenter, module.class_names, given.out)
-    except OSError as error:
-        raise OutputError(f"out={str(given.out)!r} cannot be written ({error}); give another file") from error
-    labels = len(module.class_names) + 1
-    print(f"exported: {given.out} (images: RGB in [0, 1], any size; logits: {labels} labels, background first)")
+    run(given.ckpt_path, given.out)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_out(out: Path) -> None:
     """Checks the file to write before the network is built."""
-    if out.suffix not in _WRITERS:
-        raise ArgumentError("out", str(out), f"give a name that ends in {' or '.join(_WRITERS)}")
+    if out.suffix not in _ENDINGS:
+        raise ArgumentError("out", str(out), f"give a name that ends in {' or '.join(_ENDINGS)}")
     if out.is_dir():
         raise ArgumentError("out", str(out), "this is a folder; give the name of a file in it")
-    if out.suffix == ".onnx":
-        require_onnx()

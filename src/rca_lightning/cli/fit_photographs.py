@@ -27,6 +27,7 @@ from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.checkpoints.writing import write_checkpoints_whole
 from rca_lightning.cli.run_folder import RunFolder
 from rca_lightning.cli.steps import Steps
+from rca_lightning.cli.trainer_console import replace_handlers
 from rca_lightning.data.catalogue import Catalogue, CatalogueSource
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.records import Source
@@ -350,6 +351,7 @@ class Predicted(L.Callback):
 @contextlib.contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
     """Sends the log of this library and of Lightning to a file while the progress of steps is shown."""
+    replace_handlers()
     own, theirs = logging.getLogger("rca_lightning"), logging.getLogger("lightning")
     before: list[tuple[Callable[[int], None], int]] = [(own.setLevel, own.level)]
     shown = list(own.handlers)

@@ -1,34 +1,24 @@
-"""The command line: `rca fit | validate | test | predict | atlas | affinity`, and commands without a Trainer."""
+"""The command line: finds the command, and imports what it needs only then."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
-from typing import Any
+import textwrap
+from typing import TYPE_CHECKING
 
-import lightning as L
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-
-from rca_lightning.callbacks.feature_cache import FeatureCacheCallback
-from rca_lightning.callbacks.mask_writer import MaskWriter
-from rca_lightning.callbacks.pseudo_label_writer import PseudoLabelWriter
-from rca_lightning.callbacks.region_memory import RegionMemoryCallback
-from rca_lightning.cli.affinity import AffinityCLI, task_words
-from rca_lightning.cli.atlas import AtlasTrainer
-from rca_lightning.cli.console import set_up_console
-from rca_lightning.cli.trainer import OneLineParser, Task, TaskCLI, find_task
-from rca_lightning.data.datamodule import WSSSDataModule
+from rca_lightning.cli.console import own_reason, set_up_console
 from rca_lightning.errors import ArgumentError, RCAError
-from rca_lightning.modules.affinity_module import AffinityModule
-from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
-from rca_lightning.modules.one_stage_module import OneStageModule
-from rca_lightning.modules.rca_module import RCAModule
-from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.version import __version__
 
-# Commands that need no configuration of a Trainer, each in a module whose `main` takes the words after it.
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
+
+    from rca_lightning.cli.trainer import TaskCLI
+
+# Commands that need no configuration of a Trainer, each in a module whose `main` takes the words after it. It parses
+# them before it imports torch or Lightning, which take seconds; what these words are is in signatures for labels alone.
 COMMANDS = {
     "masks": "rca_lightning.cli.masks",
     "labels": "rca_lightning.cli.labels",
@@ -38,96 +28,22 @@ COMMANDS = {
     "convert": "rca_lightning.cli.convert",
     "app": "rca_lightning.cli.app",
 }
-EPILOG = (
-    "rca masks does all at once: rca masks photographs/ --out masks/. rca affinity learns boundaries that refine maps. "
-    "More commands need no Trainer: rca labels (pseudo labels from stored maps), rca convert (label images for COCO, "
-    "YOLO, LabelMe and Label Studio), rca export (a trained segmentation network as ONNX or torch.export program), rca "
-    "check (whether files for a benchmark server are as it wants them), rca weights (published weights of backbones) "
-    "and rca app (a page in the browser that draws the mask of a photograph). Each has a --help of its own."
-)
-
-
-class MemoryCLI(TaskCLI):
-    """A task with the region memory."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the arguments of the region memory."""
-        super().add_arguments_to_parser(parser)
-        parser.add_lightning_class_args(RegionMemoryCallback, "memory")
-
-    def before_instantiate_classes(self) -> None:
-        """Refuse a second memory, among the callbacks of the Trainer."""
-        for callback in self.config.get(f"{self.subcommand}.trainer.callbacks") or ():
-            if str(callback.get("class_path", "")).endswith(RegionMemoryCallback.__name__):
-                raise ArgumentError("trainer.callbacks", callback["class_path"], "give its arguments under memory:")
-
-
-class RCACLI(MemoryCLI):
-    """Localization from image tags, with the region memory, and the prototype atlas."""
-
-    task = "localize"
-    writer = PseudoLabelWriter
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"trainer_class": AtlasTrainer, **kwargs})
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Add `atlas`, whose own arguments are under `--atlas`."""
-        return {**LightningCLI.subcommands(), "atlas": {"model", "datamodule", "folder", "regions"}}
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "atlas" and self._named in (None, "atlas"):
-            skip: set[str | int] = {"model", "datamodule", "ckpt_path"}
-            parser.add_method_arguments(klass, "atlas", "atlas", as_group=False, skip=skip)
-        return parser
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the arguments of the feature cache."""
-        super().add_arguments_to_parser(parser)
-        parser.add_lightning_class_args(FeatureCacheCallback, "features")
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand == "atlas":
-            kwargs.update(self.config_init["atlas"]["atlas"])
-        return kwargs
-
-
-class SegmentationCLI(TaskCLI):
-    """Segmentation from masks."""
-
-    task = "segment"
-    writer = MaskWriter
-
-
-class FrozenSegmentationCLI(TaskCLI):
-    """Segmentation from masks behind a frozen backbone."""
-
-    task = "segment_frozen"
-    writer = MaskWriter
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the arguments of the feature cache."""
-        super().add_arguments_to_parser(parser)
-        parser.add_lightning_class_args(FeatureCacheCallback, "features")
-
-
-class OneStageCLI(MemoryCLI):
-    """Maps and segmentation at once, from image tags."""
-
-    task = "one_stage"
-    writer = MaskWriter
-
-
-_TASKS: dict[Task, tuple[type[TaskCLI], type[L.LightningModule]]] = {
-    "localize": (RCACLI, RCAModule),
-    "segment": (SegmentationCLI, SegmentationModule),
-    "segment_frozen": (FrozenSegmentationCLI, FrozenSegmentationModule),
-    "one_stage": (OneStageCLI, OneStageModule),
-    "affinity": (AffinityCLI, AffinityModule),
+ABOUT = {
+    "masks": "All at once: a folder of photographs and tags to a mask of each.",
+    "fit": "Trains.",
+    "validate": "Scores a checkpoint on a split with masks.",
+    "test": "The same, on another split.",
+    "predict": "Writes maps and labels, or masks.",
+    "atlas": "Draws what each prototype stands for.",
+    "affinity": "Learns boundaries that refine maps.",
+    "app": "A page in the browser that draws the mask of a photograph.",
+    "labels": "Pseudo labels from stored maps.",
+    "convert": "Label images for COCO, YOLO, LabelMe and Label Studio.",
+    "export": "A trained segmentation network as ONNX or torch.export program.",
+    "check": "Whether files for a benchmark server are as it wants them.",
+    "weights": "Published weights of backbones.",
 }
+EPILOG = "rca masks does all at once: rca masks photographs/ --out masks/. Each command has a --help of its own."
 
 
 def main(args: ArgsType = None) -> TaskCLI | None:
@@ -142,32 +58,35 @@ def main(args: ArgsType = None) -> TaskCLI | None:
 
     Raises:
         RCAError: for arguments and files that cannot be used.
-        SystemExit: for arguments that cannot be parsed.
+        SystemExit: for arguments that cannot be parsed, and after `--help` and `--version`.
     """
     set_up_console()
     words = sys.argv[1:] if args is None else args
-    if isinstance(words, list) and words and words[0] in COMMANDS:
-        importlib.import_module(COMMANDS[words[0]]).main(words[1:])
-        return None
-    if isinstance(words, list) and words[:1] == ["affinity"]:
-        meant = task_words(words[1:])
-        if meant is None:
+    if isinstance(words, list):
+        first = words[0] if words else None
+        if first in ("-h", "--help"):
+            print(_help())
+            raise SystemExit(0)
+        if first == "--version":
+            print(f"rca {__version__}")
+            raise SystemExit(0)
+        if first in COMMANDS:
+            importlib.import_module(COMMANDS[first]).main(words[1:])
             return None
-        if args is None:
-            sys.argv[1:] = meant  # Lightning starts further processes with these words
-        else:
-            args = meant
-    torch.set_float32_matmul_precision("high")
-    cli, module = _TASKS[find_task(args)]
-    return cli(
-        module,
-        WSSSDataModule,
-        args=args,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"default_env": False, "prog": "rca", "version": __version__, "epilog": EPILOG},
-        parser_class=OneLineParser,
-    )
+        if first is None or not (first in ABOUT or str(first).startswith("-")):
+            near = difflib.get_close_matches(str(first), ABOUT, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise ArgumentError("command", first, f"{meant}give one of {', '.join(ABOUT)}; see rca --help")
+    return importlib.import_module("rca_lightning.cli.tasks").run_task(args)  # type: ignore[no-any-return]
+
+
+def _help() -> str:
+    width = max(map(len, ABOUT))
+    lines = ["usage: rca COMMAND [options]", "", "Pixel masks from image tags.", ""]
+    lines += [f"  {name:{width}}  {about}" for name, about in ABOUT.items()]
+    options = [("-h, --help", "show this and end"), ("--version", "show the version and end")]
+    lines += ["", *(f"  {name:{width}}  {about}" for name, about in options), "", *textwrap.wrap(EPILOG, 79)]
+    return "\n".join(lines)
 
 
 def console() -> None:
@@ -176,18 +95,8 @@ def console() -> None:
         main()
     except RCAError as error:
         sys.exit(f"rca: {error}")
-    except (ValueError, MisconfigurationException) as error:
-        # jsonargparse wraps the error of a callback or logger in its own, about the types it tried.
-        reason = _own_reason(error)
+    except Exception as error:
+        reason = own_reason(error)
         if reason is None:
             raise
         sys.exit(f"rca: {reason}")
-
-
-def _own_reason(error: BaseException | None) -> str | None:
-    """The message of the first error in the chain that is meant for the user."""
-    while error is not None:
-        if isinstance(error, (RCAError, ModuleNotFoundError, MisconfigurationException)):
-            return str(error)
-        error = error.__cause__ or error.__context__
-    return None

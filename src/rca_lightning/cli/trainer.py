@@ -21,7 +21,7 @@ from rca_lightning.callbacks.signals import SaveOnSignal
 from rca_lightning.checkpoints.latest import find_last
 from rca_lightning.checkpoints.reading import check_checkpoint
 from rca_lightning.checkpoints.writing import write_checkpoints_whole, writes_one_file
-from rca_lightning.cli.console import console_callbacks
+from rca_lightning.cli.trainer_console import console_callbacks
 from rca_lightning.errors import ArgumentError, explain_removed
 from rca_lightning.evaluation.report import print_report, write_report
 from rca_lightning.io.atomic import check_writable, output_errors

@@ -10,14 +10,13 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.errors import DataError
 from rca_lightning.io.atomic import write_atomically
 from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, iterate_lines, read_lines
+from rca_lightning.rank import is_first_process
 
-_warn = rank_zero_only(logging.getLogger(__name__).warning)
+_log = logging.getLogger(__name__)
 
 _SBD_LINE = re.compile(r"/?JPEGImages/(?P<id>[^/\\\s]+)\.jpg(\s+/?SegmentationClass\w*/(?P<mask>[^/\\\s]+)\.png)?")
 
@@ -70,8 +69,8 @@ def not_listed(absent: Collection[str], *, of: int, listed_in: Path, folder: Pat
 def warn_unlisted(tags: Collection[str], images: Collection[str], *, tags_file: str, where: str) -> None:
     """Warn of tags that a file has for images that are not there, as ids of another form would be."""
     absent = [image_id for image_id in tags if image_id not in images]
-    if absent:
-        _warn(
+    if absent and is_first_process():
+        _log.warning(
             "tags_file=%r: %d of its %d images are not in %s, so their tags are not used: %s",
             *(tags_file, len(absent), len(tags), where, first_few(absent)),
         )

@@ -12,8 +12,6 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
-from torch.hub import download_url_to_file
-
 from rca_lightning.errors import ArgumentError, WeightsError
 from rca_lightning.io.atomic import alone_in, check_writable, output_errors
 
@@ -66,6 +64,8 @@ def _is_there(target: Path, sha256: str, remedy: str) -> bool:
 
 
 def _download(url: str, target: Path, sha256: str) -> None:
+    from torch.hub import download_url_to_file  # torch takes seconds, and most runs find the file in the cache
+
     for part in target.parent.glob(f"{glob.escape(target.name)}.*.partial"):  # of killed processes
         if time.time() - part.stat().st_mtime > _ABANDONED:
             part.unlink(missing_ok=True)

@@ -12,8 +12,8 @@ from codecs import BOM_UTF8
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from rca_lightning.distributed import world_size_and_rank
 from rca_lightning.errors import DataError, DatasetNotFoundError
+from rca_lightning.rank import is_first_process
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def list_images(folder: Path, extensions: Collection[str] = IMAGE_EXTENSIONS) ->
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    if world_size_and_rank()[1] == 0:
+    if is_first_process():
         _log.warning("%s", message)
 
 

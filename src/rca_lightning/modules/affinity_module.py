@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
-from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.backbones.registry import StrideIn
 from rca_lightning.checkpoints.reading import read_checkpoint, task_of
 from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.crops import CachedCrops

@@ -14,7 +14,7 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride
-from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.backbones.registry import StrideIn
 from rca_lightning.backbones.weights import load_frozen_start
 from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.data.sample import Batch

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
-from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.backbones.registry import StrideIn
 from rca_lightning.backbones.weights import load_cam_head
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.data.classes import check_mask_classes

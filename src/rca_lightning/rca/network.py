@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
-from rca_lightning.backbones.resnet import StrideIn
+from rca_lightning.backbones.registry import StrideIn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
 from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, predicted_classes

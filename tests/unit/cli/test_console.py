@@ -11,7 +11,8 @@ import pytest
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichProgressBar
 
 from rca_lightning.callbacks.progress import ProgressLines
-from rca_lightning.cli.console import NetworkSummary, StderrHandler, console_callbacks, set_up_console
+from rca_lightning.cli.console import StderrHandler, set_up_console
+from rca_lightning.cli.trainer_console import NetworkSummary, console_callbacks
 
 TIP = "💡 Tip: For seamless cloud logging and experiment tracking, try installing [litlogger]"
 

@@ -11,7 +11,7 @@ import torch
 from tests.folder_contents import file_names
 from tests.quiet_trainer import quiet_trainer
 
-from rca_lightning.cli import export as command
+from rca_lightning.cli import run_export as command
 from rca_lightning.cli.export import main
 from rca_lightning.data.transforms import Pixels, normalise
 from rca_lightning.errors import ArgumentError, MissingExtraError, OutputError, WeightsError

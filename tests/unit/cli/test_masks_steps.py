@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rca_lightning.cli import masks, steps
+from rca_lightning.cli import masks, run_masks, steps
 from rca_lightning.cli.run_folder import RunFolder
 from rca_lightning.cli.steps import Steps
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, MissingExtraError, OutputError
@@ -97,7 +97,7 @@ def test_interrupt_says_how_to_go_on(photographs: Path, tmp_path: Path, monkeypa
             raise SystemExit(1)  # noqa: B904
 
     for how in (interrupted, ended):
-        monkeypatch.setattr(masks, "_run", how)
+        monkeypatch.setattr(run_masks, "_run", how)
         with pytest.raises(SystemExit) as stopped:
             masks.main([str(photographs), "--out", str(tmp_path / "out")])
         assert stopped.value.code == 130
