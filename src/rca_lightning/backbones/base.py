@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 
 PaddingMode = Literal["zeros", "replicate"]
+AffinityKind = Literal["attention", "keys"]
+
+ATTENTION_LAYERS = 8
+"""Of a transformer, the last ones that an affinity is the mean of, as in CLIP-ES (Lin et al. 2023)."""
 
 
 class Backbone(nn.Module, ABC):
@@ -80,6 +84,59 @@ class Backbone(nn.Module, ABC):
         """
         maps: list[Tensor] = self(images)
         return maps[-count:]
+
+    def check_affinity(self) -> None:
+        """Refuse a network that has no attention between the cells of an image.
+
+        Raises:
+            ArgumentError: always, unless a subclass has it: vision transformers of timm.
+        """
+        remedy = "it has no attention between cells; take a vision transformer, as timm:vit_small_patch14_dinov2"
+        raise ArgumentError("backbone", type(self).__name__, remedy)
+
+    def affinity(
+        self, images: Tensor, *, kind: AffinityKind = "attention", layers: int | None = None, sinkhorn: int = 0
+    ) -> Tensor:
+        """Compute how alike the cells of an image are to a transformer, without gradient.
+
+        With "attention" the attention between patches, averaged over heads and the last `layers`: class and register
+        tokens left out, rows divided by their sums, the mean with its transpose. With "keys" the cosine of the keys of
+        the last layer, or 0 where it is negative (DINO). The attention is made a block of rows at a time.
+
+        Args:
+            images: `(B, 3, H, W)`, as for `forward`.
+            kind: see above.
+            layers: how many of the last are averaged; None: `ATTENTION_LAYERS`, or all of fewer.
+            sinkhorn: how often columns and rows are divided by their sums in turn before the mean with the transpose
+                (2 in CLIP-ES); of "attention" alone.
+
+        Returns:
+            `(B, HW, HW)`, not negative, symmetric, of the cells of the last map.
+
+        Raises:
+            ArgumentError: see `check_affinity`; or for a number out of its range.
+        """
+        self.check_affinity()
+        raise NotImplementedError
+
+    def maps_and_relation(self, images: Tensor, count: int, kind: AffinityKind) -> tuple[list[Tensor], Tensor]:
+        """Extract the last maps and, in the same pass, what an affinity is made of.
+
+        Args:
+            images: as for `forward`.
+            count: as for `last_maps`.
+            kind: as for `affinity`.
+
+        Returns:
+            What `last_maps` returns, and a map of the relations of cells, without gradient. With "attention"
+            `(B, HW, h, w)`, in each cell its row of the affinity times HW, so that 1 is the mean; with "keys"
+            `(B, D, h, w)`, the keys, whose cosines the affinity is.
+
+        Raises:
+            ArgumentError: see `check_affinity`.
+        """
+        self.check_affinity()
+        raise NotImplementedError
 
     def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a published file to the names of `weights_target`; here they have them."""

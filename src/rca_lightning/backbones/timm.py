@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.backbones.base import Backbone, enlarge_to_whole_cells
+from rca_lightning.backbones.attention import attention_layers, normalise_affinity, run_and_read
+from rca_lightning.backbones.base import ATTENTION_LAYERS, AffinityKind, Backbone, enlarge_to_whole_cells
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.errors import ArgumentError, require_extra
 
@@ -54,6 +56,7 @@ class TimmBackbone(Backbone):
     @check_arguments
     def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16) -> None:
         super().__init__()
+        self._name = f"timm:{model}"
         timm = require_extra("timm", extra="timm", needed_for=f"the backbone 'timm:{model}'")
         if not timm.is_model(model):
             raise ArgumentError("backbone", f"timm:{model}", "timm has no model of this name; see timm.list_models()")
@@ -74,6 +77,44 @@ class TimmBackbone(Backbone):
     def last_maps(self, images: Tensor, count: int) -> list[Tensor]:
         """See `Backbone.last_maps`."""
         return self._maps(self._prepared(images), count)
+
+    def check_affinity(self) -> None:
+        """See `Backbone.check_affinity`."""
+        attention_layers(self.model, self._name)
+
+    @check_arguments
+    def affinity(
+        self, images: Tensor, *, kind: AffinityKind = "attention", layers: int | None = None, sinkhorn: int = 0
+    ) -> Tensor:
+        """See `Backbone.affinity`."""
+        depth = len(attention_layers(self.model, self._name))
+        if layers is not None and not 1 <= layers <= depth:
+            raise ArgumentError("layers", layers, f"{self._name} offers 1 to {depth}")
+        if sinkhorn < 0:
+            raise ArgumentError("sinkhorn", sinkhorn, "give 0 (not at all) or more")
+        with torch.no_grad():
+            _, read = self._run_and_read(images, 1, kind, layers)
+            if kind == "attention":
+                return normalise_affinity(read, sinkhorn=sinkhorn)
+            directions = F.normalize(read, dim=2)
+            return (directions @ directions.transpose(1, 2)).clamp_(min=0)
+
+    @check_arguments
+    def maps_and_relation(self, images: Tensor, count: int, kind: AffinityKind) -> tuple[list[Tensor], Tensor]:
+        """See `Backbone.maps_and_relation`."""
+        maps, read = self._run_and_read(images, count, kind, None)
+        if kind == "attention":
+            read = normalise_affinity(read).mul_(read.shape[2])
+        return maps, read.transpose(1, 2).unflatten(2, maps[-1].shape[2:])  # (B, HW, K) -> (B, K, h, w)
+
+    def _run_and_read(
+        self, images: Tensor, count: int, kind: AffinityKind, layers: int | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The last maps, and keys of the last layer or attention of the last layers; see `run_and_read`."""
+        attention = attention_layers(self.model, self._name)
+        read = attention[-1 if kind == "keys" else -(layers or ATTENTION_LAYERS) :]
+        prefix = self.model.num_prefix_tokens
+        return run_and_read(lambda: self.last_maps(images, count), read, prefix, keys=kind == "keys")
 
     def _prepared(self, images: Tensor) -> Tensor:
         """Images as the model expects them: whole cells, in its own normalisation."""

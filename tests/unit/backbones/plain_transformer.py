@@ -9,6 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.backbones.base import Backbone
+from rca_lightning.backbones.build import build_backbone
+
+
+def random_transformer(name: str, **options) -> Backbone:
+    """A backbone whose attention is not even: timm's first weights of it hardly tell tokens apart."""
+    torch.manual_seed(1)
+    backbone = build_backbone(f"timm:{name}", weights="none", **options).eval()
+    with torch.no_grad():
+        for key, value in backbone.model.named_parameters():
+            if "qkv.weight" in key:
+                value.mul_(6)
+            elif key.endswith(("gamma", "bias", "reg_token", "cls_token")):
+                value.copy_(torch.rand_like(value) * 0.5)
+    return backbone
+
 
 @dataclass
 class PlainRun:

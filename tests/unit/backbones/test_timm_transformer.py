@@ -5,31 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.quiet_trainer import quiet_trainer
-from tests.unit.backbones.plain_transformer import run_plainly
+from tests.unit.backbones.plain_transformer import random_transformer, run_plainly
 from torch import nn
 
 from rca_lightning.backbones.base import enlarge_to_whole_cells
 from rca_lightning.backbones.build import build_backbone
-from rca_lightning.backbones.timm import TimmBackbone
 from rca_lightning.errors import WeightsError
 from rca_lightning.modules.rca_module import RCAModule
 
 timm = pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
 
 PLAIN = ("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_224", "vit_small_patch8_224")
-
-
-def random_transformer(name: str, **options) -> TimmBackbone:
-    """A backbone whose attention is not even: timm's first weights of it hardly tell tokens apart."""
-    torch.manual_seed(1)
-    backbone = build_backbone(f"timm:{name}", weights="none", **options).eval()
-    with torch.no_grad():
-        for key, value in backbone.model.named_parameters():
-            if "qkv.weight" in key:
-                value.mul_(6)
-            elif key.endswith(("gamma", "bias", "reg_token", "cls_token")):
-                value.copy_(torch.rand_like(value) * 0.5)
-    return backbone
 
 
 @pytest.mark.parametrize("name", PLAIN)
