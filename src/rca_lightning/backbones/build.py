@@ -50,8 +50,8 @@ def build_backbone(
         padding_mode: what convolutions see beyond the border: `"zeros"` as published weights expect, or `"replicate"`;
             see `Backbone.pad_convolutions`.
         frozen_batchnorm: keep statistics and affine parameters of batch normalisations fixed.
-        frozen_stages: how many stages to keep fixed, 0 (none) to 5 (all); see `Backbone.freeze`.
-            Models of timm accept only 0.
+        frozen_stages: how many stages to keep fixed, 0 (none) to 5 (all), of a transformer to 1 and the number of its
+            blocks; see `Backbone.freeze`.
 
     Returns:
         The network, in training mode.
@@ -84,7 +84,8 @@ def build_backbone(
             )
         weights = str(weights_file(entry))
     if weights is not None:
-        load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
+        target, convert = backbone.weights_target(), backbone.convert_weights
+        load_weights(target, weights, sha256=weights_sha256, convert=convert)
         backbone.has_chosen_weights = True
     backbone.freeze(batchnorm=frozen_batchnorm, stages=frozen_stages)
     return backbone

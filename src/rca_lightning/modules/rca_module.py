@@ -93,7 +93,7 @@ class RCAModule(
             where weights are given, which takes a third of the time for better maps (experiments/voc2012_mini).
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
-        frozen_stages: how many of the first stages to freeze, 0 to 5.
+        frozen_stages: how many of the first stages to freeze, 0 to 5; of a transformer of timm up to 1 and its blocks.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16. none: behind a frozen backbone,
             whose features then take a tenth less time on a processor.
         contrast: whether to contrast regions with the memory; behind a frozen backbone the prototypes with cells, see
@@ -104,8 +104,8 @@ class RCAModule(
             where the weights have one.
         embedding_dim: channels of the projection; none: those of the weights, 256 behind a frozen backbone, else the
             features themselves without a projection, which need no warm-up to mean something.
-        embedding_stages: how many of the last stages of the backbone embeddings are made of; none: 2, which adds
-            parts that the features of the last have merged, or 1 for a timm model, whose stages are not known.
+        embedding_stages: how many of the last stages of the backbone embeddings are made of, of a transformer of its
+            blocks; none: 2, which adds parts that the features of the last have merged, or 1 for a transformer.
         standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
             all alike in direction without.
         alpha: weight of the contrast. Behind frozen features of photographs 0.01 gave more than 0.1 or 1.

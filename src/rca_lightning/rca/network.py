@@ -171,11 +171,11 @@ class RCANetwork(nn.Module):
             Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone; with a PCA their projection
             `(B, D, h, w)` alone.
         """
-        return self.stages_of(self.outputs(images))
+        return self.stages_of(self.outputs(images, self.embedding_stages))
 
     def features(self, images: Tensor) -> list[Tensor]:
         """What a projection reads: one map `(B, C, h, w)`, the `embedding_stages` stages on the grid of the last."""
-        return [concat_stages(_on_last_grid(self.outputs(images)[-self.embedding_stages :]))]
+        return [concat_stages(_on_last_grid(self.outputs(images, self.embedding_stages)))]
 
     @property
     def projections(self) -> list[PCAProjection]:
@@ -191,9 +191,10 @@ class RCANetwork(nn.Module):
         """What tells `features` of one backbone from those of another kind of network; these came first."""
         return {}
 
-    def outputs(self, images: Tensor) -> list[Tensor]:
-        """Outputs `(B, C, h, w)` of all stages of the backbone, for images `(B, 3, H, W)`."""
-        outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
+    def outputs(self, images: Tensor, last: int | None = None) -> list[Tensor]:
+        """Outputs `(B, C, h, w)` of the last stages of the backbone, by default of all, for images `(B, 3, H, W)`."""
+        images = images.contiguous(memory_format=self.memory_format)
+        outputs: list[Tensor] = self.backbone(images) if last is None else self.backbone.last_maps(images, last)
         return outputs
 
     def stages_of(self, outputs: list[Tensor]) -> list[Tensor]:
@@ -405,8 +406,7 @@ def build_network(
     )
     if frozen:
         extractor.freeze_whole()
-    # The last stage knows the class, the one before the parts.
-    stages = embedding_stages or min(2, len(extractor.stage_channels))
+    stages = embedding_stages or min(extractor.embedding_stages, len(extractor.stage_channels))
     width = sum(extractor.stage_channels[-stages:])
     has_pca = projection == "pca"
     if has_pca and embedding_dim is None:

@@ -27,7 +27,7 @@ _LEAST_WALKED = 0.05  # labels below it everywhere are not walked: the time grow
 
 
 class View(NamedTuple):
-    """What the backbone sees of images at one scale: outputs `(B, C_k, h_k, w_k)` of all stages."""
+    """What the backbone sees of images at one scale: outputs `(B, C_k, h_k, w_k)` of the last stages."""
 
     outputs: list[Tensor]
     scale: float
@@ -123,9 +123,10 @@ class FrozenSegmenter(PyramidReader):
         """
         every = multi_scale_flip(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side)
         stride = max(self.strides)
+        last = max(len(self.pyramid.stages), self.first_stage.embedding_stages)
         return [
             View(
-                self.first_stage.outputs(enlarge_to_whole_cells(view, stride)),
+                self.first_stage.outputs(enlarge_to_whole_cells(view, stride), last),
                 view.shape[2] / images.shape[2],
                 mirrored,
             )
@@ -149,7 +150,7 @@ class FrozenSegmenter(PyramidReader):
         embeddings, seen = [], []
         boundary: Tensor | None = None
         for view in views:
-            levels = project(self.projections, [view.outputs[stage] for stage in self.pyramid.stages])
+            levels = project(self.projections, view.outputs[-len(self.pyramid.stages) :])
             embeddings.append(self.embed(levels))
             if guesses:
                 stages = self.first_stage.stages_of(view.outputs)

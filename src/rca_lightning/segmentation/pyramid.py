@@ -69,8 +69,7 @@ class FeaturePyramid(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Outputs `(B, C_k, h_k, w_k)` of the stages, before projection."""
         whole = enlarge_to_whole_cells(images, max(self.strides))  # so that the levels lie on each other
-        outputs: list[Tensor] = self.backbone(whole.contiguous(memory_format=self.memory_format))
-        return [outputs[stage] for stage in self.stages]
+        return self.backbone.last_maps(whole.contiguous(memory_format=self.memory_format), len(self.stages))
 
     def project(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Levels of what `features` returns."""
