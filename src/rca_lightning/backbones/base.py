@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 PaddingMode = Literal["zeros", "replicate"]
+CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
+"""Names of the classifiers of published weights."""
 AffinityKind = Literal["attention", "keys"]
 
 ATTENTION_LAYERS = 8
@@ -141,6 +143,10 @@ class Backbone(nn.Module, ABC):
     def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a published file to the names of `weights_target`; here they have them."""
         return state
+
+    def ignored_weights(self) -> tuple[str, ...]:
+        """Beginnings of the names in a file of weights that are passed over: its classifier."""
+        return CLASSIFIER_PREFIXES
 
     def weights_target(self) -> nn.Module:
         """The module whose key names a file of weights uses: this one, unless it wraps another."""

@@ -44,6 +44,7 @@ class TimmBackbone(Backbone):
         model: name of the model, as `timm.list_models()` has it.
         output_stride: pixels per cell along each side. Networks that cannot be dilated accept only their own one.
             A vision transformer always has its patch size, whatever is asked for.
+        keeps_head: whether the model keeps its last layer, as the projection of CLIP; weights then have to have it.
 
     Raises:
         MissingExtraError: without timm.
@@ -54,13 +55,13 @@ class TimmBackbone(Backbone):
     _shift: Tensor
 
     @check_arguments
-    def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16) -> None:
+    def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16, keeps_head: bool = False) -> None:
         super().__init__()
         self._name = f"timm:{model}"
         timm = require_extra("timm", extra="timm", needed_for=f"the backbone 'timm:{model}'")
         if not timm.is_model(model):
             raise ArgumentError("backbone", f"timm:{model}", "timm has no model of this name; see timm.list_models()")
-        self.model: Any = _create(timm, model, output_stride)
+        self.model: Any = _create(timm, model, output_stride, {} if keeps_head else {"num_classes": 0})
         self._activating = [name for name, layer in self.model.named_modules() if _activates(layer)]
         self._match_normalisation()
         self._transformer = hasattr(self.model, "num_prefix_tokens")
@@ -250,20 +251,20 @@ def _activates(layer: nn.Module) -> bool:
     return isinstance(layer, _BatchNorm) and hasattr(layer, "act")
 
 
-def _create(timm: Any, name: str, output_stride: int) -> Any:
+def _create(timm: Any, name: str, output_stride: int, head: dict[str, int]) -> Any:
     """The model with the option it knows: free image sizes for transformers and windows, dilation for the rest."""
     options = {"dynamic_img_size": True, "strict_img_size": False, "output_stride": output_stride}
-    models = (_create_with(timm, name, option, value) for option, value in options.items())
+    models = (_create_with(timm, name, {option: value, **head}) for option, value in options.items())
     model = next((model for model in models if model is not None), None)
-    return model if model is not None else timm.create_model(name, pretrained=False, num_classes=0)
+    return model if model is not None else timm.create_model(name, pretrained=False, **head)
 
 
-def _create_with(timm: Any, name: str, option: str, value: Any) -> Any:
-    """The model with one option, None if the model does not know the option."""
+def _create_with(timm: Any, name: str, options: dict[str, Any]) -> Any:
+    """The model with options, None if it does not know the first of them."""
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **{option: value})
+        return timm.create_model(name, pretrained=False, **options)
     except TypeError as error:
-        if option in str(error):
+        if next(iter(options)) in str(error):
             return None
         raise
 

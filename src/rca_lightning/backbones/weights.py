@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rca_lightning.backbones.base import PaddingMode
+from rca_lightning.backbones.base import CLASSIFIER_PREFIXES
 from rca_lightning.backbones.registry import WEIGHTS_NAMES, find_weights
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, StrideIn
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
@@ -31,7 +32,6 @@ CAM_HEAD_PREFIX = "network.coarse_head."
 PCA_PREFIX = "network.pca."
 # What a network starts with, each of use with the ones before alone.
 _START = {"projection": PCA_PREFIX, "CAM head": CAM_HEAD_PREFIX, "prototypes": "network.aggregation."}
-CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
 LISTED = 20
 
 
