@@ -65,7 +65,7 @@ class ClipBackbone(TimmBackbone):
         tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
         patches = self.model.head(self.model.norm(tokens)[:, self.model.num_prefix_tokens :])
         # (B, hw, D) -> (B, D, h, w)
-        return F.normalize(patches.float(), dim=2).transpose(1, 2).unflatten(2, like.shape[2:])
+        return _unit(patches, dim=2).transpose(1, 2).unflatten(2, like.shape[2:])
 
     def image_embeddings(self, images: Tensor) -> Tensor:
         """Embed whole images in the space of text, by the class token.
@@ -76,8 +76,7 @@ class ClipBackbone(TimmBackbone):
         Returns:
             `(B, D)`, length 1.
         """
-        embeddings: Tensor = self.model(self._prepared(images))
-        return F.normalize(embeddings.float(), dim=1)
+        return _unit(self.model(self._prepared(images)), dim=1)
 
     @check_arguments
     def grad_cam(
@@ -132,3 +131,8 @@ class ClipBackbone(TimmBackbone):
     def ignored_weights(self) -> tuple[str, ...]:
         """None: the projection is needed."""
         return ()
+
+
+def _unit(vectors: Tensor, *, dim: int) -> Tensor:
+    """Vectors of length 1 in float32 at least: half precision leaves two digits of a cosine."""
+    return F.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=dim)

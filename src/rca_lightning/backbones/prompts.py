@@ -20,6 +20,7 @@ from rca_lightning.errors import ArgumentError, DataError, WeightsError, require
 from rca_lightning.io.atomic import output_errors, write_atomically
 from rca_lightning.io.listing import require_regular_file
 from rca_lightning.io.npz import read_npz
+from rca_lightning.io.tensor_file import load_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -226,6 +227,8 @@ def _load(open_clip: Any, network: torch.nn.Module, path: Path) -> None:
     if not path.is_file():
         raise WeightsError(f"weights={str(path)!r}: there is no such file; give one of both towers, as open_clip has it")
     try:
+        if path.suffix != ".safetensors":
+            load_tensors(path, map_location="meta")  # refuses programs and objects, before anything else reads them
         missing = open_clip.load_checkpoint(network, str(path), strict=True, weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch each have errors of their own
         reason = " ".join(str(error).split())[:300]

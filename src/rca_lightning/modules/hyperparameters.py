@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rca_lightning.backbones.weights import pca_arguments, trained_padding, trained_stride
@@ -80,6 +81,11 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if frozen and kept["beta"]:
         remedy = "behind a frozen backbone it has nothing to train; leave it out, or give backbone_mode='trained'"
         raise ArgumentError("beta", kept["beta"], remedy)
+    if kept["prompts"] is not None:
+        if not frozen:
+            remedy = "its head is not trained; give backbone_mode='frozen', or leave it out"
+            raise ArgumentError("prompts", kept["prompts"], remedy)
+        kept["prompts"] = Path(kept["prompts"]).name  # the head has what was in it; the path may not exist elsewhere
     check_propagation(kept["propagation_power"], kept["propagation_steps"])
     for name in _SHARES:
         if not 0 <= kept[name] <= 1:

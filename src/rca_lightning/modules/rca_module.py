@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride
+from rca_lightning.backbones.prompts import TextEmbeddings, read_text_embeddings
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.backbones.weights import load_frozen_start
 from rca_lightning.data.dataset import CachedFeatures
@@ -106,6 +108,9 @@ class RCAModule(
             features themselves without a projection, which need no warm-up to mean something.
         embedding_stages: how many of the last stages of the backbone embeddings are made of, of a transformer of its
             blocks; none: 2, which adds parts that the features of the last have merged, or 1 for a transformer.
+        prompts: file of `rca prompts`: the first CAM head reads cells against its text embeddings in place of a
+            regression of the tags, behind a frozen backbone `clip:<model>` whose features they are compared with. It
+            reads the last stage and all its channels. none: the regression.
         standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
             all alike in direction without.
         alpha: weight of the contrast. Behind frozen features of photographs 0.01 gave more than 0.1 or 1.
@@ -186,6 +191,7 @@ class RCAModule(
         projection: Projection | None = None,
         embedding_dim: int | None = None,
         embedding_stages: int | None = None,
+        prompts: str | None = None,
         standardize: bool = True,
         alpha: float = 0.01,
         beta: float | None = None,
@@ -249,7 +255,9 @@ class RCAModule(
             attention_classes=attention_classes,
             num_prototypes=num_prototypes,
             background_prototypes=background_prototypes,
+            prompts=prompts is not None,
         )
+        self._prompts = prompts
         if weights is not None and not self.is_frozen:
             load_frozen_start(self.network, weights, sha256=weights_sha256, class_names=class_names)
         self.loss = RCALoss(
@@ -305,7 +313,18 @@ class RCAModule(
         super().setup(stage)
         if stage != TrainerFn.FITTING or not self.is_frozen:
             return
+        if self.network.reads_prompts and not self.network.pca_learned:
+            self._read_prompts()
         prepare_without_gradients(self.trainer, "leave it out, or give backbone_mode='trained'")
+
+    def _read_prompts(self) -> TextEmbeddings:
+        """The text embeddings that were given, if they fit the backbone and the classes."""
+        given = read_text_embeddings(Path(str(self._prompts)), self.hparams["class_names"] or ())
+        width, expected = given.classes.shape[1], self.network.backbone.num_features
+        if width != expected:
+            remedy = f"its embeddings have {width} channels and the features of the backbone {expected}"
+            raise ArgumentError("prompts", self._prompts, f"{remedy}; give a backbone clip:<model> of the same model")
+        return given
 
     def on_fit_start(self) -> None:
         """Refuse to train without the memory that the losses need, or with a projection that nothing trains."""
@@ -337,7 +356,15 @@ class RCAModule(
             )
 
     def start_from_features(self, images: CachedFeatures, *, penalty: float) -> None:
-        """Fits the first CAM head to the mean features of photographs, of which every rank reads a share."""
+        """Fits the first CAM head to the mean features of photographs, of which every rank reads a share.
+
+        A head of prompts is given them; nothing is fitted.
+        """
+        if self.network.reads_prompts:
+            prompts = self._read_prompts()
+            self.network.start_prompts(prompts.classes.to(self.device), prompts.background.to(self.device))
+            _info("features: the first head reads %d prompts of %s", len(self.network.coarse_head.weight), self._prompts)
+            return
         processes, rank = world_size_and_rank()
         means, tags, rows = [torch.zeros(0, self.embedding_dim)], [torch.zeros(0, self.hparams["num_classes"])], []
         for row in range(rank, len(images), processes):
@@ -443,7 +470,7 @@ class RCAModule(
             As `training_step`, without maps; and `labels`, of each photograph its id and the labels of all its cells,
             which `RegionMemoryCallback` compares with those of the round before.
         """
-        weight = self.network.coarse_head.conv.weight
+        weight = self.network.coarse_head.weight
         empty = torch.zeros(0, dtype=torch.int64, device=weight.device)
         regions = [Regions(weight.new_zeros(0, self.embedding_dim), empty, empty)]
         contrasts = self.contrasts_prototypes and self._reads_regions_from_attention()  # the first round has none

@@ -34,6 +34,16 @@ class CAMHead(nn.Module):
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
 
+    @property
+    def weight(self) -> Tensor:
+        """Weights of the convolution, `(L, C, 1, 1)`."""
+        return self.conv.weight
+
+    @property
+    def num_classes(self) -> int:
+        """Foreground classes `L`."""
+        return self.conv.out_channels
+
     def forward(self, features: Tensor) -> Tensor:
         """Activation maps `(B, L, H, W)` of features `(B, C, H, W)`."""
         maps: Tensor = self.conv(features)

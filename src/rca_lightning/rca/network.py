@@ -15,7 +15,7 @@ from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
-from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, predicted_classes
+from rca_lightning.rca.cam import CAMHead, PromptHead, class_maps, image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.projection import PCAProjection, are_learned
 from rca_lightning.rca.standardization import Standardization, concat_stages
 
@@ -103,6 +103,7 @@ class RCANetwork(nn.Module):
             cores and bf16 units of CPUs want.
         fused: whether the second head reads the prototypes by `fused_aggregation`, which gives the same maps
             without making `F'`.
+        prompts: whether the first head is a `PromptHead`, which text embeddings have to be given.
     """
 
     stage_weights: Tensor
@@ -123,6 +124,7 @@ class RCANetwork(nn.Module):
         standardize: bool = True,
         channels_last: bool = False,
         fused: bool = False,
+        prompts: bool = False,
     ) -> None:
         super().__init__()
         channels = backbone.num_features
@@ -144,11 +146,13 @@ class RCANetwork(nn.Module):
         channels = embedded if self.pca is not None else channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
         centred = self.pca is not None
-        self.coarse_head = CAMHead(channels, num_classes, bias=centred)
+        self.coarse_head = PromptHead(num_classes) if prompts else CAMHead(channels, num_classes, bias=centred)
         self.aggregation = aggregation
         self.context = context
         read = cast(int, context.context_channels) if context else embedded if aggregation else None
         has_second = read is not None and second_head
+        if prompts and has_second:
+            raise ArgumentError("prompts", True, "its head has no second one; give beta=0")
         self.refined_head = CAMHead(channels + (read or 0), num_classes, bias=centred) if has_second else None
         self.attention_classes = attention_classes
         self.fused = fused
@@ -207,9 +211,21 @@ class RCANetwork(nn.Module):
         """Whether there is a PCA and it has its components."""
         return are_learned(self.projections)
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the first head reads text embeddings."""
+        return isinstance(self.coarse_head, PromptHead)
+
+    def start_prompts(self, classes: Tensor, background: Tensor) -> None:
+        """Sets the prompts of the first head, in the space of the features before the PCA; see `PromptHead.start`."""
+        assert isinstance(self.coarse_head, PromptHead)
+        projection = {} if self.pca is None else {"weight": self.pca.weight, "bias": self.pca.bias}
+        self.coarse_head.start(classes, background, **projection)
+
     @torch.no_grad()
     def start_head(self, weight: Tensor, bias: Tensor) -> None:
         """Sets the first CAM head to weights `(L, D)` and intercepts `(L,)`, as `fit_head` returns."""
+        assert isinstance(self.coarse_head, CAMHead)
         self.coarse_head.conv.weight.copy_(weight[:, :, None, None])
         assert self.coarse_head.conv.bias is not None
         self.coarse_head.conv.bias.copy_(bias)
@@ -253,6 +269,7 @@ class RCANetwork(nn.Module):
             _, attention = fused_aggregation(aggregation, embeddings.detach(), self._readable(coarse, tags), nothing)
             attention = attention[:, : coarse.shape[1]]
             return ActivationMaps(embeddings, coarse, None, attention, self.has_prototype)
+        assert isinstance(self.coarse_head, CAMHead)
         weight = self.refined_head.conv.weight
         of_context, of_features = weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
         coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
@@ -344,7 +361,7 @@ class RCANetwork(nn.Module):
         if self.standardization is not None:
             mean, variance = self.standardization.running_mean, self.standardization.running_var
             pixels = pixels * variance[-channels:, None, None].sqrt() + mean[-channels:, None, None]
-        scores = self.coarse_head(pixels.to(self.coarse_head.conv.weight.dtype)).float().flatten(1)  # (LK, L)
+        scores = self.coarse_head(pixels.to(self.coarse_head.weight.dtype)).float().flatten(1)  # (LK, L)
         scores = scores.softmax(dim=1).reshape(*prototypes.shape[:2], -1)  # (L, K, L)
         own = torch.arange(len(prototypes), device=prototypes.device)
         probabilities: Tensor = scores[own, :, own]
@@ -383,10 +400,12 @@ def build_network(
     attention_classes: AttentionClasses,
     num_prototypes: int,
     background_prototypes: int,
+    prompts: bool = False,
 ) -> RCANetwork:
     """Build the network with only those parts that training or reading it needs.
 
-    Each argument is the one of `RCAModule` of its name, which says what it does; `frozen` is `backbone_mode="frozen"`.
+    Each argument is the one of `RCAModule` of its name, which says what it does; `frozen` is `backbone_mode="frozen"`,
+    and `prompts` whether there are any: their head reads the last stage alone, and all its channels.
 
     Returns:
         The network: with embeddings of their own only if there is something to contrast or prototypes to read.
@@ -406,11 +425,11 @@ def build_network(
     )
     if frozen:
         extractor.freeze_whole()
-    stages = embedding_stages or min(extractor.embedding_stages, len(extractor.stage_channels))
+    stages = embedding_stages or (1 if prompts else min(extractor.embedding_stages, len(extractor.stage_channels)))
     width = sum(extractor.stage_channels[-stages:])
     has_pca = projection == "pca"
     if has_pca and embedding_dim is None:
-        embedding_dim = min(_PCA_CHANNELS, width)
+        embedding_dim = width if prompts else min(_PCA_CHANNELS, width)
     # Made even if nothing reads it, since it refuses wrong arguments.
     reader = SemanticAggregation(
         embedding_dim or width,
@@ -434,4 +453,5 @@ def build_network(
         channels_last=channels_last,
         # By the equations as they stand a step of 80 classes takes 1.1 times as long (benchmarks/README.md, GPU).
         fused=True,
+        prompts=prompts,
     )

@@ -68,7 +68,7 @@ class FrozenSegmenter(PyramidReader):
         self.boundary_network = boundary
         self.pyramid = FeaturePyramid(first_stage.backbone) if boundary is None else boundary.pyramid
         self.pyramid.backbone = first_stage.backbone
-        num_classes = first_stage.coarse_head.conv.out_channels
+        num_classes = first_stage.coarse_head.num_classes
         self.classifier = PixelClassifier(sum(self.pyramid.channels[-_LEVELS:]), num_classes + 1)
         self.requires_grad_(False)
 
