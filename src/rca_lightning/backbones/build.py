@@ -41,7 +41,8 @@ def build_backbone(
     """Build a feature extractor, load its weights and freeze what shall not be trained.
 
     Args:
-        name: one of `BackboneName`, `timm:<model>` for a model of the timm package, or `clip:<model>`, see `ClipBackbone`.
+        name: one of `BackboneName`, `timm:<model>` for a model of the timm package, or `clip:<model>`, see
+            `ClipBackbone`.
         output_stride: pixels per cell along each side. A vision transformer of timm has its patch size instead.
         weights: `"none"` for random weights, `"imagenet"` for published ones (see `registry`), a local file, or a URL;
             see `load_weights`. `None` for random weights that nobody asked for: the modules warn of them.

@@ -163,6 +163,16 @@ def read_text_embeddings(path: Path, class_names: Sequence[str]) -> TextEmbeddin
     return TextEmbeddings(embeddings[own], embeddings[rest], tuple(class_names))
 
 
+def count_text_embeddings(path: Path) -> int:
+    """Count the rows of a file that `read_text_embeddings` reads.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: damaged or of another form.
+    """
+    return int(read_npz(path, {"names": _MOST_PROMPTS}, remedy=_REMEDY)["names"].size)
+
+
 @torch.no_grad()
 def mean_embeddings(encode: Callable[[list[str]], Tensor], texts: PromptTexts, names: Sequence[str]) -> Tensor:
     """Mean direction of the sentences of each name.
@@ -218,14 +228,18 @@ def embed_prompts(
     else:
         _load(open_clip, network, Path(weights))
     tokenizer = open_clip.get_tokenizer(model)
-    rows = mean_embeddings(lambda lines: network.encode_text(tokenizer(lines)), texts, [*class_names, *texts.background])
+    rows = mean_embeddings(
+        lambda lines: network.encode_text(tokenizer(lines)), texts, [*class_names, *texts.background]
+    )
     source = f"{model}, {'random weights' if weights is None else Path(weights).name}"
     return TextEmbeddings(rows[: len(class_names)], rows[len(class_names) :], tuple(class_names), source)
 
 
 def _load(open_clip: Any, network: torch.nn.Module, path: Path) -> None:
     if not path.is_file():
-        raise WeightsError(f"weights={str(path)!r}: there is no such file; give one of both towers, as open_clip has it")
+        raise WeightsError(
+            f"weights={str(path)!r}: there is no such file; give one of both towers, as open_clip has it"
+        )
     try:
         if path.suffix != ".safetensors":
             load_tensors(path, map_location="meta")  # refuses programs and objects, before anything else reads them

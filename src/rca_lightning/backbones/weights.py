@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rca_lightning.backbones.base import PaddingMode
-from rca_lightning.backbones.base import CLASSIFIER_PREFIXES
+from rca_lightning.backbones.base import CLASSIFIER_PREFIXES, PaddingMode
 from rca_lightning.backbones.registry import WEIGHTS_NAMES, find_weights
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, StrideIn
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra

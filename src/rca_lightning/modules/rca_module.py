@@ -111,6 +111,7 @@ class RCAModule(
         prompts: file of `rca prompts`: the first CAM head reads cells against its text embeddings in place of a
             regression of the tags, behind a frozen backbone `clip:<model>` whose features they are compared with. It
             reads the last stage and all its channels. none: the regression.
+        num_prompts: texts that the first head of a checkpoint reads; follows from `prompts`.
         standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
             all alike in direction without.
         alpha: weight of the contrast. Behind frozen features of photographs 0.01 gave more than 0.1 or 1.
@@ -192,6 +193,7 @@ class RCAModule(
         embedding_dim: int | None = None,
         embedding_stages: int | None = None,
         prompts: str | None = None,
+        num_prompts: int | None = None,
         standardize: bool = True,
         alpha: float = 0.01,
         beta: float | None = None,
@@ -255,9 +257,9 @@ class RCAModule(
             attention_classes=attention_classes,
             num_prototypes=num_prototypes,
             background_prototypes=background_prototypes,
-            prompts=prompts is not None,
+            num_prompts=self.hparams["num_prompts"],
         )
-        self._prompts = prompts
+        self._prompts = None if prompts is None else self._read_prompts(prompts)
         if weights is not None and not self.is_frozen:
             load_frozen_start(self.network, weights, sha256=weights_sha256, class_names=class_names)
         self.loss = RCALoss(
@@ -313,17 +315,15 @@ class RCAModule(
         super().setup(stage)
         if stage != TrainerFn.FITTING or not self.is_frozen:
             return
-        if self.network.reads_prompts and not self.network.pca_learned:
-            self._read_prompts()
         prepare_without_gradients(self.trainer, "leave it out, or give backbone_mode='trained'")
 
-    def _read_prompts(self) -> TextEmbeddings:
-        """The text embeddings that were given, if they fit the backbone and the classes."""
-        given = read_text_embeddings(Path(str(self._prompts)), self.hparams["class_names"] or ())
+    def _read_prompts(self, path: str) -> TextEmbeddings:
+        """The text embeddings of a file, if they fit the backbone and the classes."""
+        given = read_text_embeddings(Path(path), self.class_names)
         width, expected = given.classes.shape[1], self.network.backbone.num_features
         if width != expected:
             remedy = f"its embeddings have {width} channels and the features of the backbone {expected}"
-            raise ArgumentError("prompts", self._prompts, f"{remedy}; give a backbone clip:<model> of the same model")
+            raise ArgumentError("prompts", path, f"{remedy}; give a backbone clip:<model> of the same model")
         return given
 
     def on_fit_start(self) -> None:
@@ -361,9 +361,11 @@ class RCAModule(
         A head of prompts is given them; nothing is fitted.
         """
         if self.network.reads_prompts:
-            prompts = self._read_prompts()
-            self.network.start_prompts(prompts.classes.to(self.device), prompts.background.to(self.device))
-            _info("features: the first head reads %d prompts of %s", len(self.network.coarse_head.weight), self._prompts)
+            if self._prompts is None:
+                raise ArgumentError("prompts", None, "give the file of rca prompts, whose texts the first head reads")
+            classes, background = self._prompts.classes, self._prompts.background
+            self.network.start_prompts(classes.to(self.device), background.to(self.device))
+            _info("features: the first head reads %d texts, %d of the background", len(classes), len(background))
             return
         processes, rank = world_size_and_rank()
         means, tags, rows = [torch.zeros(0, self.embedding_dim)], [torch.zeros(0, self.hparams["num_classes"])], []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +58,8 @@ class PromptHead(nn.Module):
 
     Args:
         num_classes: foreground classes `L`.
+        num_prompts: `P`, the classes and the background.
+        channels: of the features.
         scale: `t`, what the model was trained with; 100 for CLIP.
 
     Shapes:
@@ -69,12 +69,15 @@ class PromptHead(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, num_classes: int, *, scale: float = 100.0) -> None:
+    def __init__(self, num_classes: int, num_prompts: int, channels: int, *, scale: float = 100.0) -> None:
         super().__init__()
+        if num_prompts < max(2, num_classes):
+            remedy = "give an embedding of each class; a single class needs background prompts to compare with"
+            raise ArgumentError("prompts", num_prompts, remedy)
         self.num_classes = num_classes
         self.scale = scale
-        self.register_buffer("weight", torch.zeros(0, 0))  # (P, C), classes first
-        self.register_buffer("bias", torch.zeros(0))  # (P,)
+        self.register_buffer("weight", torch.zeros(num_prompts, channels))  # classes first
+        self.register_buffer("bias", torch.zeros(num_prompts))
 
     @torch.no_grad()
     def start(
@@ -90,13 +93,12 @@ class PromptHead(nn.Module):
             bias: `(D,)`; None: zero.
 
         Raises:
-            ArgumentError: for another number of classes, a single class without background, or a projection onto fewer
-                channels, from which the scores cannot be had.
+            ArgumentError: for another number of prompts, or a projection onto fewer channels, from which the scores
+                cannot be had.
         """
-        if len(classes) != self.num_classes:
-            raise ArgumentError("classes", tuple(classes.shape), f"give ({self.num_classes}, D)")
-        if len(background) == 0 and len(classes) < 2:
-            raise ArgumentError("background", 0, "a single class needs background prompts to compare with")
+        if len(classes) != self.num_classes or len(classes) + len(background) != len(self.weight):
+            needed = f"give {self.num_classes} classes and {len(self.weight) - self.num_classes} of the background"
+            raise ArgumentError("classes", (len(classes), len(background)), needed)
         prompts = (torch.cat([classes, background]) if len(background) else classes).double()
         width = prompts.shape[1]
         if weight is not None:
@@ -105,12 +107,11 @@ class PromptHead(nn.Module):
                 raise ArgumentError("embedding_dim", len(weight), f"{remedy}, embedding_stages=1")
             prompts = torch.linalg.solve(weight.double().T, prompts.T).T  # (f . e) = (z - bias) . W^-T e
         offset = prompts.new_zeros(len(prompts)) if bias is None else -(prompts @ bias.double())
-        self.weight, self.bias = prompts.float().contiguous(), offset.float()
+        self.weight.copy_(prompts)
+        self.bias.copy_(offset)
 
     def forward(self, features: Tensor) -> Tensor:
         """Activation maps `(B, L, H, W)` of features `(B, C, H, W)`."""
-        if not len(self.weight):
-            raise ArgumentError("prompts", None, "the head has no text embeddings; give prompts, the file of rca prompts")
         with torch.autocast(features.device.type, enabled=False):  # half precision leaves two digits of a cosine
             scores = F.conv2d(features.float(), self.weight[:, :, None, None].float(), self.bias.float()) * self.scale
         own, rest = scores[:, : self.num_classes], scores[:, self.num_classes :]
@@ -119,13 +120,6 @@ class PromptHead(nn.Module):
         others = own[:, None].expand(-1, self.num_classes, -1, -1, -1)  # (B, L, L, H, W)
         itself = torch.eye(self.num_classes, dtype=torch.bool, device=own.device)[None, :, :, None, None]
         return own - others.masked_fill(itself, float("-inf")).logsumexp(dim=2)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        # How many prompts there are, only the file of prompts and a checkpoint know.
-        for name in ("weight", "bias"):
-            if (stored := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, getattr(self, name).new_zeros(stored.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 @torch.no_grad()

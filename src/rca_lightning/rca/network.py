@@ -103,7 +103,7 @@ class RCANetwork(nn.Module):
             cores and bf16 units of CPUs want.
         fused: whether the second head reads the prototypes by `fused_aggregation`, which gives the same maps
             without making `F'`.
-        prompts: whether the first head is a `PromptHead`, which text embeddings have to be given.
+        num_prompts: of a first head that is a `PromptHead`; `None`: a `CAMHead`.
     """
 
     stage_weights: Tensor
@@ -124,7 +124,7 @@ class RCANetwork(nn.Module):
         standardize: bool = True,
         channels_last: bool = False,
         fused: bool = False,
-        prompts: bool = False,
+        num_prompts: int | None = None,
     ) -> None:
         super().__init__()
         channels = backbone.num_features
@@ -146,13 +146,15 @@ class RCANetwork(nn.Module):
         channels = embedded if self.pca is not None else channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
         centred = self.pca is not None
-        self.coarse_head = PromptHead(num_classes) if prompts else CAMHead(channels, num_classes, bias=centred)
+        self.coarse_head: CAMHead | PromptHead = CAMHead(channels, num_classes, bias=centred)
+        if num_prompts is not None:
+            self.coarse_head = PromptHead(num_classes, num_prompts, channels)
         self.aggregation = aggregation
         self.context = context
         read = cast(int, context.context_channels) if context else embedded if aggregation else None
         has_second = read is not None and second_head
-        if prompts and has_second:
-            raise ArgumentError("prompts", True, "its head has no second one; give beta=0")
+        if num_prompts is not None and has_second:
+            raise ArgumentError("num_prompts", num_prompts, "a head of prompts has no second one; give beta=0")
         self.refined_head = CAMHead(channels + (read or 0), num_classes, bias=centred) if has_second else None
         self.attention_classes = attention_classes
         self.fused = fused
@@ -400,12 +402,12 @@ def build_network(
     attention_classes: AttentionClasses,
     num_prototypes: int,
     background_prototypes: int,
-    prompts: bool = False,
+    num_prompts: int | None = None,
 ) -> RCANetwork:
     """Build the network with only those parts that training or reading it needs.
 
     Each argument is the one of `RCAModule` of its name, which says what it does; `frozen` is `backbone_mode="frozen"`,
-    and `prompts` whether there are any: their head reads the last stage alone, and all its channels.
+    and a head of prompts reads the last stage alone, and all its channels.
 
     Returns:
         The network: with embeddings of their own only if there is something to contrast or prototypes to read.
@@ -425,11 +427,11 @@ def build_network(
     )
     if frozen:
         extractor.freeze_whole()
-    stages = embedding_stages or (1 if prompts else min(extractor.embedding_stages, len(extractor.stage_channels)))
+    stages = embedding_stages or (1 if num_prompts else min(extractor.embedding_stages, len(extractor.stage_channels)))
     width = sum(extractor.stage_channels[-stages:])
     has_pca = projection == "pca"
     if has_pca and embedding_dim is None:
-        embedding_dim = width if prompts else min(_PCA_CHANNELS, width)
+        embedding_dim = width if num_prompts else min(_PCA_CHANNELS, width)
     # Made even if nothing reads it, since it refuses wrong arguments.
     reader = SemanticAggregation(
         embedding_dim or width,
@@ -453,5 +455,5 @@ def build_network(
         channels_last=channels_last,
         # By the equations as they stand a step of 80 classes takes 1.1 times as long (benchmarks/README.md, GPU).
         fused=True,
-        prompts=prompts,
+        num_prompts=num_prompts,
     )

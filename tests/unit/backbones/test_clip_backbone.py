@@ -51,7 +51,9 @@ def test_last_map_equals_a_plain_computation_of_maskclip(backbone, size):
     block = model.blocks[-1]
     tokens = tokens_before_the_last(model, backbone._prepared(images))
     width = tokens.shape[2]
-    value = linear(layer_norm(tokens, block.norm1), block.attn.qkv.weight[2 * width :], block.attn.qkv.bias[2 * width :])
+    value = linear(
+        layer_norm(tokens, block.norm1), block.attn.qkv.weight[2 * width :], block.attn.qkv.bias[2 * width :]
+    )
     tokens = tokens + linear(value, block.attn.proj.weight, block.attn.proj.bias)
     hidden = linear(layer_norm(tokens, block.norm2), block.mlp.fc1.weight, block.mlp.fc1.bias)
     tokens = tokens + linear(block.mlp.act(hidden), block.mlp.fc2.weight, block.mlp.fc2.bias)
