@@ -87,5 +87,5 @@ def test_prompts_that_do_not_fit_are_refused_before_any_feature(prompted: Path, 
 
 
 def test_prompts_are_read_behind_a_frozen_backbone_alone():
-    with pytest.raises(ArgumentError, match="prompts='p.npz'"):
+    with pytest.raises(ArgumentError, match=r"prompts='p\.npz'"):
         RCAModule(2, backbone=BACKBONE, weights="none", prompts="p.npz")

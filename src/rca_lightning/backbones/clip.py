@@ -65,7 +65,7 @@ class ClipBackbone(TimmBackbone):
         tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
         patches = self.model.head(self.model.norm(tokens)[:, self.model.num_prefix_tokens :])
         # (B, hw, D) -> (B, D, h, w)
-        return _unit(patches, dim=2).transpose(1, 2).unflatten(2, like.shape[2:])
+        return _unit(patches, dim=2).transpose(1, 2).reshape(len(patches), -1, *like.shape[2:])
 
     def image_embeddings(self, images: Tensor) -> Tensor:
         """Embed whole images in the space of text, by the class token.
