@@ -60,12 +60,13 @@ def queries_and_keys(layer: Any, tokens: Tensor, rope: Tensor | None = None) -> 
     """
     if layer.qkv is not None:
         width = layer.qkv.weight.shape[0] // 3
-        query, key = F.linear(tokens, layer.qkv.weight[: 2 * width], _bias(layer, width)).split(width, dim=2)
+        query, key = F.linear(tokens, layer.qkv.weight[: 2 * width], _bias(layer, width)).chunk(2, dim=2)
     else:
         query, key = layer.q_proj(tokens), layer.k_proj(tokens)
     size = query.shape[2] // layer.num_heads
-    query = layer.q_norm(query.unflatten(2, (-1, size)).transpose(1, 2))  # (B, N, heads * d) -> (B, heads, N, d)
-    key = layer.k_norm(key.unflatten(2, (-1, size)).transpose(1, 2))
+    batch, count = tokens.shape[:2]
+    query = layer.q_norm(query.reshape(batch, count, -1, size).transpose(1, 2))  # (B, heads, N, d)
+    key = layer.k_norm(key.reshape(batch, count, -1, size).transpose(1, 2))
     if rope is not None:
         query, key = _rotated(layer, query, rope), _rotated(layer, key, rope)
     if query.shape[1] != key.shape[1]:  # several heads of queries read one of keys

@@ -106,7 +106,8 @@ class TimmBackbone(Backbone):
         maps, read = self._run_and_read(images, count, kind, None)
         if kind == "attention":
             read = normalise_affinity(read).mul_(read.shape[2])
-        return maps, read.transpose(1, 2).unflatten(2, maps[-1].shape[2:])  # (B, HW, K) -> (B, K, h, w)
+        batch, _, height, width = maps[-1].shape
+        return maps, read.transpose(1, 2).reshape(batch, -1, height, width)  # (B, HW, K) -> (B, K, h, w)
 
     def _run_and_read(
         self, images: Tensor, count: int, kind: AffinityKind, layers: int | None

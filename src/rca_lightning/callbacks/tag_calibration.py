@@ -96,7 +96,7 @@ def _gather(module: RCAModule, images: CachedFeatures) -> tuple[Tensor, Tensor, 
     regions, cells = [(torch.zeros(0, width, device=device), empty, empty)], []
     cells.append((regions[0][0].half(), empty, empty))
     for row, features, of_image in _share(module, images, range(len(images))):
-        means.append(features.float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
+        means.append(features[:, :width].float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
         tags.append(of_image[None].float())
         rows.append(row)
         if not module.contrasts_prototypes:

@@ -89,6 +89,9 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             raise ArgumentError("prompts", prompts, remedy)
         kept["num_prompts"] = count_text_embeddings(Path(prompts))
     check_propagation(kept["propagation_power"], kept["propagation_steps"])
+    if kept["propagation_affinity"] != "cosine" and kept["propagation_steps"] == 0:
+        remedy = "nothing is propagated with propagation_steps=0; give steps, or leave it out"
+        raise ArgumentError("propagation_affinity", kept["propagation_affinity"], remedy)
     for name in _SHARES:
         if not 0 <= kept[name] <= 1:
             raise ArgumentError(name, kept[name], "give a number in [0, 1]")

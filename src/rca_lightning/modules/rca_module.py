@@ -51,7 +51,7 @@ from rca_lightning.rca.network import (
     RegionMap,
     build_network,
 )
-from rca_lightning.rca.propagation import propagate
+from rca_lightning.rca.propagation import PropagationAffinity
 from rca_lightning.rca.prototype_contrast import CELLS, select_cells
 from rca_lightning.rca.regions import RegionRule, Regions, cell_labels, extract_regions, select_for_memory
 from rca_lightning.rca.tag_calibration import TagCalibration
@@ -141,6 +141,9 @@ class RCAModule(
         propagation_steps: how often maps are propagated over like cells of their image: the final maps, and behind a
             frozen backbone the attention that regions are cut from; 0: never.
         propagation_power: how alike cells must be; see `propagate`.
+        propagation_affinity: what makes cells alike: the "cosine" of their embeddings; or of a transformer of timm its
+            "attention" between patches, to which the power does not apply, or the cosine of the "keys" of its last
+            block. The cache of features then holds them too; see `Backbone.affinity`. The random walk goes by it too.
         final_map: what seeds are read from: "attention" summed by class, "coarse" (P), "refined" (P^, as in the
             paper) or the "mean" of the last two.
         scales: image scales at evaluation and prediction. Behind a frozen backbone training reads the first one.
@@ -214,6 +217,7 @@ class RCAModule(
         warmup_epochs: int | None = None,
         propagation_steps: int = 1,
         propagation_power: float = 2.0,
+        propagation_affinity: PropagationAffinity = "cosine",
         final_map: FinalMap = "attention",
         scales: tuple[float, ...] = (1.0,),
         flip: bool = True,
@@ -258,6 +262,7 @@ class RCAModule(
             num_prototypes=num_prototypes,
             background_prototypes=background_prototypes,
             num_prompts=self.hparams["num_prompts"],
+            propagation_affinity=propagation_affinity,
         )
         self._prompts = None if prompts is None else self._read_prompts(prompts)
         if weights is not None and not self.is_frozen:
@@ -372,7 +377,7 @@ class RCAModule(
         for row in range(rank, len(images), processes):
             sample = images[row]
             largest = max(sample["features"], key=lambda of_scale: of_scale.shape[2] * of_scale.shape[3])
-            means.append(largest.float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
+            means.append(largest[:, : self.embedding_dim].float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
             tags.append(sample["tags"][None])
             rows.append(row)
         gathered = gather_uneven(
@@ -528,7 +533,7 @@ class RCAModule(
         cam, steps = maps.region_cam(self.hparams["region_map"]), self.propagation_of_regions
         if steps == 0:
             return cam
-        return propagate(cam, maps.embeddings.detach(), power=self.hparams["propagation_power"], steps=steps)
+        return maps.propagate(cam, power=self.hparams["propagation_power"], steps=steps)
 
     @check_arguments
     def threshold_of_regions(self, name: Literal["region_threshold", "background_threshold"]) -> float:

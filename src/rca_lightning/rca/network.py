@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.backbones.base import Backbone, PaddingMode
+from rca_lightning.backbones.base import ATTENTION_LAYERS, Backbone, PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
 from rca_lightning.rca.cam import CAMHead, PromptHead, class_maps, image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.projection import PCAProjection, are_learned
+from rca_lightning.rca.propagation import PropagationAffinity, propagate_by
 from rca_lightning.rca.standardization import Standardization, concat_stages
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
@@ -38,6 +39,9 @@ class ActivationMaps:
         refined: `P^`, maps of the second head on `[F', F]`, `(B, L, H, W)`; `None` without that head.
         attention: attention summed over the prototypes of a class, `(B, L, H, W)`; `None` without aggregation.
         has_prototype: `(L,)` bool, which classes have a prototype; `None`: all that have attention.
+        relation: relations of cells to a transformer, see `Backbone.maps_and_relation`; `None` where propagation is by
+            cosines.
+        propagation_affinity: what propagation is by.
     """
 
     embeddings: Tensor
@@ -45,6 +49,13 @@ class ActivationMaps:
     refined: Tensor | None = None
     attention: Tensor | None = None
     has_prototype: Tensor | None = None
+    relation: Tensor | None = None
+    propagation_affinity: PropagationAffinity = "cosine"
+
+    def propagate(self, maps: Tensor, *, power: float, steps: int) -> Tensor:
+        """Propagates maps `(B, K, H, W)` over like cells of their image; see `propagate_by`."""
+        kind, embeddings = self.propagation_affinity, self.embeddings.detach()
+        return propagate_by(kind, maps, embeddings, self.relation, power=power, steps=steps)
 
     @check_arguments
     def final_cam(self, final_map: FinalMap) -> Tensor:
@@ -104,6 +115,9 @@ class RCANetwork(nn.Module):
         fused: whether the second head reads the prototypes by `fused_aggregation`, which gives the same maps
             without making `F'`.
         num_prompts: of a first head that is a `PromptHead`; `None`: a `CAMHead`.
+        propagation_affinity: what makes cells of an image alike where maps are propagated: the "cosine" of their
+            embeddings, or to a transformer its "attention" or the cosine of its "keys". In evaluation mode relations of
+            cells then come with the stages, as further channels of the last: `stages`, `features` and `split`.
     """
 
     stage_weights: Tensor
@@ -125,8 +139,12 @@ class RCANetwork(nn.Module):
         channels_last: bool = False,
         fused: bool = False,
         num_prompts: int | None = None,
+        propagation_affinity: PropagationAffinity = "cosine",
     ) -> None:
         super().__init__()
+        if propagation_affinity != "cosine":
+            backbone.check_affinity()
+        self.propagation_affinity = propagation_affinity
         channels = backbone.num_features
         self.backbone = backbone
         available = len(backbone.stage_channels)
@@ -144,6 +162,7 @@ class RCANetwork(nn.Module):
         self.standardization = Standardization(embedded) if standardize and self.pca is None else None
         weights = torch.ones(embedded) if embedding_dim else weights
         channels = embedded if self.pca is not None else channels
+        self._last_channels = channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
         centred = self.pca is not None
         self.coarse_head: CAMHead | PromptHead = CAMHead(channels, num_classes, bias=centred)
@@ -175,13 +194,18 @@ class RCANetwork(nn.Module):
 
         Returns:
             Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone; with a PCA their projection
-            `(B, D, h, w)` alone.
+            `(B, D, h, w)` alone. Relations of cells, if there are any, follow the channels of the last.
         """
-        return self.stages_of(self.outputs(images, self.embedding_stages))
+        outputs, relation = self.outputs_and_relation(images, self.embedding_stages)
+        return _join(self.stages_of(outputs), relation)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """What a projection reads: one map `(B, C, h, w)`, the `embedding_stages` stages on the grid of the last."""
-        return [concat_stages(_on_last_grid(self.outputs(images, self.embedding_stages)))]
+        """What a projection reads: one map `(B, C, h, w)`, the `embedding_stages` stages on the grid of the last.
+
+        Relations of cells, if there are any, follow these channels; no projection reads them.
+        """
+        outputs, relation = self.outputs_and_relation(images, self.embedding_stages)
+        return _join([concat_stages(_on_last_grid(outputs))], relation)
 
     @property
     def projections(self) -> list[PCAProjection]:
@@ -194,14 +218,34 @@ class RCANetwork(nn.Module):
         return [self.backbone.output_stride]
 
     def feature_key(self) -> dict[str, object]:
-        """What tells `features` of one backbone from those of another kind of network; these came first."""
-        return {}
+        """What tells `features` of one backbone from those of another kind of network; plain ones came first."""
+        kind = self.propagation_affinity
+        layers = {"attention_layers": ATTENTION_LAYERS} if kind == "attention" else {}
+        return {} if kind == "cosine" else {"propagation_affinity": kind, **layers}
+
+    def relation_channels(self, cells: int) -> int:
+        """Channels of the relations of an image of so many cells, about; 0 where propagation is by cosines."""
+        return {"cosine": 0, "attention": cells, "keys": self.backbone.num_features}[self.propagation_affinity]
 
     def outputs(self, images: Tensor, last: int | None = None) -> list[Tensor]:
         """Outputs `(B, C, h, w)` of the last stages of the backbone, by default of all, for images `(B, 3, H, W)`."""
         images = images.contiguous(memory_format=self.memory_format)
         outputs: list[Tensor] = self.backbone(images) if last is None else self.backbone.last_maps(images, last)
         return outputs
+
+    def outputs_and_relation(self, images: Tensor, last: int) -> tuple[list[Tensor], Tensor | None]:
+        """Outputs of the last stages and, in evaluation mode, the relations of cells where propagation is by them."""
+        if self.propagation_affinity == "cosine" or self.training:
+            return self.outputs(images, last), None
+        images = images.contiguous(memory_format=self.memory_format)
+        return self.backbone.maps_and_relation(images, last, self.propagation_affinity)
+
+    def split(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """Parts what `stages` returns: stages, and the relations of cells, if they are there."""
+        width = self._last_channels
+        if stages[-1].shape[1] == width:
+            return stages, None
+        return [*stages[:-1], stages[-1][:, :width]], stages[-1][:, width:]
 
     def stages_of(self, outputs: list[Tensor]) -> list[Tensor]:
         """What `stages` returns, from the `outputs` of the backbone."""
@@ -241,6 +285,12 @@ class RCANetwork(nn.Module):
                 and with `None`, they are unknown, and the classes with an image probability above one half stand in,
                 or the most probable one.
         """
+        stages, relation = self.split(stages)
+        maps = self._read(stages, tags)
+        maps.relation, maps.propagation_affinity = relation, self.propagation_affinity
+        return maps
+
+    def _read(self, stages: list[Tensor], tags: Tensor | None) -> ActivationMaps:
         features, embeddings = stages[-1], self.embed(stages)
         if self.aggregation is not None and self.fused:
             return self._fused(self.aggregation, features, embeddings, tags)
@@ -307,7 +357,7 @@ class RCANetwork(nn.Module):
         """
         if self.aggregation is None or not self.has_prototypes:
             return None
-        embeddings, prototyped = self.embed(stages), self.has_prototype
+        embeddings, prototyped = self.embed(self.split(stages)[0]), self.has_prototype
         nothing = embeddings.new_empty(0, embeddings.shape[1])
         _, attention = fused_aggregation(self.aggregation, embeddings, None, nothing)
         of_classes = attention[:, : self.aggregation.num_classes].flatten(2).float()  # (B, L, HW)
@@ -370,6 +420,13 @@ class RCANetwork(nn.Module):
         return probabilities
 
 
+def _join(stages: list[Tensor], relation: Tensor | None) -> list[Tensor]:
+    """Stages with the relations of cells behind the channels of the last."""
+    if relation is None:
+        return stages
+    return [*stages[:-1], torch.cat([stages[-1], relation.to(stages[-1].dtype)], dim=1)]
+
+
 def _on_last_grid(stages: list[Tensor]) -> list[Tensor]:
     """Outputs of stages, those of finer grids averaged to that of the last one."""
     size = stages[-1].shape[2], stages[-1].shape[3]
@@ -402,6 +459,7 @@ def build_network(
     attention_classes: AttentionClasses,
     num_prototypes: int,
     background_prototypes: int,
+    propagation_affinity: PropagationAffinity,
     num_prompts: int | None = None,
 ) -> RCANetwork:
     """Build the network with only those parts that training or reading it needs.
@@ -456,4 +514,5 @@ def build_network(
         # By the equations as they stand a step of 80 classes takes 1.1 times as long (benchmarks/README.md, GPU).
         fused=True,
         num_prompts=num_prompts,
+        propagation_affinity=propagation_affinity,
     )

@@ -75,6 +75,10 @@ class FeaturePyramid(nn.Module):
         """Levels of what `features` returns."""
         return project(self.projections, features)
 
+    def relation_channels(self, cells: int) -> int:
+        """None: a pyramid keeps no relations of cells."""
+        return 0
+
     def feature_key(self) -> dict[str, object]:
         """What tells these features from those of another kind of network."""
         return {"kind": "pyramid", "channels": self.channels, "strides": self.strides}
@@ -109,6 +113,10 @@ class PyramidReader(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Levels of images before projection; see `FeaturePyramid.features`."""
         return self.pyramid.features(images)
+
+    def relation_channels(self, cells: int) -> int:
+        """As those of the pyramid."""
+        return self.pyramid.relation_channels(cells)
 
     def feature_key(self) -> dict[str, object]:
         """That of the pyramid."""
