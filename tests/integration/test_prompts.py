@@ -44,7 +44,11 @@ def write_prompts(path: Path, names: list[str], width: int) -> None:
     np.savez(path, embeddings=rows, names=np.array(names))
 
 
-def test_head_of_prompts_from_fit_to_masks(prompted: Path, tmp_path: Path):
+@pytest.mark.parametrize("affinity", ["cosine", "attention", "keys"])
+def test_head_of_prompts_from_fit_to_masks(prompted: Path, tmp_path: Path, affinity: str):
+    content = yaml.safe_load(prompted.read_text())
+    content["model"]["propagation_affinity"] = affinity
+    prompted.write_text(yaml.safe_dump(content))
     names = list(CLASS_NAMES)
     width = RCAModule(1, backbone=BACKBONE, weights="none").network.backbone.num_features
     write_prompts(tmp_path / "prompts.npz", [*names, "sky", "grass"], width)

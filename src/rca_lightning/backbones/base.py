@@ -70,6 +70,11 @@ class Backbone(nn.Module, ABC):
         """Channels D of the last stage."""
         return self.stage_channels[-1]
 
+    @property
+    def key_channels(self) -> int:
+        """Channels of the keys of the last attention, of all heads, in a backbone that has attention."""
+        return self.num_features
+
     @abstractmethod
     def stages(self) -> Sequence[Sequence[nn.Module | nn.Parameter]]:
         """The stages that can be frozen, from the image on; empty for a network that has no known stages."""

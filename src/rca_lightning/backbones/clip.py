@@ -128,6 +128,11 @@ class ClipBackbone(TimmBackbone):
             drawn.append(maps)
         return torch.stack(drawn)
 
+    @property
+    def key_channels(self) -> int:
+        """Those of the tokens, not of the space of text."""
+        return int(self.model.embed_dim)
+
     def ignored_weights(self) -> tuple[str, ...]:
         """None: the projection is needed."""
         return ()

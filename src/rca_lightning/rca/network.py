@@ -225,7 +225,7 @@ class RCANetwork(nn.Module):
 
     def relation_channels(self, cells: int) -> int:
         """Channels of the relations of an image of so many cells, about; 0 where propagation is by cosines."""
-        return {"cosine": 0, "attention": cells, "keys": self.backbone.num_features}[self.propagation_affinity]
+        return {"cosine": 0, "attention": cells, "keys": self.backbone.key_channels}[self.propagation_affinity]
 
     def outputs(self, images: Tensor, last: int | None = None) -> list[Tensor]:
         """Outputs `(B, C, h, w)` of the last stages of the backbone, by default of all, for images `(B, 3, H, W)`."""
