@@ -16,6 +16,7 @@ NAMES = (
     "data_loading",
     "epoch",
     "coco_index",
+    "listing",
     "prediction",
     "validation",
     "switches",

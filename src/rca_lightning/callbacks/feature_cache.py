@@ -6,8 +6,11 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
@@ -72,7 +75,8 @@ class FeatureCacheCallback(L.Callback):
             by attention each cell has a number for each other as well: 2.4 MB more, which grow with the square.
         penalty: of the logistic regression; see `fit_head`.
         splits: further splits whose features `fit` computes, such as one that is validated on later; they do not change
-            the fit. The training split always is, and `eval_split` where the fit validates.
+            the fit. The training split always is, and `eval_split` where the fit validates. Named here, the training
+            split stands for its photographs without tags too.
 
     Example:
         >>> callback = FeatureCacheCallback("features", max_gib=10)
@@ -144,18 +148,58 @@ class FeatureCacheCallback(L.Callback):
             to_validate=pl_module.scores_features,
         )
         begins = not are_learned(network.projections)
-        casts = dtype == torch.bfloat16
-        with torch.inference_mode(), torch.autocast(pl_module.device.type, torch.bfloat16, enabled=casts):
-            computed = self._find_projection(pl_module, splits, dtype, data.num_workers) if begins else {}
+        with self._inference(pl_module, dtype):
+            if begins:
+                self._learn_projection(pl_module, splits[0], splits, dtype, data.num_workers)
             self._use(pl_module, dtype)
-            for row, features in computed.items():
-                self._store(pl_module, splits[0].records[row], self.cache.scales[0], features)
-            unread = self._compute(trainer, pl_module, splits, data.num_workers)
+            unread = self._compute(pl_module, splits, data.num_workers, wait=trainer.strategy.barrier)
         data.leave_out_of_training(unread)
         # A learning rate that decays over all steps has had a loader made to count them, of photographs.
         trainer.fit_loop._combined_loader = None
         if begins:
             pl_module.start_from_features(data.cached_features(), penalty=self.penalty)
+
+    def compute(
+        self,
+        module: FrozenBackboneMixin,
+        data: WSSSDataModule,
+        images: TaggedImages,
+        *,
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> list[SkippedImage]:
+        """Computes the features of photographs that the cache does not hold, without a fit and in this process alone.
+
+        Processes that share the photographs of one fit compute what it would: a module that has no projection yet gets
+        that of the fit, learned from the same few photographs by the process that comes first.
+
+        Args:
+            module: with its weights, on the device that it computes on.
+            data: set up for the fit, where the module has no projection; its number of loading processes is taken.
+            images: the photographs, with all views where they are `scored`.
+            alone: makes a context in which no other of these processes learns a projection.
+
+        Returns:
+            Those that could not be read.
+
+        Raises:
+            DataError: for a photograph whose features are not finite.
+            OutputError: if the cache cannot be written to, or has no room.
+        """
+        dtype = compute_dtype(module.device, _dtype(module))
+        self._sampled = 0
+        with self._inference(module, dtype):
+            if not are_learned(module.network.projections):
+                (trained_on,) = data.keep_features(self.cache, to_validate=False)
+                with alone():
+                    self._learn_projection(module, trained_on, [images], dtype, data.num_workers)
+            self._use(module, dtype)
+            return self._compute(module, [images], data.num_workers)
+
+    @contextmanager
+    def _inference(self, module: FrozenBackboneMixin, dtype: torch.dtype) -> Iterator[None]:
+        casts = dtype == torch.bfloat16
+        with torch.inference_mode(), torch.autocast(module.device.type, torch.bfloat16, enabled=casts):
+            yield
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops the calibration of tags: prototypes move in every round."""
@@ -200,8 +244,27 @@ class FeatureCacheCallback(L.Callback):
             **network.feature_key(),
         }
 
+    def _learn_projection(
+        self,
+        module: FrozenBackboneMixin,
+        images: TaggedImages,
+        needed: list[TaggedImages],
+        dtype: torch.dtype,
+        workers: int,
+    ) -> None:
+        """Gives a module the projection of some images, and keeps the features that were computed for it."""
+        computed = self._find_projection(module, images, needed, dtype, workers)
+        self._use(module, dtype)
+        for row, features in computed.items():
+            self._store(module, images.records[row], self.cache.scales[0], features)
+
     def _find_projection(
-        self, module: FrozenBackboneMixin, splits: list[TaggedImages], dtype: torch.dtype, workers: int
+        self,
+        module: FrozenBackboneMixin,
+        images: TaggedImages,
+        needed: list[TaggedImages],
+        dtype: torch.dtype,
+        workers: int,
     ) -> dict[int, list[Tensor]]:
         """Reads the components from the cache, else learns them; the first rank does, for all.
 
@@ -216,7 +279,6 @@ class FeatureCacheCallback(L.Callback):
         kept: dict[int, list[Tensor]] = {}
         given = self.projection is not None and load_projections(network.projections, dict(self.projection))
         if world_size_and_rank()[1] == 0 and not given:
-            images = splits[0]
             step = max(1, len(images) // _SAMPLE)
             rows = list(range(0, len(images), step))[:_SAMPLE]
             arguments = module.feature_arguments
@@ -224,7 +286,7 @@ class FeatureCacheCallback(L.Callback):
             key |= {name: arguments[name] for name in ("embedding_stages",) if name in arguments}
             self.cache.use(key | {"projection of": [self.cache.stamp(images.records[row]) for row in rows]}, scales=[])
             if not load_projections(network.projections, self.cache.read_tensors(_PROJECTION)):
-                self.cache.begin(sum(self._bytes(module, of, row) for of in splits for row in range(len(of))))
+                self.cache.begin(sum(self._bytes(module, of, row) for of in needed for row in range(len(of))))
                 _info("features: the projection is learned from %d photographs", len(rows))
                 moments, kept = self._moments(module, images, rows, workers)
         learn_projections(network.projections, moments)
@@ -262,46 +324,56 @@ class FeatureCacheCallback(L.Callback):
         return moments, kept
 
     def _compute(
-        self, trainer: L.Trainer, module: FrozenBackboneMixin, splits: list[TaggedImages], workers: int
+        self,
+        module: FrozenBackboneMixin,
+        splits: list[TaggedImages],
+        workers: int,
+        *,
+        wait: Callable[[str], object] = lambda name: None,
     ) -> list[SkippedImage]:
         """Computes what the cache does not hold, each rank its share; returns what no rank could read."""
-        trainer.strategy.barrier("features of the projection")  # so that every rank finds the same missing
-        missing = [
-            (images, row)
-            for images in splits
-            for row, record in enumerate(images.records)
-            if self.cache.missing(record, scored=images.scored)
-        ]
-        if trainer.is_global_zero and missing:
-            self.cache.begin(sum(self._bytes(module, images, row) for images, row in missing))
-        trainer.strategy.barrier("feature cache")
+        wait("features of the projection")  # so that every rank finds the same missing
+        missing = [np.flatnonzero(self._lack(images)) for images in splits]
+        total = sum(map(len, missing))
+        processes, rank = world_size_and_rank()
+        if rank == 0 and total:
+            of_missing = zip(splits, missing, strict=True)
+            self.cache.begin(
+                sum(self._bytes(module, images, row) for images, rows in of_missing for row in map(int, rows))
+            )
+        wait("feature cache")
         self.cache.hold()
-        if not missing:
+        if not total:
             _info("features: all are in %s", self.cache.folder)
             return []
-        _info("features: computing those of %d photographs into %s", len(missing), self.cache.folder)
-        processes, rank = world_size_and_rank()
+        _info("features: computing those of %d photographs into %s", total, self.cache.folder)
         started = last = time.monotonic()
-        done, share = 0, missing[rank::processes]
+        done, before, share = 0, 0, len(range(rank, total, processes))
         unread: list[SkippedImage] = []
-        for images in splits:
-            rows = [row for of, row in share if of is images]
-            for row, image in _photographs(images, rows, workers):
+        for images, rows in zip(splits, missing, strict=True):
+            own = rows[(rank - before) % processes :: processes]
+            before += len(rows)
+            for row, image in _photographs(images, own, workers):
                 if isinstance(image, SkippedImage):
                     unread.append(image)
                 else:
                     self._write(module, images, row, image)
                 done += 1
                 if self.each is not None:
-                    self.each(self._sampled + done, self._sampled + len(share))
+                    self.each(self._sampled + done, self._sampled + share)
                 now = time.monotonic()
                 if now - last > _EVERY:
                     last, each = now, (now - started) / done
-                    minutes = each * (len(share) - done) / 60
-                    _info("features: photograph %d of %d, %.1f minutes left", done, len(share), minutes)
+                    minutes = each * (share - done) / 60
+                    _info("features: photograph %d of %d, %.1f minutes left", done, share, minutes)
         everywhere = [image for of_rank in gather_objects(unread) for image in of_rank]
         _info("features: computed in %.0f seconds", time.monotonic() - started)
         return everywhere
+
+    def _lack(self, images: TaggedImages) -> npt.NDArray[np.bool_]:
+        """Which photographs have a view without features."""
+        lack = (len(self.cache.missing(record, scored=images.scored)) > 0 for record in images.records)
+        return np.fromiter(lack, dtype=np.bool_, count=len(images.records))
 
     def _write(self, module: FrozenBackboneMixin, images: TaggedImages, row: int, image: Tensor) -> None:
         record = images.records[row]
@@ -382,7 +454,9 @@ def _to(image: Tensor, module: FrozenBackboneMixin) -> Tensor:
     return image.to(module.device, _dtype(module))
 
 
-def _photographs(images: TaggedImages, rows: list[int], workers: int) -> Iterator[tuple[int, Tensor | SkippedImage]]:
+def _photographs(
+    images: TaggedImages, rows: Sequence[int] | npt.NDArray[np.int64], workers: int
+) -> Iterator[tuple[int, Tensor | SkippedImage]]:
     """Row and pixels `(1, 3, H, W)` of photographs; of one that cannot be read and is skipped, why."""
     for row, sample in zip(rows, photograph_loader(images, rows, num_workers=workers), strict=True):
         yield row, sample if isinstance(sample, SkippedImage) else sample["image"][None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,12 @@ class PredictionWriter(BasePredictionWriter, ABC):
         if stage != "predict":
             return
         self.written = 0
-        done = self.folder.done()
-        if done:
-            logger.info("%d images are complete in %s and are skipped", len(done), self.output_dir)
         # Without a data module the images are computed and then not written again.
         leave_out = getattr(getattr(trainer, "datamodule", None), "leave_out_of_prediction", None)
         if leave_out is not None:
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
-            others = [callback.folder for callback in callbacks if isinstance(callback, PredictionWriter)]
-            leave_out(done.intersection(*(folder.done() for folder in others)))
+            folders = [callback.folder for callback in callbacks if isinstance(callback, PredictionWriter)]
+            leave_out(_InAll([folder.done() for folder in folders]))
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, as the module has the weights of the checkpoint from now on."""
@@ -110,6 +107,16 @@ class PredictionWriter(BasePredictionWriter, ABC):
             self.folder.end()
             self.summarise(trainer, pl_module)
         logger.info("wrote %d images to %s", self.written, self.output_dir)
+
+
+class _InAll(Container[str]):
+    """Images that are done in every folder."""
+
+    def __init__(self, done: Sequence[Container[str]]) -> None:
+        self._done = done
+
+    def __contains__(self, image_id: object) -> bool:
+        return all(image_id in one for one in self._done)
 
 
 def weights_digest(module: L.LightningModule) -> str:

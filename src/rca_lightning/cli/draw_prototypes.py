@@ -13,7 +13,7 @@ from rca_lightning.cli.fit_photographs import feature_cache, quiet_trainer
 from rca_lightning.cli.run_folder import RunFolder
 from rca_lightning.cli.steps import Steps
 from rca_lightning.data.dataset import TaggedImages
-from rca_lightning.data.records import Record
+from rca_lightning.data.records import Record, RecordTable
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.modules.rca_module import RCAModule
 
@@ -56,7 +56,8 @@ def draw_prototypes(run: RunFolder, records: Sequence[Record], steps: Steps) -> 
         module = RCAModule.load_from_checkpoint(run.checkpoint, map_location="cpu")
         module.to(quiet_trainer(run, []).strategy.root_device)
         features = feature_cache(run)
-        tagged = [record for record in records if record.tags]
+        table = RecordTable.of(records)
+        tagged = table.take(table.tag_counts > 0)
         classes = draw_atlas(
             module,
             memory,

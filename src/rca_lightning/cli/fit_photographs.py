@@ -7,12 +7,15 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -24,9 +27,11 @@ from rca_lightning.callbacks.region_memory import RegionMemoryCallback
 from rca_lightning.checkpoints.writing import write_checkpoints_whole
 from rca_lightning.cli.run_folder import RunFolder
 from rca_lightning.cli.steps import Steps
+from rca_lightning.data.catalogue import Catalogue, CatalogueSource
 from rca_lightning.data.datamodule import WSSSDataModule
-from rca_lightning.data.sample import Batch
-from rca_lightning.io.atomic import write_atomically
+from rca_lightning.data.records import Source
+from rca_lightning.data.sample import Batch, SkippedImage
+from rca_lightning.io.atomic import alone_in, write_atomically
 from rca_lightning.io.tensor_file import load_tensors
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.refinement import RefinementName
@@ -63,26 +68,40 @@ class Model:
     seed: int = 0
 
 
-def photographs(run: RunFolder, image_dir: Path, **options: Any) -> WSSSDataModule:
-    """The data module of a run: its photographs, with the tags and classes that stand in its folder.
+class RunPhotographs(WSSSDataModule):
+    """The data module of a run: its photographs with their tags, read from the list in its folder.
 
     Args:
         run: the folder.
-        image_dir: folder of the photographs.
+        catalogue: the list.
+        chosen: row numbers of further splits beside "all"; with a part of the run, "part" is one.
         **options: further arguments of `WSSSDataModule`.
     """
-    common = {
-        "image_dir": str(image_dir.absolute()),
-        "tags_file": str(run.tags),
-        "class_file": str(run.classes),
-        "train_masks": False,
-        "train_split": "all",
-        "predict_split": "all",
-        "num_workers": 4 if torch.cuda.is_available() else 0,
-        "on_bad_image": "skip",
-        "max_bad_images": _MOST_BAD,
-    }
-    return WSSSDataModule("folder", run.work, **{**common, **options})
+
+    def __init__(
+        self,
+        run: RunFolder,
+        catalogue: Catalogue,
+        *,
+        chosen: Mapping[str, npt.NDArray[np.int64]] | None = None,
+        **options: Any,
+    ) -> None:
+        common = {
+            "class_file": str(run.catalogue / "classes.txt"),
+            "train_masks": False,
+            "train_split": "all",
+            "predict_split": "all" if run.part is None else "part",
+            "num_workers": 4 if torch.cuda.is_available() else 0,
+            "on_bad_image": "skip",
+            "max_bad_images": _MOST_BAD,
+        }
+        super().__init__("folder", run.work, **{**common, **options})
+        of_part = {} if run.part is None else {"part": run.part.rows(len(catalogue.table))}
+        self._source = CatalogueSource(run.work, catalogue, of_part | dict(chosen or {}))
+
+    def open_source(self) -> Source:
+        """The list, which is not made again."""
+        return self._source
 
 
 def fit_model(run: RunFolder, data: WSSSDataModule, model: Model, steps: Steps) -> dict[str, list[list[float]]]:
@@ -97,9 +116,55 @@ def fit_model(run: RunFolder, data: WSSSDataModule, model: Model, steps: Steps) 
     Returns:
         Curves: values by round.
     """
+    module = _new_module(data, model)
+    steps.begin("features")
+    features = _features_to_fit(run, model, steps)
+    rounds = _Rounds(steps)
+    last = run.work / "fit" / "last.ckpt"
+    trainer = quiet_trainer(run, [features, RegionMemoryCallback(), rounds, checkpoints(last.parent)], epochs=ROUNDS)
+    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    steps.begin("rounds")
+    trainer.save_checkpoint(run.checkpoint)
+    with run.output_errors():
+        content = projections_state(module.network.projections)
+        write_atomically(run.work / _PROJECTION, lambda file: torch.save(content, file))
+    run.remember("projection", _of_backbone(model))
+    steps.end()
+    return rounds.curves
+
+
+def compute_features(run: RunFolder, data: WSSSDataModule, model: Model, steps: Steps) -> list[SkippedImage]:
+    """Computes the features of the photographs of a part as `fit_model` would, and keeps them for it.
+
+    Args:
+        run: the folder.
+        data: the photographs.
+        model: what will be fitted.
+        steps: with the step "features".
+
+    Returns:
+        Photographs that could not be read.
+    """
+    steps.begin("features")
+    module = _new_module(data, model)
+    trainer = quiet_trainer(run, [])
+    module.to(trainer.strategy.root_device)
+    data.trainer = trainer
+    data.setup("fit")
+    data.setup("predict")
+    images = data.photographs_to_predict()
+    images.scored = True
+    features = _features_to_fit(run, model, steps)
+    unread = features.compute(module, data, images, alone=partial(alone_in, run.work / "features"))
+    features.cache.release()
+    steps.end()
+    return unread
+
+
+def _new_module(data: WSSSDataModule, model: Model) -> RCAModule:
     L.seed_everything(model.seed, verbose=False)
     stride = {} if model.stride_in is None else {"stride_in": model.stride_in}
-    module = RCAModule(
+    return RCAModule(
         data.num_classes,
         data.class_names,
         backbone=model.backbone,
@@ -110,25 +175,19 @@ def fit_model(run: RunFolder, data: WSSSDataModule, model: Model, steps: Steps) 
         max_side=model.max_side,
         **stride,  # type: ignore[arg-type]
     )
-    steps.begin("features")
+
+
+def _features_to_fit(run: RunFolder, model: Model, steps: Steps) -> FeatureCacheCallback:
     features = feature_cache(run, splits=("all",))
     features.each = steps.update
     # With another projection the features of all photographs would be others, and be computed anew.
-    of_backbone = {"backbone": model.backbone, "weights": model.weights, "stride_in": model.stride_in}
-    if run.state.get("projection") == of_backbone:
+    if run.state.get("projection") == _of_backbone(model):
         features.projection = _read_projection(run)
-    rounds = _Rounds(steps)
-    last = run.work / "fit" / "last.ckpt"
-    trainer = quiet_trainer(run, [features, RegionMemoryCallback(), rounds, checkpoints(last.parent)], epochs=ROUNDS)
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    steps.begin("rounds")
-    trainer.save_checkpoint(run.checkpoint)
-    with run.output_errors():
-        content = projections_state(module.network.projections)
-        write_atomically(run.work / _PROJECTION, lambda file: torch.save(content, file))
-    run.remember("projection", of_backbone)
-    steps.end()
-    return rounds.curves
+    return features
+
+
+def _of_backbone(model: Model) -> dict[str, str | None]:
+    return {"backbone": model.backbone, "weights": model.weights, "stride_in": model.stride_in}
 
 
 def _read_projection(run: RunFolder) -> dict[str, Tensor] | None:
@@ -150,21 +209,36 @@ def label_photographs(
 ) -> None:
     """Draws the labels of photographs that have none yet, with their overlays and maps.
 
+    Features that are not there yet are kept, so that labels that are drawn anew need no backbone.
+
     Args:
         run: the folder, with `rca.ckpt`.
         data: the photographs.
-        steps: with the step "labels".
+        steps: with the steps "features" and "labels".
         threshold: see `PseudoLabelWriter`.
         refine: the same.
     """
     module = RCAModule.load_from_checkpoint(run.checkpoint, map_location="cpu")
+    data.setup("predict")
+    data.leave_out_of_prediction(run.predictions().done())
+    images = data.photographs_to_predict()
+    images.scored = True
+    features = feature_cache(run)
+    features.each = partial(_tell, steps)
+    module.to(quiet_trainer(run, []).strategy.root_device)
+    features.compute(module, data, images)
     steps.begin("labels")
     slow = "dense_crf" in refine
     workers = max(1, min(8, os.cpu_count() or 1)) if slow else 2
     writer = LabelWriter(run, background_threshold=threshold, refine=refine, workers=workers)
-    trainer = quiet_trainer(run, [feature_cache(run), writer, Predicted(steps)])
+    trainer = quiet_trainer(run, [features, writer, Predicted(steps)])
     trainer.predict(module, datamodule=data, return_predictions=False)
     steps.end()
+
+
+def _tell(steps: Steps, done: int, total: int) -> None:
+    steps.begin("features")
+    steps.update(done, total)
 
 
 class LabelWriter(PseudoLabelWriter):
@@ -208,7 +282,7 @@ def quiet_trainer(run: RunFolder, callbacks: Sequence[L.Callback], *, epochs: in
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
-        default_root_dir=str(run.work),
+        default_root_dir=str(run.own),
     )
     write_checkpoints_whole(trainer)
     return trainer

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 
 from rca_lightning.callbacks.mask_writer import MaskWriter
 from rca_lightning.cli.fit_photographs import (
     SCALES,
     Model,
     Predicted,
+    RunPhotographs,
     checkpoints,
     feature_cache,
-    photographs,
     quiet_trainer,
 )
 from rca_lightning.cli.run_folder import RunFolder
 from rca_lightning.cli.steps import Steps
+from rca_lightning.data.catalogue import Catalogue
 from rca_lightning.data.datamodule import WSSSDataModule
-from rca_lightning.io.atomic import write_atomically
 from rca_lightning.modules.affinity_module import AffinityModule
 from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
 from rca_lightning.prediction.stored_maps import write_confident_labels
@@ -31,31 +32,28 @@ _LOW, _HIGH = 0.3, 0.6  # shares of the maps of RCA below which is background, a
 _SIDE, _BATCH = 320, 8  # crops that boundaries are learned on
 
 
-def fit_segmenter(run: RunFolder, image_dir: Path, learned: Sequence[str], model: Model, steps: Steps) -> None:
+def fit_segmenter(
+    run: RunFolder, catalogue: Catalogue, learned: npt.NDArray[np.int64], model: Model, steps: Steps
+) -> None:
     """Fits the segmenter to the confident labels of the first stage, from the last step that an earlier run has ended.
 
     Args:
         run: the folder, with `rca.ckpt`, labels and maps; `segmenter.ckpt` is written there.
-        image_dir: folder of the photographs.
-        learned: photographs with tags and a label.
+        catalogue: the photographs.
+        learned: row numbers of those with tags and a label.
         model: what the first stage was fitted with.
         steps: with the steps "boundaries" and "segmenter".
     """
     L.seed_everything(model.seed, verbose=False)
-    chosen = run.segmentation / "photographs.txt"
-    with run.output_errors():
-        chosen.parent.mkdir(parents=True, exist_ok=True)
-        content = "".join(f"{image_id}\n" for image_id in learned).encode("utf-8", "surrogateescape")
-        write_atomically(chosen, lambda file: file.write(content))
     steps.begin("boundaries")
     confident = run.segmentation / "confident_labels"
-    write_confident_labels(_photographs(run, image_dir, chosen), run.maps, confident, low=_LOW, high=_HIGH)
+    write_confident_labels(_photographs(run, catalogue, learned), run.maps, confident, low=_LOW, high=_HIGH)
     boundaries = run.segmentation / "boundaries" / "last.ckpt"
     # Undecided pixels teach nothing: labels of a single threshold make a worse classifier (experiments/voc2012_mini).
-    data = _photographs(run, image_dir, chosen, labels=confident / "pseudo_labels")
+    data = _photographs(run, catalogue, learned, labels=confident / "pseudo_labels")
     _fit_boundaries(run, data, model, steps)
     steps.begin("segmenter")
-    data = _photographs(run, image_dir, chosen, labels=confident / "pseudo_labels")
+    data = _photographs(run, catalogue, learned, labels=confident / "pseudo_labels")
     module = FrozenSegmentationModule(
         data.num_classes,
         data.class_names,
@@ -85,28 +83,25 @@ def _fit_boundaries(run: RunFolder, data: WSSSDataModule, model: Model, steps: S
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
 
 
-def segment_photographs(run: RunFolder, image_dir: Path, untagged: Sequence[str], steps: Steps) -> None:
+def segment_photographs(run: RunFolder, catalogue: Catalogue, untagged: npt.NDArray[np.int64], steps: Steps) -> None:
     """Draws photographs by the segmenter, those that it has not drawn, in the place of the labels of the first stage.
 
     Args:
         run: the folder, with `segmenter.ckpt`.
-        image_dir: folder of the photographs.
-        untagged: photographs without tags.
+        catalogue: the photographs.
+        untagged: row numbers of those without tags.
         steps: with the step "untagged".
     """
     steps.begin("untagged")
     drawn = run.segmented()
-    if any(not drawn.is_complete(image_id) for image_id in untagged):
-        listed = run.segmentation / "untagged.txt"
-        content = "".join(f"{image_id}\n" for image_id in untagged).encode("utf-8", "surrogateescape")
-        with run.output_errors():
-            write_atomically(listed, lambda file: file.write(content))
-        data = _photographs(run, image_dir, listed)
+    records = catalogue.table.take(untagged)
+    if any(not drawn.is_complete(image_id) for image_id in records.iterate_ids()):
+        data = _photographs(run, catalogue, untagged)
         module = FrozenSegmentationModule.load_from_checkpoint(run.segmenter, map_location="cpu")
         trainer = quiet_trainer(run, [MaskWriter(str(drawn.root), overlays=True), Predicted(steps)])
         trainer.predict(module, datamodule=data, return_predictions=False)
     with run.output_errors():
-        for image_id in untagged:
+        for image_id in records.iterate_ids():
             paths = drawn.paths(image_id)
             _put(paths["overlays"], run.overlays / f"{image_id}.jpg")
             _put(paths["masks"], run.labels / f"{image_id}.png")
@@ -123,12 +118,14 @@ def _put(source: Path, target: Path) -> None:
     beside.replace(target)
 
 
-def _photographs(run: RunFolder, image_dir: Path, listed: Path, *, labels: Path | None = None) -> WSSSDataModule:
-    """The photographs of a list, to be learned from with labels, or to be drawn."""
-    return photographs(
+def _photographs(
+    run: RunFolder, catalogue: Catalogue, rows: npt.NDArray[np.int64], *, labels: Path | None = None
+) -> WSSSDataModule:
+    """Some photographs, to be learned from with labels, or to be drawn."""
+    return RunPhotographs(
         run,
-        image_dir,
-        split_files={"listed": str(listed)},
+        catalogue,
+        chosen={"listed": rows},
         train_mask_dir=None if labels is None else str(labels),
         train_masks=labels is not None,
         train_split="listed",

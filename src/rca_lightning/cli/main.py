@@ -36,13 +36,14 @@ COMMANDS = {
     "check": "rca_lightning.cli.check",
     "weights": "rca_lightning.cli.weights",
     "convert": "rca_lightning.cli.convert",
+    "app": "rca_lightning.cli.app",
 }
 EPILOG = (
     "rca masks does all at once: rca masks photographs/ --out masks/. rca affinity learns boundaries that refine maps. "
     "More commands need no Trainer: rca labels (pseudo labels from stored maps), rca convert (label images for COCO, "
     "YOLO, LabelMe and Label Studio), rca export (a trained segmentation network as ONNX or torch.export program), rca "
-    "check (whether files for a benchmark server are as it wants them) and rca weights (published weights of "
-    "backbones). Each has a --help of its own."
+    "check (whether files for a benchmark server are as it wants them), rca weights (published weights of backbones) "
+    "and rca app (a page in the browser that draws the mask of a photograph). Each has a --help of its own."
 )
 
 

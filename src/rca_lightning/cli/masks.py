@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.backbones.resnet import StrideIn
 from rca_lightning.cli.draw_prototypes import draw_prototypes, expected_seconds
-from rca_lightning.cli.fit_photographs import Model, fit_model, label_photographs, log_to_file, photographs
+from rca_lightning.cli.fit_photographs import Model, RunPhotographs, fit_model, label_photographs, log_to_file
 from rca_lightning.cli.fit_segmenter import fit_segmenter, segment_photographs
-from rca_lightning.cli.run_folder import RunFolder, Settings, changes
+from rca_lightning.cli.part_of_masks import run_part
+from rca_lightning.cli.plan_masks import Choices, Plan, find_photographs
+from rca_lightning.cli.run_folder import Part, RunFolder, Settings
 from rca_lightning.cli.steps import Steps
-from rca_lightning.data.classes import ClassIndex, check_mask_classes
-from rca_lightning.data.near_duplicates import hash_photographs, near_duplicates
+from rca_lightning.data.catalogue import Catalogue
+from rca_lightning.data.near_duplicates import MOST_PAIRS, hash_photographs, near_duplicates
 from rca_lightning.data.records import Record
 from rca_lightning.data.tag_checks import TagStatistics
-from rca_lightning.data.tag_files import write_tag_file
-from rca_lightning.data.tagged_folder import TaggedFolder, read_tagged_folder, tag_names
+from rca_lightning.data.tagged_folder import tag_names
 from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.evaluation.report import Scores
-from rca_lightning.io.atomic import write_atomically
 from rca_lightning.io.listing import first_few, require_folder
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import score_label_files
@@ -47,21 +49,6 @@ _SEGMENTER = {"boundaries": 2.5, "segmenter": 0.1}  # of the photographs with ta
 _UNTAGGED = {"untagged": 2.5}  # of those without
 
 
-@dataclass(frozen=True)
-class _Choices:
-    """What the user has chosen beside the model."""
-
-    root: Path
-    tags: str | None
-    classes: str | None
-    masks: Path | None
-    threshold: float | None
-    refine: tuple[RefinementName, ...]
-    refit: bool
-    maps: bool
-    segmenter: bool
-
-
 def main(words: Sequence[str]) -> None:
     """Label the photographs of a folder.
 
@@ -75,10 +62,13 @@ def main(words: Sequence[str]) -> None:
     given = _parser().parse_args(list(words))
     choices = _choices(given)
     model = Model(given.backbone, _weights(given.weights), given.stride_in, given.max_side, given.seed)
-    run = RunFolder(given.out)
+    run = RunFolder(given.out, None if given.shard is None else Part.parse(given.shard))
     try:
-        with run.opened(), log_to_file(run.work / "log.txt"):
-            _run(run, choices, model, ["rca", "masks", *words])
+        with run.opened(), log_to_file(run.own / "log.txt"):
+            if run.part is None:
+                _run(run, choices, model, ["rca", "masks", *words])
+            else:
+                run_part(run, choices, model)
     except KeyboardInterrupt:
         _stopped(run)
     except SystemExit:
@@ -93,45 +83,51 @@ def _stopped(run: RunFolder) -> NoReturn:
     raise SystemExit(130) from None
 
 
-def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) -> None:
+def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> None:
     names = [*_EXPECTED]
     if choices.segmenter:
         names[-1:-1] = [*_SEGMENTER, *_UNTAGGED]
     expected = dict.fromkeys(names, 0.0)
     with Steps(expected) as steps:
         steps.begin("look")
-        folder = _find(run, choices, steps)
+        folder = find_photographs(run, choices, steps)
+        facts = folder.facts
         for name, seconds in _EXPECTED.items():
-            steps.expect(name, seconds * len(folder.images))
-        steps.expect("prototypes", expected_seconds(len(folder.class_names)))
+            steps.expect(name, seconds * facts.images)
+        steps.expect("prototypes", expected_seconds(len(facts.class_names)))
         if choices.segmenter:
             for name, seconds in _SEGMENTER.items():
-                steps.expect(name, seconds * len(folder.tags))
+                steps.expect(name, seconds * facts.known)
             for name, seconds in _UNTAGGED.items():
-                steps.expect(name, seconds * (len(folder.images) - len(folder.tags)))
+                steps.expect(name, seconds * (facts.images - facts.known))
         lines, unread = _look(run, folder, steps)
         for line in lines:
             _log.warning("%s", line)
-        fits = _plan(run, folder, choices, model)
-        _write_tags(run, folder)
+        plan = Plan(run, folder, choices, model)
+        is_new = plan.carry_out(folder) or not plan.is_carried_out
         mask_dir = None if choices.masks is None else str(choices.masks.absolute())
-        data = photographs(run, folder.image_dir, mask_dir=mask_dir)
-        if fits:
+        data = RunPhotographs(run, folder, mask_dir=mask_dir)
+        if plan.fits:
             curves = fit_model(run, data, model, steps)
             run.remember("fit", run.state["fit"] | {"done": True, "curves": curves})
             unread |= {image.image_id: image.reason for image in data.bad_images.skipped}
         else:
             steps.skip("features", "rounds")
-        missing = [image_id for image_id in folder.images if not run.predictions().is_complete(image_id)]
-        if set(missing) - set(unread):
+        run.remember("plan", plan.content)
+        if is_new and run.parts is not None:
+            _hand_over(run, steps, "the model" if plan.fits else "the list of what is to be labelled")
+            return
+        labels = run.predictions()
+        if any(not labels.is_complete(image_id) and image_id not in unread for image_id in folder.table.iterate_ids()):
             label_photographs(run, data, steps, threshold=choices.threshold, refine=choices.refine)
             unread |= {image.image_id: image.reason for image in data.bad_images.skipped}
         else:
             data.setup("predict")
         records: Sequence[Record] = data.predict_records
         atlas = draw_prototypes(run, records, steps)
-        if choices.segmenter:
-            _segment(run, folder, model, steps)
+        if choices.segmenter and _segment(run, folder, model, steps):
+            _hand_over(run, steps, "the segmenter")
+            return
         steps.begin("report")
         if choices.maps:
             _give_maps(run, folder)
@@ -141,13 +137,13 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
             "version": __version__,
             "settings": {
                 **asdict(model),
-                **_label_settings(choices),
-                "tags": folder.described,
+                **choices.of_labels(),
+                "tags": facts.described,
                 "segmenter": choices.segmenter,
             },
-            "classes": list(folder.class_names),
-            "images": len(folder.images),
-            "tagged": sum(bool(tags) for tags in folder.tags.values()),
+            "classes": list(facts.class_names),
+            "images": facts.images,
+            "tagged": facts.tagged,
             "seconds": _add_seconds(run, steps),
             "skipped": [{"image": image_id, "reason": reason} for image_id, reason in sorted(unread.items())],
             "warnings": lines,
@@ -156,8 +152,9 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
         }
         run.write_json(run.out / "run.json", content)
         page = _write_page(run, records, folder, content, unread, atlas, threshold=choices.threshold)
+        run.end_parts()
         steps.end()
-    done = len(folder.images) - len(unread)
+    done = facts.images - len(unread)
     print(f"masks of {done} photographs: {run.labels}")
     if unread:
         print(f"{len(unread)} could not be read: {first_few(sorted(unread))}")
@@ -169,135 +166,61 @@ def _run(run: RunFolder, choices: _Choices, model: Model, command: list[str]) ->
     print(f"the model: {run.checkpoint}; {run.work} lets the next run go on from here and may be deleted")
 
 
-def _find(run: RunFolder, choices: _Choices, steps: Steps) -> TaggedFolder:
-    exclude = [run.out, *([] if choices.masks is None else [choices.masks])]
-    links = run.work / "photographs"
-    folder = read_tagged_folder(
-        choices.root,
-        links=links,
-        tags_file=choices.tags,
-        class_file=choices.classes,
-        exclude=exclude,
-        each=steps.update,
-    )
-    if choices.classes is None and len(folder.class_names) > 254:
-        raise ArgumentError("classes", None, f"there are {len(folder.class_names)} tags, at most 254 can be classes; "
-                            "give --classes FILE, the ones that are meant, one a line")  # fmt: skip
-    check_mask_classes(len(folder.class_names))
-    _log.info("%d photographs, tags from %s", len(folder.images), folder.described)
-    return folder
+def _hand_over(run: RunFolder, steps: Steps, made: str) -> None:
+    """Ends a run between parts: what comes next is for them."""
+    _add_seconds(run, steps)
+    steps.end()
+    print(f"{made} is there; next, each of the {run.parts} parts: rca masks with --shard; or the same without, which "
+          "does their work alone")  # fmt: skip
 
 
-def _look(run: RunFolder, folder: TaggedFolder, steps: Steps) -> tuple[list[str], dict[str, str]]:
+def _look(run: RunFolder, folder: Catalogue, steps: Steps) -> tuple[list[str], dict[str, str]]:
     """Warnings of tags and of photographs that are nearly the same; and which cannot be read, and why."""
-    statistics = TagStatistics(folder.class_names)
+    statistics = TagStatistics(folder.facts.class_names)
     for image_id, tags in folder.tags.items():
         statistics.add(image_id, tags)
     lines = statistics.warnings()
     with run.output_errors():
-        across, down, unread = hash_photographs(folder.images, run.work / "hashes.npz", each=steps.update)
+        across, down, unread = hash_photographs(
+            folder.images, run.hashes, others=(run.work / "parts").glob(f"*/{run.hashes.name}"), each=steps.update
+        )
     pairs = near_duplicates(across, down)
     if pairs:
-        ids = list(folder.images)
-        named = ", ".join(f"{ids[first]} and {ids[second]}" for first, second in pairs[:_NAMED_PAIRS])
-        more = f", ... ({len(pairs)} pairs in all)" if len(pairs) > _NAMED_PAIRS else ""
+        ids = folder.table.image_id
+        named = ", ".join(f"{ids(first)} and {ids(second)}" for first, second in pairs[:_NAMED_PAIRS])
+        number = f"{len(pairs)} pairs in all" if len(pairs) < MOST_PAIRS else f"{len(pairs)} pairs or more"
+        more = f", ... ({number})" if len(pairs) > _NAMED_PAIRS else ""
         lines.append(f"nearly the same photographs: {named}{more}; keep one of each pair, or classes are learned twice")
     return lines, unread
 
 
-def _plan(run: RunFolder, folder: TaggedFolder, choices: _Choices, model: Model) -> bool:
-    """Says what is made anew, and removes it; returns whether a model is fitted."""
-    tagged = {image_id: tags for image_id, tags in folder.tags.items() if tags}
-    settings: Settings = {"classes": list(folder.class_names), **asdict(model)}
-    before = run.state.get("fit", {})
-    number = before.get("number", 0)
-    done = bool(before.get("done")) and run.checkpoint.is_file()
-    different = changes(before, settings) if before else []
-    digest = _digest(tagged)
-    fits = not done
-    if before and different:
-        _say(f"the model and all labels are made anew: {'; '.join(different)}")
-        fits = True
-    elif done and before.get("photographs") != digest:
-        if choices.refit:
-            _say(f"the model and all labels are made anew from {len(tagged)} tagged photographs (--refit)")
-            fits = True
-        else:
-            _say(
-                f"photographs or tags have changed: the model stays as it is, fitted to {before.get('tagged')} "
-                "photographs; --refit makes it and all labels anew"
-            )
-    if fits and (different or done or before.get("photographs") != digest):
-        run.remove_fit()
-        run.remember("seconds", None)
-        number += 1
-    if fits:
-        run.remember("fit", settings | {"photographs": digest, "tagged": len(tagged), "number": number, "done": False})
-    labels = _label_settings(choices) | {"model": number}
-    drawn = run.state.get("labels")
-    if drawn is not None and drawn != labels:
-        if not fits:
-            _say(f"all labels are made anew: {'; '.join(changes(drawn, labels))}")
-        run.remember("labels", None)
-        run.remove_labels()
-    run.remember("labels", labels)
-    _plan_segmenter(run, folder, choices, labels)
-    return fits
+def _segment(run: RunFolder, folder: Catalogue, model: Model, steps: Steps) -> bool:
+    """Fits the segmenter where there is none of this model, and draws photographs without tags by it.
 
-
-def _segment(run: RunFolder, folder: TaggedFolder, model: Model, steps: Steps) -> None:
-    """Fits the segmenter where there is none of this model, and draws photographs without tags by it."""
+    Returns:
+        Whether it ends with the fit, since there are parts that draw.
+    """
     settings: Settings = run.state["segmenter"]
+    labels = run.predictions()
     if settings["done"] and run.segmenter.is_file():
         steps.skip(*_SEGMENTER)
     else:
-        labels = run.predictions()
-        learned = [image_id for image_id, tags in folder.tags.items() if tags and labels.is_complete(image_id)]
-        fit_segmenter(run, folder.image_dir, learned, model, steps)
+        learned = _rows(folder, lambda record: bool(record.tags) and labels.is_complete(record.image_id))
+        fit_segmenter(run, folder, learned, model, steps)
         run.remember("segmenter", settings | {"done": True})
-    untagged = [image_id for image_id in _without_tags(folder) if run.predictions().is_complete(image_id)]
-    if untagged:
-        segment_photographs(run, folder.image_dir, untagged, steps)
+        if run.parts is not None and folder.facts.known < folder.facts.images:
+            return True
+    untagged = _rows(folder, lambda record: record.tags is None and labels.is_complete(record.image_id))
+    if len(untagged):
+        segment_photographs(run, folder, untagged, steps)
     else:
         steps.skip(*_UNTAGGED)
+    return False
 
 
-def _plan_segmenter(run: RunFolder, folder: TaggedFolder, choices: _Choices, labels: Settings) -> None:
-    """Removes a segmenter of another model, or of other labels; and what it has drawn where it is not asked for."""
-    before = run.state.get("segmenter")
-    if choices.segmenter and (before is None or before["labels"] != labels):
-        if before is not None and before["done"]:
-            _say("the segmenter is made anew, as the labels are that it learned from")
-        run.remove_segmenter()
-        run.remember("segmenter", {"labels": labels, "done": False})
-    elif before is not None and not choices.segmenter:
-        drawn = [image_id for image_id in run.segmented().complete_ids() if image_id in folder.images]
-        if drawn:
-            _say(f"labels of photographs without tags are made anew by the first stage, without --segmenter: "
-                 f"{first_few(drawn)}")  # fmt: skip
-            run.remove_labels(drawn)
-
-
-def _without_tags(folder: TaggedFolder) -> list[str]:
-    return [image_id for image_id in folder.images if image_id not in folder.tags]
-
-
-def _label_settings(choices: _Choices) -> Settings:
-    return {"threshold": choices.threshold, "refine": list(choices.refine)}
-
-
-def _write_tags(run: RunFolder, folder: TaggedFolder) -> None:
-    """Keeps classes and tags in the folder; labels of photographs that have others now are removed before."""
-    names = folder.class_names
-    now = {image_id: tag_names(tags, names) for image_id, tags in folder.tags.items()}
-    changed = run.retagged(now, folder.images)
-    if changed:
-        _say(f"labels are made anew, as the tags or the files have changed: {first_few(changed)}")
-        run.remove_labels(changed)
-    with run.output_errors():
-        text = "".join(f"{name}\n" for name in names)
-        write_atomically(run.classes, lambda file: file.write(text.encode()))
-        write_tag_file(run.tags, sorted(folder.tags.items()), ClassIndex(names))
+def _rows(folder: Catalogue, wanted: Callable[[Record], bool]) -> npt.NDArray[np.int64]:
+    """Row numbers of some photographs."""
+    return np.flatnonzero(np.fromiter(map(wanted, folder.table), dtype=np.bool_, count=len(folder.table)))
 
 
 def _add_seconds(run: RunFolder, steps: Steps) -> dict[str, float]:
@@ -309,34 +232,34 @@ def _add_seconds(run: RunFolder, steps: Steps) -> dict[str, float]:
     return total
 
 
-def _give_maps(run: RunFolder, folder: TaggedFolder) -> None:
+def _give_maps(run: RunFolder, folder: Catalogue) -> None:
     """Puts the maps beside the labels, as links to the same files."""
     given = run.out / "maps"
     with run.output_errors():
         given.mkdir(exist_ok=True)
-        for image_id in folder.images:
+        for image_id in folder.table.iterate_ids():
             source, target = run.maps / f"{image_id}.npz", given / f"{image_id}.npz"
             if source.is_file() and not (target.is_file() and target.samefile(source)):
                 target.unlink(missing_ok=True)
                 target.hardlink_to(source)
 
 
-def _score(run: RunFolder, records: Sequence[Record], folder: TaggedFolder) -> Scores | None:
-    scores = score_label_files(run.labels, records, num_classes=len(folder.class_names))
+def _score(run: RunFolder, records: Sequence[Record], folder: Catalogue) -> Scores | None:
+    scores = score_label_files(run.labels, records, num_classes=len(folder.facts.class_names))
     if scores is None:
         _log.warning("masks: no photograph has a mask of its name there, so there is no score")
     return scores
 
 
-def _scores_content(scores: Scores, folder: TaggedFolder) -> dict[str, Any]:
-    values = zip(["background", *folder.class_names], scores.iou.tolist(), strict=True)
+def _scores_content(scores: Scores, folder: Catalogue) -> dict[str, Any]:
+    values = zip(["background", *folder.facts.class_names], scores.iou.tolist(), strict=True)
     return {"miou": scores.miou, "iou": {name: value for name, value in values if value == value}}  # without NaN
 
 
 def _write_page(
     run: RunFolder,
     records: Sequence[Record],
-    folder: TaggedFolder,
+    folder: Catalogue,
     content: Mapping[str, Any],
     unread: Mapping[str, str],
     atlas: Sequence[AtlasClass],
@@ -350,27 +273,16 @@ def _write_page(
             label, maps = run.labels / f"{record.image_id}.png", run.maps / f"{record.image_id}.npz"
             yield ReportEntry(
                 image_id=record.image_id,
-                photograph=folder.images[record.image_id],
+                photograph=record.image,
                 label=label if label.is_file() else None,
                 maps=maps if maps.is_file() else None,
-                tags=tag_names(record.tags or (), folder.class_names),
+                tags=tag_names(record.tags or (), folder.facts.class_names),
                 reason=unread.get(record.image_id),
             )
 
     with run.output_errors():
-        classes = folder.class_names
+        classes = folder.facts.class_names
         return write_report(run.out, entries(), run=content, classes=classes, atlas=atlas, threshold=threshold)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _digest(tagged: Mapping[str, tuple[int, ...]]) -> str:
-    digest = hashlib.sha256()
-    for image_id, tags in sorted(tagged.items()):
-        digest.update(f"{image_id} {tags}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:32]
 
 
 def _weights(given: str) -> str:
@@ -378,7 +290,7 @@ def _weights(given: str) -> str:
     return str(Path(given).absolute()) if Path(given).is_file() else given
 
 
-def _choices(given: argparse.Namespace) -> _Choices:
+def _choices(given: argparse.Namespace) -> Choices:
     require_folder(given.photographs, what="photographs", remedy="give the folder that holds your photographs")
     if given.masks is not None:
         require_folder(given.masks, what="masks", remedy="give the folder of index masks to score with")
@@ -397,7 +309,7 @@ def _choices(given: argparse.Namespace) -> _Choices:
         raise ArgumentError("threshold", threshold, "give a number in [0, 1]")
     if given.max_side < 64:
         raise ArgumentError("max_side", given.max_side, "give at least 64 pixels")
-    return _Choices(
+    return Choices(
         given.photographs,
         given.tags,
         given.classes,
@@ -442,6 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--maps", action="store_true", help="leave the maps of the classes in maps/ too")
     add("--segmenter", action="store_true", help="learn masks too, and draw photographs without tags by that")
     add("--refit", action="store_true", help="learn from new photographs and tags, and make all labels anew")
+    add("--shard", metavar="I/N", help="work on part I of N only, beside the other parts (page: Long runs)")
     add("--seed", type=int, default=0, metavar="N", help="of the order of photographs (default: 0)")
     add("-h", "--help", action="help", help="show this and end")
     return parser

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rca_lightning.data.crops import CachedCrops
 from rca_lightning.data.dataset import CachedFeatures, TaggedImages
 from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
-from rca_lightning.data.records import Record, Source
+from rca_lightning.data.records import Record, RecordTable, Source
 from rca_lightning.data.sample import Sample, SkippedImage
 from rca_lightning.data.sources import (
     DatasetName,
@@ -194,7 +194,7 @@ class WSSSDataModule(L.LightningDataModule):
         self._train: TaggedImages | None = None
         self._eval: TaggedImages | None = None
         self._predict: TaggedImages | None = None
-        self._predicted: frozenset[str] = frozenset()
+        self._predicted: Container[str] = frozenset()
         self._without_features: frozenset[str] = frozenset()
         self.skips_validation = False  # in fit: no image of eval_split has a mask
 
@@ -220,6 +220,10 @@ class WSSSDataModule(L.LightningDataModule):
         """
         return self.options.coco_ids(self.predict_split)
 
+    def open_source(self) -> Source:
+        """Open the data set; a subclass may serve records that it has found in another way."""
+        return self.options.open()
+
     def prepare_data(self) -> None:
         """Generate the synthetic images if they are not there yet; other data sets are never downloaded."""
         self.options.prepare()
@@ -238,7 +242,7 @@ class WSSSDataModule(L.LightningDataModule):
                 empty.
         """
         self.open_features = None  # of another module
-        source = self.options.open()
+        source = self.open_source()
         if (now := self.options.class_names()) != self._class_names:
             remedy = f"its classes are now {first_few(now)}, and were others before; make the data module anew"
             raise ArgumentError("root", str(self.options.folder), remedy)
@@ -317,7 +321,8 @@ class WSSSDataModule(L.LightningDataModule):
 
         Args:
             cache: it.
-            splits: further splits that need features, to be scored later.
+            splits: further splits that need features, to be scored later. The split that is trained on stands for
+                those of its photographs too that are left out of training, for want of tags.
             crop_cells: side of the crops of features that are trained on, in cells of the coarsest level; None: whole
                 photographs are.
             with_masks: whether whole photographs are trained on with their masks.
@@ -334,19 +339,25 @@ class WSSSDataModule(L.LightningDataModule):
         self.crop_cells = crop_cells
         self.masks_of_features = with_masks
         self._without_features = frozenset()
-        needed = {self.train_split: _set_up(self._train, "fit").whole()}
-        needed[self.train_split].scored = self.train_split in splits
+        trained_on = _set_up(self._train, "fit").whole()
+        trained_on.scored = self.train_split in splits
         validated = []
         if to_validate and self._eval is not None and self._validates_in_fit():
             self._eval.features, self._eval.scored = cache, True
             validated = [self._eval]
-        source = self.options.open()
-        for split in splits:
+        source, others = self.open_source(), []
+        for split in dict.fromkeys(splits):
             check_split(source, "splits", split)
-            if split not in needed and not (validated and split == self.eval_split):
-                needed[split] = self._images(source.records(split, with_masks=False), split)
-                needed[split].scored = True
-        return [needed.pop(self.train_split), *validated, *needed.values()]
+            if validated and split == self.eval_split:
+                continue
+            records, name = RecordTable.of(source.records(split, with_masks=False)), split
+            if split == self.train_split:
+                # None of them is a bad image of the training.
+                records, name = records.take(records.tag_counts <= 0), f"{split}, without tags"
+            if len(records):
+                others.append(self._images(records, name))
+                others[-1].scored = True
+        return [trained_on, *validated, *others]
 
     def _validates_in_fit(self) -> bool:
         """Whether an epoch of `fit` ends in a validation."""
@@ -399,11 +410,18 @@ class WSSSDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return the photographs of `predict_split`, each in exactly one process."""
         at_least = self.trainer.world_size if self.trainer else 1
-        return self._evaluation_loader(_set_up(self._predict, "predict").without(self._predicted, at_least=at_least))
+        images = self.photographs_to_predict(at_least=at_least)
+        if left_out := len(_set_up(self._predict, "predict")) - len(images):
+            _info("split %r: %d images are complete and are left out", self.predict_split, left_out)
+        return self._evaluation_loader(images)
 
-    def leave_out_of_prediction(self, image_ids: Collection[str]) -> None:
+    def photographs_to_predict(self, *, at_least: int = 0) -> TaggedImages:
+        """The photographs of `predict_split` that are not left out; some of these stay if fewer were left."""
+        return _set_up(self._predict, "predict").without(self._predicted, at_least=at_least)
+
+    def leave_out_of_prediction(self, image_ids: Container[str]) -> None:
         """Leave images out of the next prediction, such as those whose results are there already."""
-        self._predicted = frozenset(image_ids)
+        self._predicted = image_ids
 
     def unread_of_prediction(self, image_ids: Collection[str]) -> list[SkippedImage]:
         """Those of the named images that no prediction can read; see `TaggedImages.unread`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,10 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def without(self, image_ids: Collection[str], *, at_least: int) -> TaggedImages:
+    def without(self, image_ids: Container[str], *, at_least: int) -> TaggedImages:
         """The same images but for those named; some of these stay if fewer than `at_least` were left."""
-        named = np.array([image_id in image_ids for image_id in self.records.image_ids], dtype=np.bool_)
+        is_named = (image_id in image_ids for image_id in self.records.iterate_ids())
+        named = np.fromiter(is_named, dtype=np.bool_, count=len(self.records))
         kept, others = np.flatnonzero(~named), np.flatnonzero(named)
         rows = np.concatenate([kept, others[: max(0, at_least - len(kept))]])
         fewer = copy.copy(self)
@@ -144,9 +145,10 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         photographs = copy.copy(self)
         photographs.augmentation = None
         photographs._reader = Reader(self.num_classes)
-        photographs.records = RecordTable.of(
-            Record(record.image_id, record.image, record.tags) for record in self.records
-        )
+        if self.records.has_mask.any() or self.records.has_saliency.any():
+            photographs.records = RecordTable.of(
+                Record(record.image_id, record.image, record.tags) for record in self.records
+            )
         return photographs
 
     def mask(self, row: int) -> npt.NDArray[np.uint8] | SkippedImage | None:
@@ -173,7 +175,7 @@ class TaggedImages(Dataset["Sample | SkippedImage"]):
         """Those of the named images that cannot be read; empty without `skip_of`, for then they are an error."""
         if self.skip_of is None:
             return []
-        rows = [row for row, image_id in enumerate(self.records.image_ids) if image_id in image_ids]
+        rows = [row for row, image_id in enumerate(self.records.iterate_ids()) if image_id in image_ids]
         return [image for row in rows if isinstance(image := self[row], SkippedImage)]
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | SkippedImage:

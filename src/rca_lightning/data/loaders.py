@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
@@ -57,11 +60,11 @@ class EpochSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, first = self.epoch, self._seen() if self._seen else 0
         places = range(self.rank, self.total_size, self.num_replicas)  # in the order of all processes together
-        own = [
+        own = (
             (epoch, index if self._repeats or place < self._length else -1)
             for place, index in zip(places, super().__iter__(), strict=True)
-        ]
-        return iter(own[first:])
+        )
+        return itertools.islice(own, first, None)
 
 
 class ShardSampler(UnrepeatedDistributedSampler):
@@ -85,6 +88,9 @@ class ShardSampler(UnrepeatedDistributedSampler):
                 "devices", world_size, f"more processes than the {len(dataset)} images to evaluate; use fewer"
             )
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(self.rank, self.total_size, self.num_replicas))  # no list of them all
 
 
 class GroupedBatchSampler(ShardSampler):
@@ -195,10 +201,16 @@ def evaluation_loader(
     return DataLoader(dataset=images, **batching, **_worker_options(num_workers, pin_memory))
 
 
-def photograph_loader(images: TaggedImages, rows: Sequence[int], *, num_workers: int) -> DataLoader[Any]:
+def photograph_loader(
+    images: TaggedImages, rows: Sequence[int] | npt.NDArray[np.int64], *, num_workers: int
+) -> DataLoader[Any]:
     """Return the loader of some photographs, one at a time and as they are, in the order of `rows`."""
     return DataLoader(
-        Subset(images, rows), batch_size=None, num_workers=num_workers, worker_init_fn=_start_worker, collate_fn=_as_is
+        Subset(images, cast("Sequence[int]", rows)),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_start_worker,
+        collate_fn=_as_is,
     )
 
 

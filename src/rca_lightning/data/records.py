@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import array
+import bisect
 import itertools
 import json
+import shutil
 import struct
+import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol, overload
@@ -104,6 +108,7 @@ class PackedStrings:
 
 
 _MAGIC = b"RCAINDEX"
+_BLOCK = 1 << 20  # bytes
 _START = struct.Struct("<8sIIQ")  # magic, CRC-32 of key and content, number of images, number of strings
 
 
@@ -137,7 +142,7 @@ class RecordTable(Sequence[Record]):
             mask: Any = record.mask
             shapes.append(mask.packed if isinstance(mask, CocoShapes) else b"")
             mask = [mask.height, mask.width, mask.where] if isinstance(mask, CocoShapes) else _text(mask)
-            heads.append(_encode([record.image_id, str(record.image), record.tags, mask, _text(record.saliency)]))
+            heads.append(_head(record, mask))
         return cls(PackedStrings.pack(heads), PackedStrings.pack(shapes) if any(shapes) else None)
 
     @classmethod
@@ -165,6 +170,34 @@ class RecordTable(Sequence[Record]):
             file.write(strings.data.data)
 
         write_atomically(path, write)
+
+    @staticmethod
+    def write_each(path: Path, records: Iterable[Record], *, key: Callable[[], str]) -> None:
+        """Write records without annotated objects to a file as `write` does, one by one.
+
+        Args:
+            path: the file.
+            records: any number of them; 8 bytes of each are held in memory.
+            key: asked when all are read.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ends = array.array("q", [0])
+        with tempfile.TemporaryFile(dir=path.parent) as heads:
+            for record in records:
+                ends.append(ends[-1] + heads.write(_head(record, _text(_file(record.mask)))))
+            ends_of = np.frombuffer(ends, dtype=np.int64)
+            checksum = zlib.crc32(ends_of.data, _first_checksum(key(), len(ends) - 1, len(ends) - 1))
+            heads.seek(0)
+            while block := heads.read(_BLOCK):
+                checksum = zlib.crc32(block, checksum)
+            heads.seek(0)
+
+            def write(file: IO[bytes]) -> None:
+                file.write(_START.pack(_MAGIC, checksum, len(ends) - 1, len(ends) - 1))
+                file.write(ends_of.data)
+                shutil.copyfileobj(heads, file, _BLOCK)
+
+            write_atomically(path, write)
 
     def __len__(self) -> int:
         return len(self.heads) if self.rows is None else len(self.rows)
@@ -194,25 +227,41 @@ class RecordTable(Sequence[Record]):
         """Replace all saliency maps by these, given by image id."""
         return self._with_files(4, files)
 
+    def find(self, image_id: str) -> int | None:
+        """Number of the record of an image, of a table in the order of `sort_key`; None without one."""
+        wanted = sort_key(image_id)
+        row = bisect.bisect_left(range(len(self)), wanted, key=lambda row: sort_key(self.image_id(row)))
+        return row if row < len(self) and self.image_id(row) == image_id else None
+
+    def image_id(self, row: int) -> str:
+        """Image id of a record."""
+        image_id: str = json.loads(self.heads[self._all_rows()[row]])[0]
+        return image_id
+
+    def iterate_ids(self) -> Iterator[str]:
+        """The image id of each record, one by one."""
+        return (head[0] for head in self._heads())
+
     @property
     def image_ids(self) -> list[str]:
         """The image id of each record."""
-        return [head[0] for head in self._heads()]
+        return list(self.iterate_ids())
 
     @property
     def tag_counts(self) -> npt.NDArray[np.int64]:
         """How many tags each record has, -1 where they are unknown; (len,)."""
-        return np.array([-1 if head[2] is None else len(head[2]) for head in self._heads()], dtype=np.int64)
+        counts = (-1 if head[2] is None else len(head[2]) for head in self._heads())
+        return np.fromiter(counts, dtype=np.int64, count=len(self))
 
     @property
     def has_mask(self) -> npt.NDArray[np.bool_]:
         """Whether each record has a mask, (len,)."""
-        return np.array([head[3] is not None for head in self._heads()], dtype=np.bool_)
+        return np.fromiter((head[3] is not None for head in self._heads()), dtype=np.bool_, count=len(self))
 
     @property
     def has_saliency(self) -> npt.NDArray[np.bool_]:
         """Whether each record has a saliency map, (len,)."""
-        return np.array([head[4] is not None for head in self._heads()], dtype=np.bool_)
+        return np.fromiter((head[4] is not None for head in self._heads()), dtype=np.bool_, count=len(self))
 
     def _all_rows(self) -> Any:
         return range(len(self.heads)) if self.rows is None else self.rows
@@ -237,6 +286,24 @@ class RecordTable(Sequence[Record]):
         return replace(self, heads=PackedStrings.pack([_encode(head) for head in heads]))
 
 
+def sort_key(image_id: str) -> bytes:
+    """Order of ids in a table that is searched: that of their letters, which is the order of strings in Python.
+
+    Only names that are not UTF-8 may come elsewhere.
+    """
+    return image_id.encode("utf-8", "surrogateescape")
+
+
+def _head(record: Record, mask: Any) -> bytes:
+    return _encode([record.image_id, str(record.image), record.tags, mask, _text(record.saliency)])
+
+
+def _file(mask: Path | CocoShapes | None) -> Path | None:
+    if isinstance(mask, CocoShapes):
+        raise DataError(f"{mask.where}: annotated objects are written with all records at once, by `write`")
+    return mask
+
+
 def _encode(head: list[Any]) -> bytes:
     return json.dumps(head, separators=(",", ":")).encode()  # ASCII, also of names that are not UTF-8
 
@@ -256,8 +323,11 @@ def _map(path: Path) -> tuple[int, int, PackedStrings]:
 
 
 def _checksum(key: str, count: int, strings: PackedStrings) -> int:
-    head = key.encode() + _START.pack(_MAGIC, 0, count, len(strings))
-    return zlib.crc32(strings.data.data, zlib.crc32(strings.ends.data, zlib.crc32(head)))
+    return zlib.crc32(strings.data.data, zlib.crc32(strings.ends.data, _first_checksum(key, count, len(strings))))
+
+
+def _first_checksum(key: str, count: int, strings: int) -> int:
+    return zlib.crc32(key.encode() + _START.pack(_MAGIC, 0, count, strings))
 
 
 def _reopen(path: Path, start: int, stop: int) -> PackedStrings:

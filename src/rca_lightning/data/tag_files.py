@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rca_lightning.data.classes import ClassIndex
 from rca_lightning.errors import DataError
 from rca_lightning.io.atomic import write_atomically
-from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, read_lines
+from rca_lightning.io.listing import IMAGE_EXTENSIONS, check_image_id, first_few, iterate_lines, read_lines
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -56,10 +56,15 @@ def require_listed(ids: Collection[str], images: Collection[str], *, listed_in: 
     """Raise `DataError` if a file lists ids of images that are not in their folder."""
     absent = [image_id for image_id in ids if image_id not in images]
     if absent:
-        raise DataError(
-            f"{listed_in}: {len(absent)} of its {len(ids)} images are not in {folder}: {first_few(absent)}; "
-            "add them or take them out of the file"
-        )
+        raise not_listed(absent, of=len(ids), listed_in=listed_in, folder=folder)
+
+
+def not_listed(absent: Collection[str], *, of: int, listed_in: Path, folder: Path) -> DataError:
+    """Error of a file that lists ids of images that are not in their folder."""
+    return DataError(
+        f"{listed_in}: {len(absent)} of its {of} images are not in {folder}: {first_few(absent)}; "
+        "add them or take them out of the file"
+    )
 
 
 def warn_unlisted(tags: Collection[str], images: Collection[str], *, tags_file: str, where: str) -> None:
@@ -117,28 +122,43 @@ def read_tag_names(path: Path) -> Iterator[tuple[str, str, list[str]]]:
         DatasetNotFoundError: no such file.
         DataError: wrong header, an image twice, or an id with a path in it.
     """
-    lines = read_lines(path, what="tags_file")
-    is_csv = path.suffix.lower() == ".csv"
-    rows = _csv_rows(path, lines) if is_csv else ((number, line.split()) for number, line in lines)
     seen: set[str] = set()
-    for number, (image, *names) in rows:
-        where = f"{path}, line {number}"
-        stem, dot, ending = image.rpartition(".")
-        image_id = check_image_id(stem if dot and f".{ending.lower()}" in IMAGE_EXTENSIONS else image, where=where)
+    for where, image_id, names in iterate_tag_names(path):
         if image_id in seen:
-            raise DataError(f"{where}: image {image_id!r} has tags in an earlier line already; keep one of the lines")
+            raise tagged_twice(image_id, where=where)
         seen.add(image_id)
         yield where, image_id, names
 
 
-def _csv_rows(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+def tagged_twice(image_id: str, *, where: str) -> DataError:
+    """Error of an image that a tag file lists twice."""
+    return DataError(f"{where}: image {image_id!r} has tags in an earlier line already; keep one of the lines")
+
+
+def iterate_tag_names(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Read the tags of each image as `read_tag_names` does, but for an image that stands there twice.
+
+    That takes a memory that does not grow with the file; whoever keeps the tags finds those that come twice.
+    """
+    lines = iterate_lines(path, what="tags_file")
+    is_csv = path.suffix.lower() == ".csv"
+    rows = _csv_rows(path, lines) if is_csv else ((number, line.split()) for number, line in lines)
+    for number, (image, *names) in rows:
+        where = f"{path}, line {number}"
+        stem, dot, ending = image.rpartition(".")
+        image_id = check_image_id(stem if dot and f".{ending.lower()}" in IMAGE_EXTENSIONS else image, where=where)
+        yield where, image_id, names
+
+
+def _csv_rows(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
     """Line number, and image and tags, of each row."""
-    header = lines[0][1] if lines else ""
-    where = f"{path}, line {lines[0][0]}" if lines else str(path)
+    first = next(lines, None)
+    header = "" if first is None else first[1]
+    where = str(path) if first is None else f"{path}, line {first[0]}"
     delimiter = next((sign for sign in ",;" if _cells(header, sign, where) == ["image", "tags"]), None)
     if delimiter is None:
         raise DataError(f"{path}: the header is {header!r}; the first line has to be 'image,tags'")
-    for number, line in lines[1:]:
+    for number, line in lines:
         where = f"{path}, line {number}"
         image, *cells = _cells(line, delimiter, where)
         if not cells or (delimiter == "," and len(cells) > 1):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import stat
 import unicodedata
-from collections.abc import Collection, Iterable
+from codecs import BOM_UTF8
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from rca_lightning.distributed import world_size_and_rank
@@ -84,6 +86,46 @@ def require_regular_file(path: Path, *, remedy: str) -> Path:
     return path
 
 
+def scan_images(folder: Path, extensions: Collection[str] = IMAGE_EXTENSIONS) -> Iterator[tuple[str, str]]:
+    """Read the images of a folder entry by entry, in the order of the disk, and warn of images with another ending.
+
+    Subfolders and hidden files are left out. Memory does not grow with the number of files.
+
+    Args:
+        folder: it.
+        extensions: endings in lower case.
+
+    Yields:
+        Id and file name.
+
+    Raises:
+        DataError: a name is no usable id.
+    """
+    others = (IMAGE_EXTENSIONS | _OTHER_IMAGES).difference(extensions)
+    unread, first = 0, ""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            stem, extension = os.path.splitext(name)  # noqa: PTH122 - ten times faster than Path on 118,000 names
+            extension = extension.lower()
+            if name.startswith("."):
+                continue
+            if extension in extensions:
+                yield check_image_id(stem, where=str(folder)), name
+            elif extension in others:
+                unread, first = unread + 1, min(first or name, name)
+    if unread:
+        _warn_once(
+            f"{folder}: left out, for only {', '.join(sorted(extensions))} are read here: {unread} images, such "
+            f"as {first}; convert them"
+        )
+
+
+def shared_id(folder: str | Path, image_id: str, first: str, second: str) -> DataError:
+    """Error of two files whose names differ in the ending only."""
+    return DataError(f"{folder}: {first} and {second} would share the id {image_id!r}; rename one of them")
+
+
 def list_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
     """List the files of a folder with one of these endings (lower case) by name without ending, sorted.
 
@@ -99,23 +141,19 @@ def list_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
             continue
         image_id = check_image_id(stem, where=str(folder))
         if image_id in files:
-            other = files[image_id].name
-            raise DataError(f"{folder}: {other} and {name} would share the id {image_id!r}; rename one of them")
+            raise shared_id(folder, image_id, files[image_id].name, name)
         files[image_id] = folder / name
     return files
 
 
 def list_images(folder: Path, extensions: Collection[str] = IMAGE_EXTENSIONS) -> dict[str, Path]:
     """List images as `list_by_stem`, and warn of files that are images but have another ending."""
-    others = (IMAGE_EXTENSIONS | _OTHER_IMAGES).difference(extensions)
-    names = os.listdir(folder)  # noqa: PTH208 - names of 118,000 files, not paths
-    unread = [name for name in names if os.path.splitext(name)[1].lower() in others and not name.startswith(".")]  # noqa: PTH122
-    if unread:
-        _warn_once(
-            f"{folder}: left out, for only {', '.join(sorted(extensions))} are read here: {len(unread)} images, such "
-            f"as {min(unread)}; convert them"
-        )
-    return list_by_stem(folder, extensions)
+    files: dict[str, Path] = {}
+    for image_id, name in sorted(scan_images(folder, extensions), key=lambda found: found[1]):
+        if image_id in files:
+            raise shared_id(folder, image_id, files[image_id].name, name)
+        files[image_id] = folder / name
+    return files
 
 
 @functools.cache
@@ -126,12 +164,19 @@ def _warn_once(message: str) -> None:
 
 def first_few(names: Iterable[str], *, limit: int = 3) -> str:
     """Join the first names of a list, with the number of all: `a, b, c, ... (12 in all)`."""
-    listed = list(names)
-    return ", ".join(listed[:limit]) + (f", ... ({len(listed)} in all)" if len(listed) > limit else "")
+    rest = iter(names)
+    listed = list(itertools.islice(rest, limit))
+    more = sum(1 for _ in rest)
+    return ", ".join(listed) + (f", ... ({len(listed) + more} in all)" if more else "")
 
 
 def read_lines(path: Path, *, what: str) -> list[tuple[int, str]]:
-    """Read the non-empty lines of a UTF-8 text file as pairs of number (from 1) and stripped line.
+    """Read the lines that `iterate_lines` yields, all at once."""
+    return list(iterate_lines(path, what=what))
+
+
+def iterate_lines(path: Path, *, what: str) -> Iterator[tuple[int, str]]:
+    """Read the non-empty lines of a UTF-8 text file one by one, as pairs of number (from 1) and stripped line.
 
     A byte order mark and Windows line ends are accepted, and the text is brought to the normal form NFC; errors name
     the argument `what` that gave the file.
@@ -142,11 +187,19 @@ def read_lines(path: Path, *, what: str) -> list[tuple[int, str]]:
     """
     if not path.is_file():
         raise DatasetNotFoundError(f"{what}={str(path)!r}: no such file; create it or give the path of yours")
+    number, place = 0, 0
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            for raw in file:
+                read = raw[len(BOM_UTF8) :] if place == 0 and raw.startswith(BOM_UTF8) else raw
+                for line in unicodedata.normalize("NFC", read.decode("utf-8")).splitlines():
+                    number += 1
+                    if stripped := line.strip():
+                        yield number, stripped
+                place += len(raw)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        raise DataError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {place + error.start}); save it as UTF-8"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); allow it or give another file") from error
-    lines = unicodedata.normalize("NFC", text).splitlines()
-    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -77,20 +78,24 @@ class PredictionFolder:
 
     def complete_ids(self) -> list[str]:
         """Images whose every file is there, sorted."""
-        kind, ending = next(iter(self.kinds.items()))
-        names = (path.name.removesuffix(ending) for path in self.folder(kind).glob(f"*{ending}"))
-        image_ids = (unicodedata.normalize("NFC", name) for name in names)  # as ids are; some disks change the form
-        return sorted(image_id for image_id in image_ids if self.is_complete(image_id))
+        return sorted(self._iterate_complete())
 
-    def done(self) -> set[str]:
-        """Images that need no prediction; starts a new run.
+    def _iterate_complete(self) -> Iterator[str]:
+        kind, ending = next(iter(self.kinds.items()))
+        names = (name.removesuffix(ending) for name in scan_names(self.folder(kind), ending))
+        image_ids = (unicodedata.normalize("NFC", name) for name in names)  # as ids are; some disks change the form
+        return (image_id for image_id in image_ids if self.is_complete(image_id))
+
+    def done(self) -> Set[str]:
+        """Images that need no prediction, which are looked for on the disk when they are asked for; starts a new run.
 
         Raises:
             OutputError: if the folder cannot be looked into.
         """
         self._seen.clear()
         with self.output_errors():
-            return set() if self.existing == "overwrite" else set(self.complete_ids())
+            next(self._iterate_complete(), None)
+        return frozenset() if self.existing == "overwrite" else _Complete(self)
 
     def prepare(self, settings: Mapping[str, Any]) -> None:
         """Makes the folders; refuses one that holds predictions made with other settings.
@@ -138,7 +143,8 @@ class PredictionFolder:
 
     def _compare(self) -> None:
         path = self.root / _SETTINGS_FILE
-        if not path.is_file() and (file := next(self._files(), None)) is not None:
+        file = next(self._files(), None)  # before the settings: another process may begin now, and writes them first
+        if file is not None and not path.is_file():
             raise OutputError(
                 f"output_dir={str(self.root)!r} holds {_short(file, self.root)} but no {_SETTINGS_FILE}, so what "
                 "made it is not known; give another output_dir, or remove it yourself"
@@ -174,7 +180,7 @@ class PredictionFolder:
     def _files(self) -> Iterator[Path]:
         """All files of all kinds."""
         for kind, ending in self.kinds.items():
-            yield from self.folder(kind).glob(f"*{ending}")
+            yield from (self.folder(kind) / name for name in scan_names(self.folder(kind), ending))
 
     def _write_settings(self, *, overwriting: bool) -> None:
         text = json.dumps(self._settings | {"overwriting": overwriting}, indent=2) + "\n"
@@ -184,6 +190,32 @@ class PredictionFolder:
     def output_errors(self) -> AbstractContextManager[None]:
         """Names the argument `output_dir` in errors of the file system."""
         return output_errors("output_dir", self.root)
+
+
+class _Complete(Set[str]):
+    """Images whose every file is there now; no list of them is kept."""
+
+    def __init__(self, folder: PredictionFolder) -> None:
+        self._folder = folder
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and self._folder.is_complete(image_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._folder._iterate_complete()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def scan_names(folder: Path, ending: str) -> Iterator[str]:
+    """Names in a folder that end so, in the order of the disk, one by one; none where there is no folder."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        yield from (entry.name for entry in entries if entry.name.endswith(ending))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.images import read_image, read_saliency
-from rca_lightning.data.records import Record
+from rca_lightning.data.records import Record, RecordTable
 from rca_lightning.data.sample import SkippedImage
 from rca_lightning.data.transforms import Pixels, normalise
 from rca_lightning.errors import (
@@ -144,10 +145,12 @@ def label_stored_maps(
         write_summary(folder, records, class_names=data.class_names, split=data.predict_split, tags=tags)
 
 
-def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[SkippedImage]]:
+def _with_maps(data: WSSSDataModule, source: Path) -> tuple[RecordTable, list[SkippedImage]]:
     """Photographs with maps, and those that have none because they cannot be read."""
-    records = list(data.predict_records)
-    without = {record.image_id for record in records if not (source / f"{record.image_id}.npz").is_file()}
+    records = RecordTable.of(data.predict_records)
+    there = ((source / f"{image_id}.npz").is_file() for image_id in records.iterate_ids())
+    has_maps = np.fromiter(there, dtype=np.bool_, count=len(records))
+    without = set(records.take(~has_maps).iterate_ids())
     unread = data.unread_of_prediction(without)
     missing = without - {image.image_id for image in unread}
     if missing:
@@ -155,7 +158,7 @@ def _with_maps(data: WSSSDataModule, source: Path) -> tuple[list[Record], list[S
             f"maps={str(source)!r}: none for {len(missing)} of {len(records)} photographs, such as {min(missing)}; "
             "let rca predict finish, or name another predict_split"
         )
-    return [record for record in records if record.image_id not in without], unread
+    return records.take(has_maps), unread
 
 
 def _with_defaults(given: dict[str, float | None], background: str, predicted: dict[str, Any]) -> dict[str, float]:

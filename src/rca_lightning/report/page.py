@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "report.html"
 GALLERY = 5000
-"""Most photographs in the gallery: of more, those of the lowest quality. It bounds memory and the size of the page."""
+"""Most photographs in the gallery: of more, nine tenths are those of the lowest quality, and a tenth an even sample of
+the others. It bounds memory and the size of the page."""
 
 _SIDES = ((300, 480), (1000, 352), (2500, 240), (GALLERY, 184))  # up to so many photographs: longest side in pixels
 
@@ -66,7 +67,8 @@ def write_report(
         classes: names, in the order of the values of labels, without the background.
         atlas: prototypes of each class, as `draw_atlas` draws them.
         threshold: background threshold at which the page starts; None: "background_threshold" of the settings, or 0.5.
-        gallery: most photographs in the gallery; of more, those of the lowest quality.
+        gallery: most photographs in the gallery; of more, those of the lowest quality and, for a tenth of the places, a
+            sample of the others, the same each time.
 
     Returns:
         Path of the page.
@@ -95,7 +97,8 @@ def _read(
 ) -> tuple[list[Measured], Totals]:
     """Measures all entries; returns those of the gallery, the lowest quality first, and the counts of all."""
     totals = Totals()
-    heap: list[tuple[float, int, Measured]] = []  # the highest quality on top, to give way
+    lowest = _Smallest(gallery - gallery // 10)
+    others = _Smallest(gallery // 10)
     order = itertools.count()
     for entry in entries:
         if entry.label is None:
@@ -103,13 +106,43 @@ def _read(
             continue
         measured = measure(entry, classes, threshold=threshold)
         totals.add(measured)
-        key = (-_rank(measured), -next(order), measured)
-        (heapq.heappush if len(heap) < gallery else heapq.heappushpop)(heap, key)
+        place = next(order)
+        gone = lowest.push((_rank(measured), place), (place, measured))
+        if gone is not None:
+            others.push((_lot(gone[1].entry.image_id), gone[0]), gone)
     named = {image for image, _ in totals.skipped}
     for skipped in run.get("skipped") or ():
         if skipped["image"] not in named:
             totals.skip(skipped["image"], skipped["reason"])
-    return [measured for _, _, measured in sorted(heap, key=lambda item: item[:2], reverse=True)], totals
+    kept = sorted([*lowest.items, *others.items], key=lambda item: (_rank(item[1]), item[0]))
+    totals.sampled = len(others.items)
+    return [measured for _, measured in kept], totals
+
+
+class _Smallest:
+    """Keeps the photographs of the smallest keys, at most so many."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._heap: list[tuple[float, int, tuple[int, Measured]]] = []  # the greatest key on top, to give way
+
+    @property
+    def items(self) -> list[tuple[int, Measured]]:
+        return [item for _, _, item in self._heap]
+
+    def push(self, key: tuple[float, int], item: tuple[int, Measured]) -> tuple[int, Measured] | None:
+        """Takes a photograph with its place; returns the one that gives way."""
+        entry = (-key[0], -key[1], item)
+        if len(self._heap) < self._most:
+            heapq.heappush(self._heap, entry)
+            return None
+        return heapq.heappushpop(self._heap, entry)[2] if self._most else item
+
+
+def _lot(image_id: str) -> float:
+    """A number in [0, 1) that looks drawn by lot and is the same each time."""
+    digest = hashlib.blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=7).digest()
+    return int.from_bytes(digest, "big") / 2**56
 
 
 def _rank(measured: Measured) -> float:
@@ -206,7 +239,11 @@ def _gallery(kept: Sequence[Measured], totals: Totals, classes: Sequence[str], t
     )
     note = ""
     if totals.photographs > len(kept):
-        note = f"<p>The {len(kept):,} photographs of the lowest quality, of {totals.photographs:,}.</p>"
+        also = f" and {totals.sampled:,} others, drawn evenly" if totals.sampled else ""
+        note = (
+            f"<p>The {len(kept) - totals.sampled:,} photographs of the lowest quality{also}, of "
+            f"{totals.photographs:,}.</p>"
+        )
     return (
         '<section id="gallery" aria-labelledby="h-gallery"><h2 id="h-gallery">Gallery</h2>'
         "<noscript><p>The gallery needs JavaScript; the other sections do not.</p></noscript>"

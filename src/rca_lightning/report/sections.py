@@ -33,6 +33,7 @@ class Totals:
 
     Attributes:
         photographs: with a label.
+        sampled: of the gallery, those that are there as a sample.
         quality: number of photographs in each of 20 bins.
         with_quality: number of photographs whose quality is known.
         summed_quality: of these.
@@ -45,6 +46,7 @@ class Totals:
     """
 
     photographs: int = 0
+    sampled: int = 0
     quality: list[int] = field(default_factory=lambda: [0] * _BINS)
     with_quality: int = 0
     summed_quality: float = 0.0

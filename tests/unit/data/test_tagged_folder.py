@@ -20,7 +20,7 @@ def photograph(path: Path, value: int = 0, *keywords: str) -> None:
 
 
 def read(root: Path, **options):
-    return read_tagged_folder(root, links=root.parent / "links", **options)
+    return read_tagged_folder(root, catalogue=root.parent / "catalogue", **options)
 
 
 def test_a_tag_file_comes_first_and_classes_are_its_tags(tmp_path: Path):
@@ -30,10 +30,10 @@ def test_a_tag_file_comes_first_and_classes_are_its_tags(tmp_path: Path):
     photograph(root / "images" / "c.jpg")
     (root / "tags.csv").write_text("image,tags\na,dog;Cat\nb,\n")
     folder = read(root)
-    assert (folder.origin, folder.class_names) == ("file", ("Cat", "dog"))
+    assert (folder.facts.origin, folder.facts.class_names) == ("file", ("Cat", "dog"))
     assert folder.tags == {"a": (0, 1), "b": ()}
     assert list(folder.images) == ["a", "b", "c"]
-    assert folder.image_dir == root / "images"
+    assert folder.images["b"] == root / "images" / "b.jpg"
     (root / "other.txt").write_text("c cow\n")
     assert read(root, tags_file="other.txt").tags == {"c": (0,)}
 
@@ -55,12 +55,16 @@ def test_subfolders_with_one_photograph_of_two_classes_and_two_of_one_name(tmp_p
     photograph(root / "background" / "c.jpg", 4)
     photograph(root / "masks" / "d.jpg", 5)
     folder = read(root, exclude=[root / "masks"])
-    assert (folder.origin, folder.class_names) == ("subfolders", ("cat", "dog"))
+    assert (folder.facts.origin, folder.facts.class_names) == ("subfolders", ("cat", "dog"))
     assert folder.tags == {"a": (0, 1), "cat_b": (0,), "dog_b": (1,), "c": ()}
-    assert sorted(path.name for path in folder.image_dir.iterdir()) == ["a.jpg", "c.jpg", "cat_b.png", "dog_b.png"]
-    assert (folder.image_dir / "dog_b.png").read_bytes() == (root / "dog" / "b.png").read_bytes()
+    assert dict(folder.images) == {
+        "a": root / "cat" / "a.jpg",
+        "c": root / "background" / "c.jpg",
+        "cat_b": root / "cat" / "b.png",
+        "dog_b": root / "dog" / "b.png",
+    }
     (root / "background" / "c.jpg").unlink()
-    assert "c.jpg" not in {path.name for path in read(root, exclude=[root / "masks"]).image_dir.iterdir()}
+    assert "c" not in read(root, exclude=[root / "masks"]).images
 
 
 def test_keywords_and_those_that_are_no_class(tmp_path: Path, caplog):
@@ -69,7 +73,7 @@ def test_keywords_and_those_that_are_no_class(tmp_path: Path, caplog):
     photograph(root / "b.jpg", 0, "cat")
     photograph(root / "c.jpg")
     folder = read(root)
-    assert (folder.origin, folder.class_names) == ("keywords", ("cat", "dog", "holiday"))
+    assert (folder.facts.origin, folder.facts.class_names) == ("keywords", ("cat", "dog", "holiday"))
     assert folder.tags == {"a": (1, 2), "b": (0,)}
     (tmp_path / "list.txt").write_text("dog\ncat\n")
     assert read(root, class_file=str(tmp_path / "list.txt")).tags == {"a": (0,), "b": (1,)}

@@ -99,6 +99,24 @@ def test_of_more_photographs_than_fit_those_of_the_lowest_quality_stay_and_all_a
     assert len(re.findall(r'<script type="text/plain"', path.read_text())) == 8
 
 
+def test_a_tenth_of_a_full_gallery_is_an_even_sample_of_the_others(tmp_path: Path, entries):
+    drawn = []
+    for turn in range(8):
+        given = [
+            replace(entry, image_id=f"{turn}_{n}", quality=((7 * n) % 60) / 60) for n, entry in enumerate(entries(60))
+        ]
+        path = write_report(tmp_path, given, run={}, classes=CLASSES, gallery=20)
+        shown = [round(60 * photo["q"]) for photo in read_index(path)["photos"]]
+        assert shown[:18] == list(range(18))
+        drawn += shown[18:]
+        assert "The 18 photographs of the lowest quality and 2 others, drawn evenly, of 60" in path.read_text()
+        again = write_report(tmp_path, reversed(given), run={}, classes=CLASSES, gallery=20)
+        assert [round(60 * photo["q"]) for photo in read_index(again)["photos"]] == shown
+    assert len(drawn) == 16
+    assert min(drawn) >= 18
+    assert sum(rank < 39 for rank in drawn) in range(3, 14)  # neither only low nor only high ones
+
+
 def test_photographs_that_cannot_be_read_leave_a_gap(tmp_path: Path, entries):
     lost = replace(next(entries(1)), photograph=tmp_path / "lost.jpg")
     page = write_report(tmp_path, [lost], run={}, classes=CLASSES).read_text()
