@@ -197,9 +197,14 @@ class FeatureCacheCallback(L.Callback):
 
     @contextmanager
     def _inference(self, module: FrozenBackboneMixin, dtype: torch.dtype) -> Iterator[None]:
-        casts = dtype == torch.bfloat16
-        with torch.inference_mode(), torch.autocast(module.device.type, torch.bfloat16, enabled=casts):
-            yield
+        """Evaluation mode, in which relations of cells come with the features, and the number type they are made in."""
+        casts, trains = dtype == torch.bfloat16, module.training
+        module.eval()
+        try:
+            with torch.inference_mode(), torch.autocast(module.device.type, torch.bfloat16, enabled=casts):
+                yield
+        finally:
+            module.train(trains)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops the calibration of tags: prototypes move in every round."""
