@@ -157,3 +157,19 @@ def test_weights_need_the_projection(backbone, tmp_path):
 def test_networks_without_a_space_of_text_are_refused(model):
     with pytest.raises(ArgumentError, match="backbone"):
         build_backbone(f"clip:{model}", weights="none")
+
+
+def test_weights_of_open_clip_give_the_embeddings_of_open_clip(tmp_path, monkeypatch):
+    open_clip = pytest.importorskip("open_clip", reason="open_clip, of the extra clip, is not installed")
+    vision = {"image_size": 224, "layers": 10, "width": 256, "head_width": 64, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 100, "width": 16, "heads": 2, "layers": 1}
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS, "tiny", {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}
+    )
+    network = open_clip.create_model("tiny").eval()
+    torch.save(network.state_dict(), tmp_path / "both_towers.pt")
+    backbone = build_backbone("clip:vit_xsmall_patch16_clip_224", weights=str(tmp_path / "both_towers.pt")).eval()
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = F.normalize(network.encode_image(images * backbone._scale + backbone._shift), dim=1)
+        torch.testing.assert_close(backbone.image_embeddings(images), expected, atol=1e-5, rtol=0)
