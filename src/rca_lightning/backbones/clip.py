@@ -22,7 +22,8 @@ class ClipBackbone(TimmBackbone):
     projection, scaled to length 1. Their products with text embeddings are cosines, which `PromptHead` reads.
 
     Args:
-        model: name of a vision transformer of timm with such a projection, such as `vit_base_patch16_clip_quickgelu_224.openai`.
+        model: name of a vision transformer of timm with such a projection, such as
+            `vit_base_patch16_clip_quickgelu_224.openai`.
         output_stride: has no part in it; see `TimmBackbone`.
 
     Raises:
@@ -36,7 +37,7 @@ class ClipBackbone(TimmBackbone):
         self._name = f"clip:{model}"
         attention_layers(self.model, self._name)
         if not isinstance(getattr(self.model, "head", None), nn.Linear) or "clip" not in model:
-            remedy = "it has no projection into a space of text; take a model such as vit_base_patch16_clip_quickgelu_224.openai"
+            remedy = "it has no projection into a space of text; take vit_base_patch16_clip_quickgelu_224.openai"
             raise ArgumentError("backbone", self._name, remedy)
         self._projects = True
         self._probe(model)
