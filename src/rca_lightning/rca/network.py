@@ -229,7 +229,7 @@ class RCANetwork(nn.Module):
         return outputs
 
     def outputs_and_relation(self, images: Tensor, last: int) -> tuple[list[Tensor], Tensor | None]:
-        """Outputs of the last stages and, unless the backbone is in training, relations where propagation is by them."""
+        """Outputs of the last stages and, unless the backbone is in training, relations if propagation is by them."""
         if self.propagation_affinity == "cosine" or self.backbone.training:
             return self.outputs(images, last), None
         images = images.contiguous(memory_format=self.memory_format)
