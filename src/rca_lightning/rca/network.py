@@ -116,8 +116,9 @@ class RCANetwork(nn.Module):
             without making `F'`.
         num_prompts: of a first head that is a `PromptHead`; `None`: a `CAMHead`.
         propagation_affinity: what makes cells of an image alike where maps are propagated: the "cosine" of their
-            embeddings, or to a transformer its "attention" or the cosine of its "keys". In evaluation mode relations of
-            cells then come with the stages, as further channels of the last: `stages`, `features` and `split`.
+            embeddings, or to a transformer its "attention" or the cosine of its "keys". While the backbone is not in
+            training, relations of cells then come with the stages, as further channels of the last: `stages`,
+            `features` and `split`.
     """
 
     stage_weights: Tensor
@@ -234,8 +235,8 @@ class RCANetwork(nn.Module):
         return outputs
 
     def outputs_and_relation(self, images: Tensor, last: int) -> tuple[list[Tensor], Tensor | None]:
-        """Outputs of the last stages and, in evaluation mode, the relations of cells where propagation is by them."""
-        if self.propagation_affinity == "cosine" or self.training:
+        """Outputs of the last stages and, unless the backbone is in training, relations if propagation is by them."""
+        if self.propagation_affinity == "cosine" or self.backbone.training:
             return self.outputs(images, last), None
         images = images.contiguous(memory_format=self.memory_format)
         return self.backbone.maps_and_relation(images, last, self.propagation_affinity)

@@ -102,7 +102,8 @@ def propagate_by(
     if kind == "cosine":
         return propagate(maps, embeddings, power=power, steps=steps)
     if relation is None:
-        raise ArgumentError("relation", None, f"{kind!r} needs it; a network makes it in evaluation mode")
+        remedy = f"{kind!r} needs it; a network makes it while its backbone is in evaluation mode"
+        raise ArgumentError("relation", None, remedy)
     if kind == "keys":
         return propagate(maps, relation, power=power, steps=steps)
     return propagate(maps, embeddings, power=power, steps=steps, affinity=as_affinity(relation))

@@ -22,6 +22,7 @@ from rca_lightning.modules.seed_prediction import _views
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.propagation import random_walk
 from rca_lightning.rca.inference import read_class_maps
+from rca_lightning.segmentation.frozen_segmenter import FrozenSegmenter
 
 timm = pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
 
@@ -32,7 +33,7 @@ SMALL = "timm:vit_tiny_patch16_224"
 def module_of(backbone: str, **options) -> RCAModule:
     torch.manual_seed(0)
     options = {"num_prototypes": 2, "background_prototypes": 3, "embedding_dim": 8, **options}
-    return RCAModule(6, backbone=backbone, weights="none", backbone_mode="frozen", **options).eval()
+    return RCAModule(6, backbone=backbone, weights="none", backbone_mode="frozen", **options)
 
 
 def ready(name: str, **options) -> RCAModule:
@@ -45,7 +46,7 @@ def ready(name: str, **options) -> RCAModule:
     network.pca.learned.fill_(True)
     prototypes = F.normalize(torch.randn_like(network.aggregation.prototypes), dim=1)
     network.aggregation.write(prototypes, torch.ones(15, dtype=torch.bool))
-    return module.double()
+    return module.double().eval()
 
 
 def plain_map(module: RCAModule, image: torch.Tensor, label: int, kind: str) -> torch.Tensor:
@@ -133,6 +134,27 @@ def test_walk_goes_by_the_relations_of_a_transformer(kind):
     features = (both.rows if kind == "attention" else both.features)[None]
     walked = F.interpolate(random_walk(coarse, features, by_rows=kind == "attention"), (42, 70), mode="bilinear")
     assert torch.equal(drawn > 0, walked[0, 1] > walked[0, 0])
+
+
+@torch.no_grad()
+def test_segmenter_propagates_by_the_attention_of_its_first_stage():
+    first = ready("vit_small_patch14_dinov2", propagation_affinity="attention")
+    segmenter = FrozenSegmenter(first.network, first.tag_calibration, tags_by_attention=False).double().eval()
+    for projection in segmenter.projections:
+        projection.weight.normal_(std=projection.weight.shape[1] ** -0.5)
+        projection.learned.fill_(True)
+    segmenter.classifier.weight.normal_()
+    segmenter.classifier.fitted.fill_(True)
+    images, tags = torch.randn(1, 3, 40, 70, dtype=torch.float64), torch.ones(1, 6)
+    views = segmenter.views(images)
+    before, _ = segmenter.unwalked(views, tags, propagation_steps=0, propagation_power=2.0)
+    found, _ = segmenter.unwalked(views, tags, propagation_steps=1, propagation_power=2.0)
+    backbone = first.network.backbone
+    view = enlarge_to_whole_cells(images, 14)[0] * backbone._scale + backbone._shift
+    affinity = plain_attention_affinity(run_plainly(backbone.model, view, patch=14), layers=8)
+    expected = before.double().flatten(2)[0] @ (affinity / affinity.sum(dim=1, keepdim=True)).T
+    torch.testing.assert_close(found.double().flatten(2)[0], expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found, before, rtol=0.01)
 
 
 @pytest.fixture(scope="module")
