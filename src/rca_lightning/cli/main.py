@@ -37,6 +37,7 @@ COMMANDS = {
     "weights": "rca_lightning.cli.weights",
     "convert": "rca_lightning.cli.convert",
     "app": "rca_lightning.cli.app",
+    "prompts": "rca_lightning.cli.prompts",
 }
 EPILOG = (
     "rca masks does all at once: rca masks photographs/ --out masks/. rca affinity learns boundaries that refine maps. "
