@@ -27,6 +27,7 @@ COMMANDS = {
     "weights": "rca_lightning.cli.weights",
     "convert": "rca_lightning.cli.convert",
     "app": "rca_lightning.cli.app",
+    "prompts": "rca_lightning.cli.prompts",
 }
 ABOUT = {
     "masks": "All at once: a folder of photographs and tags to a mask of each.",

@@ -14,11 +14,12 @@ import numpy.typing as npt
 from rca_lightning.errors import DataError
 from rca_lightning.io.listing import require_regular_file
 
-_KINDS = frozenset("fiub")  # of numbers; anything else might be objects, which are pickled
+_KINDS = frozenset("fiubU")  # of numbers and texts; anything else might be objects, which are pickled
+_LONGEST_TEXT = 1024  # bytes
 
 
 def read_npz(path: Path, most: Mapping[str, int], *, remedy: str) -> dict[str, npt.NDArray[Any]]:
-    """Read arrays of numbers from an npz file.
+    """Read arrays of numbers or of short texts from an npz file.
 
     `numpy.load` allocates what the head of an array announces and decompresses a whole member, so a file of a few
     kilobytes fills the memory. Here the head is compared with the bound before anything is decompressed.
@@ -30,7 +31,7 @@ def read_npz(path: Path, most: Mapping[str, int], *, remedy: str) -> dict[str, n
 
     Raises:
         DatasetNotFoundError: no such file.
-        DataError: damaged, an array is missing, has more numbers, or holds anything else than numbers.
+        DataError: damaged, an array is missing, has more numbers, or holds anything else than numbers or short texts.
     """
     require_regular_file(path, remedy=remedy)
     try:
@@ -49,8 +50,10 @@ def _read(archive: zipfile.ZipFile, name: str, most: int) -> npt.NDArray[Any]:
         if version != (1, 0):  # NumPy writes later ones for records only; their heads may be 4 GB long
             raise ValueError(f"an array of version {version}")
         shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype.kind not in _KINDS:
+        if dtype.kind not in _KINDS or dtype.itemsize > _LONGEST_TEXT:
             raise ValueError(f"{name} holds {dtype}, not numbers")
+        if dtype.itemsize == 0:
+            raise ValueError(f"{name} holds texts without a letter")
         count = math.prod(shape)
         if min(shape, default=0) < 0 or count > most:
             raise ValueError(f"{name} has the shape {shape}, which is more than {most} numbers")

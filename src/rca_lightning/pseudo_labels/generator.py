@@ -41,6 +41,7 @@ class IntermediateLabel:
         salient: `(H, W)` bool; None unless the background is "saliency".
         steps: refinements that are still to be made.
         features: `(D, h, w)` float32; None unless these steps need them.
+        rows: `(hw, h, w)` float32, in their place the rows of an affinity; see `ClassMaps`.
     """
 
     scores: list[npt.NDArray[np.float32]]
@@ -49,6 +50,7 @@ class IntermediateLabel:
     salient: npt.NDArray[np.bool_] | None
     steps: tuple[RefinementName, ...]
     features: npt.NDArray[np.float32] | None
+    rows: npt.NDArray[np.float32] | None = None
 
     @property
     def evidence(self) -> Tensor:
@@ -143,7 +145,7 @@ class PseudoLabelGenerator:
             ArgumentError: for maps, features, a picture, saliency or a boundary that do not fit.
         """
         check_images(picture, maps.maps, name="picture")
-        if self.needs_features and maps.features is None:
+        if self.needs_features and maps.features is None and maps.rows is None:
             raise ArgumentError("features", None, "'random_walk' needs the features of the photograph")
         salient = None
         if self.background == "saliency":
@@ -156,10 +158,12 @@ class PseudoLabelGenerator:
         count = steps.index("dense_crf") if self.is_slow else len(steps)
         now, later = steps[:count], steps[count:]
         picture = picture.to(maps.maps.device)
-        features = maps.features if "random_walk" in later else None
+        features, rows = (maps.features, maps.rows) if "random_walk" in later else (None, None)
         return IntermediateLabel(
             scores=[
-                _array(refine_scores(x, picture, now, features=maps.features, stride=self.refine_stride))
+                _array(
+                    refine_scores(x, picture, now, features=maps.features, rows=maps.rows, stride=self.refine_stride)
+                )
                 for x in self._add_background(maps)
             ],
             picture=_array(picture),
@@ -167,6 +171,7 @@ class PseudoLabelGenerator:
             salient=salient,
             steps=later,
             features=None if features is None else _array(features),
+            rows=None if rows is None else _array(rows),
         )
 
     def draw(self, intermediate: IntermediateLabel) -> Tensor:
@@ -177,10 +182,16 @@ class PseudoLabelGenerator:
         """
         picture, classes = torch.from_numpy(intermediate.picture), torch.from_numpy(intermediate.classes)
         features = None if intermediate.features is None else torch.from_numpy(intermediate.features)
+        rows = None if intermediate.rows is None else torch.from_numpy(intermediate.rows)
         labels = []
         for scores in intermediate.scores:
             refined = refine_scores(
-                torch.from_numpy(scores), picture, intermediate.steps, features=features, stride=self.refine_stride
+                torch.from_numpy(scores),
+                picture,
+                intermediate.steps,
+                features=features,
+                rows=rows,
+                stride=self.refine_stride,
             )
             labels.append(label_scores(refined.clamp(0, 1), classes))
         if len(labels) == 1:

@@ -37,6 +37,7 @@ def refine_scores(
     names: Sequence[RefinementName],
     *,
     features: Tensor | None = None,
+    rows: Tensor | None = None,
     stride: int = 1,
 ) -> Tensor:
     """Refines the scores of one photograph by each named step in turn, with its default settings.
@@ -53,6 +54,7 @@ def refine_scores(
         picture: `(3, H, W)` in `[0, 1]`, not normalised for a network.
         names: in the order in which the steps act; none gives the scores as they are.
         features: `(D, h, w)` of the photograph, for "random_walk".
+        rows: `(hw, h, w)`, in their place the rows of the affinity of its cells; see `random_walk`.
         stride: the steps act on means over so many pixels along each side, and what they give is enlarged. The reach of
             "dense_crf" stays the same in pixels.
 
@@ -80,6 +82,8 @@ def refine_scores(
             refined = pamr(refined, images)
         elif name == "dense_crf":
             refined = dense_crf(refined, images, smooth_reach=SMOOTH_REACH / stride, colour_reach=COLOUR_REACH / stride)
+        elif rows is not None:
+            refined = _walk(refined, rows[None], by_rows=True)
         elif features is None:
             raise ArgumentError("features", None, "'random_walk' needs the features of the photograph")
         else:
@@ -87,10 +91,10 @@ def refine_scores(
     return (F.interpolate(refined, size, mode="bilinear", align_corners=False) if bounded != size else refined)[0]
 
 
-def _walk(scores: Tensor, features: Tensor) -> Tensor:
+def _walk(scores: Tensor, features: Tensor, *, by_rows: bool = False) -> Tensor:
     """Random walk over the cells of the features; detail finer than a cell is lost."""
     size, cells = scores.shape[2:], features.shape[2:]
     if size == cells:
-        return random_walk(scores, features)
-    walked = random_walk(F.interpolate(scores, cells, mode="area"), features)
+        return random_walk(scores, features, by_rows=by_rows)
+    walked = random_walk(F.interpolate(scores, cells, mode="area"), features, by_rows=by_rows)
     return F.interpolate(walked, size, mode="bilinear", align_corners=False)
