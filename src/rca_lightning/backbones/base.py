@@ -101,6 +101,7 @@ class Backbone(nn.Module, ABC):
         remedy = "it has no attention between cells; take a vision transformer, as timm:vit_small_patch14_dinov2"
         raise ArgumentError("backbone", type(self).__name__, remedy)
 
+    @check_arguments
     def affinity(
         self, images: Tensor, *, kind: AffinityKind = "attention", layers: int | None = None, sinkhorn: int = 0
     ) -> Tensor:
@@ -126,6 +127,7 @@ class Backbone(nn.Module, ABC):
         self.check_affinity()
         raise NotImplementedError
 
+    @check_arguments
     def maps_and_relation(self, images: Tensor, count: int, kind: AffinityKind) -> tuple[list[Tensor], Tensor]:
         """Extract the last maps and, in the same pass, what an affinity is made of.
 

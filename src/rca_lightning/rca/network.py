@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -49,8 +49,8 @@ class ActivationMaps:
     refined: Tensor | None = None
     attention: Tensor | None = None
     has_prototype: Tensor | None = None
-    relation: Tensor | None = None
-    propagation_affinity: PropagationAffinity = "cosine"
+    relation: Tensor | None = field(default=None, init=False)
+    propagation_affinity: PropagationAffinity = field(default="cosine", init=False)
 
     def propagate(self, maps: Tensor, *, power: float, steps: int) -> Tensor:
         """Propagates maps `(B, K, H, W)` over like cells of their image; see `propagate_by`."""

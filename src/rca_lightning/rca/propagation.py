@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 
 PropagationAffinity = Literal["cosine", "attention", "keys"]
@@ -77,6 +78,7 @@ def propagate(
     return values.transpose(1, 2).reshape(batch, count, height, width)
 
 
+@check_arguments
 def propagate_by(
     kind: PropagationAffinity,
     maps: Tensor,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from tests.quiet_trainer import quiet_trainer
@@ -154,3 +156,35 @@ def test_backbone_of_a_checkpoint_is_taken(tmp_path):
     loaded = RCAModule(2, weights=str(tmp_path / "first.ckpt"), **arguments)
     for key, value in module.network.backbone.state_dict().items():
         torch.testing.assert_close(loaded.network.backbone.state_dict()[key], value, msg=key)
+
+
+def test_files_of_the_publisher_of_dinov3_serve(tmp_path):
+    name = "vit_small_patch16_dinov3"
+    state = {key: value.clone() for key, value in random_transformer(name).model.state_dict().items()}
+    hub = {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
+    for key, value in state.items():
+        for own, theirs in (("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"), ("reg_token", "storage_tokens")):
+            key = key.replace(own, theirs)
+        hub[key] = value
+    assert "storage_tokens" in hub
+    loaded = build_backbone(f"timm:{name}", weights=_saved(tmp_path / "hub.pth", hub)).model.state_dict()
+    for key, value in state.items():
+        torch.testing.assert_close(loaded[key], value, msg=key)
+
+
+def test_files_of_the_publisher_of_convnext_serve(tmp_path):
+    torch.manual_seed(0)
+    state = timm.create_model("convnext_atto", num_classes=0, conv_mlp=False).state_dict()
+    theirs = {}
+    for key, value in state.items():
+        key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+        key = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key)
+        key = re.sub(r"\.blocks\.(\d+)\.", r".\1.", key)
+        key = key.replace("conv_dw", "dwconv").replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
+        theirs[key.replace("head.norm", "norm")] = value
+    theirs |= {"head.weight": torch.zeros(2, 320), "head.bias": torch.zeros(2)}
+    path = _saved(tmp_path / "convnext.pth", {"model": theirs})
+    loaded = build_backbone("timm:convnext_atto", output_stride=32, weights=path).model.state_dict()
+    for key, value in state.items():
+        if not key.startswith("head."):
+            torch.testing.assert_close(loaded[key].flatten(), value.flatten(), msg=key)
