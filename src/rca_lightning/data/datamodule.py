@@ -22,6 +22,7 @@ from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
 from rca_lightning.data.sample import Sample, SkippedImage
+from rca_lightning.data.seed_maps import SeedMaps
 from rca_lightning.data.sources import (
     DatasetName,
     SourceOptions,
@@ -73,6 +74,9 @@ class WSSSDataModule(L.LightningDataModule):
         train_masks: whether training batches hold masks where there are some. RCA itself trains without;
             false saves their decoding.
         saliency_dir: folder of grey saliency maps named like the images, such as Saliency.
+        seed_dir: folder of maps or label images of any other model, named like the images, that a fit of `RCAModule`
+            behind a frozen backbone cuts its first regions from, in place of the CAM; see `SeedMaps` for their forms.
+            Where it has none, the CAM stands in. Only `fit` reads it.
         annotation_file: COCO only: an instances JSON of yours for every split. The classes are its categories in the
             order of their ids. Tags need `image_id` and `category_id` only; to draw masks, images must have `height`
             and `width` and annotations `segmentation`.
@@ -127,6 +131,7 @@ class WSSSDataModule(L.LightningDataModule):
         train_mask_dir: str | None = None,
         train_masks: bool = True,
         saliency_dir: str | None = None,
+        seed_dir: str | None = None,
         annotation_file: str | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
@@ -171,6 +176,8 @@ class WSSSDataModule(L.LightningDataModule):
         self.train_mask_dir = mask_dir if train_mask_dir is None else train_mask_dir
         self.train_masks = train_masks
         self.saliency_dir = saliency_dir
+        self.seed_dir = seed_dir
+        self.seed_maps: SeedMaps | None = None  # after `open_seeds`
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ArgumentError(name, value, "must be at least 1")
@@ -238,6 +245,7 @@ class WSSSDataModule(L.LightningDataModule):
                 empty.
         """
         self.open_features = None  # of another module
+        self.seed_maps = None
         source = self.options.open()
         if (now := self.options.class_names()) != self._class_names:
             remedy = f"its classes are now {first_few(now)}, and were others before; make the data module anew"
@@ -348,6 +356,20 @@ class WSSSDataModule(L.LightningDataModule):
                 needed[split].scored = True
         return [needed.pop(self.train_split), *validated, *needed.values()]
 
+    def open_seeds(self) -> None:
+        """Find the maps of `seed_dir`, if there is one, and check all of them; after `setup("fit")`.
+
+        Raises:
+            DatasetNotFoundError: the folder is missing.
+            DataError: no photograph has a file, or the first file that cannot be used.
+        """
+        if self.seed_dir is None:
+            return
+        images = _set_up(self._train, "fit")
+        folder = locate(self.seed_dir, self.options.folder)
+        self.seed_maps = SeedMaps(folder, images.records, num_classes=self.num_classes)
+        self.seed_maps.check(skip=images.skip_of is not None)
+
     def _validates_in_fit(self) -> bool:
         """Whether an epoch of `fit` ends in a validation."""
         trainer = self.trainer
@@ -419,7 +441,8 @@ class WSSSDataModule(L.LightningDataModule):
 
     def _check_label_classes(self, source: Source) -> None:
         """Compare the classes of masks that `rca predict` or `rca labels` has written."""
-        for name, value in (("mask_dir", self.mask_dir), ("train_mask_dir", self.train_mask_dir)):
+        folders = {"mask_dir": self.mask_dir, "train_mask_dir": self.train_mask_dir, "seed_dir": self.seed_dir}
+        for name, value in folders.items():
             if value is not None:
                 folder = locate(value, source.root)
                 refuse_other_classes(
