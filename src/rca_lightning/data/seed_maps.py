@@ -33,8 +33,8 @@ UNDECIDED = 0.25
 _REMEDY = "correct it, or take it out of seed_dir: the CAM then stands in"
 _SMALL = 1 << 22  # numbers; arrays of at most so many are read, so that a wrong size can be named in the error
 _UNPICKLED = (
-    "if you trust it, load it and save numpy.savez('<id>.npz', maps=<(K, H, W) numbers>, classes=<(K,) integers from 0>), "
-    "or numpy.save of (L, H, W) numbers alone"
+    "if you trust it, load it and save numpy.savez('<id>.npz', maps=<(K, H, W) numbers>, classes=<(K,) integers from 0>)"
+    ", or numpy.save of (L, H, W) numbers alone"
 )
 _EVERY = 30.0  # seconds between two lines of progress
 
@@ -74,7 +74,7 @@ class SeedMaps:
     """Maps of the photographs to train on, in a folder: one file a photograph, named by its id.
 
     - `<id>.npz`: `maps` `(K, H, W)` and `classes` `(K,)`, indices from 0; `rca predict` writes such files into `cams`.
-    - `<id>.npy`: `(L, H, W)`, a map for each class; or `(K, H, W)`, one for each tag of the photograph, by rising class.
+    - `<id>.npy`: `(L, H, W)`, a map for each class; or `(K, H, W)`, one for each tag of the photograph by rising class.
     - `<id>.png`: a label image: 0 background, class index + 1, 255 undecided.
 
     Maps are finite numbers of any scale, of which those above 0 count, and have the size of the photograph. Maps of
@@ -191,8 +191,8 @@ def _read_plain(path: Path, tags: list[int], size: tuple[int, int], num_classes:
     maps = read_npy(path, max(num_classes * size[0] * size[1], _SMALL), remedy=_REMEDY, if_pickled=_UNPICKLED)
     if maps.ndim != 3 or len(maps) not in (num_classes, len(tags)):
         raise DataError(
-            f"{path}: shape {maps.shape}; give ({num_classes}, H, W), a map for each class, or ({len(tags)}, H, W), one "
-            f"for each tag of the photograph; {_REMEDY}"
+            f"{path}: shape {maps.shape}; give ({num_classes}, H, W), a map for each class, or ({len(tags)}, H, W), "
+            f"one for each tag of the photograph; {_REMEDY}"
         )
     places = tags if len(maps) == num_classes else list(range(len(tags)))
     return _seeds(path, maps, places, tags, size, record)

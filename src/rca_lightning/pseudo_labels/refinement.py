@@ -12,9 +12,10 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.dense_crf import COLOUR_REACH, SMOOTH_REACH, dense_crf
 from rca_lightning.pseudo_labels.propagation import pamr, random_walk
+from rca_lightning.pseudo_labels.proposals import SEGMENT_PIXELS, merge_over_segments, slic_segments
 from rca_lightning.rca.inference import MAX_SIDE, view_sizes
 
-RefinementName = Literal["random_walk", "pamr", "dense_crf", "affinity"]
+RefinementName = Literal["random_walk", "pamr", "dense_crf", "affinity", "proposals"]
 
 _NOT_FIRST = "it walks class maps before the background joins them, so it can only come first; give ['affinity', ...]"
 
@@ -37,6 +38,7 @@ def refine_scores(
     names: Sequence[RefinementName],
     *,
     features: Tensor | None = None,
+    segments: Tensor | None = None,
     stride: int = 1,
 ) -> Tensor:
     """Refines the scores of one photograph by each named step in turn, with its default settings.
@@ -53,6 +55,7 @@ def refine_scores(
         picture: `(3, H, W)` in `[0, 1]`, not normalised for a network.
         names: in the order in which the steps act; none gives the scores as they are.
         features: `(D, h, w)` of the photograph, for "random_walk".
+        segments: `(H, W)` integers, for "proposals": see `merge_over_segments`; None: `slic_segments`.
         stride: the steps act on means over so many pixels along each side, and what they give is enlarged. The reach of
             "dense_crf" stays the same in pixels.
 
@@ -62,7 +65,8 @@ def refine_scores(
     Raises:
         ArgumentError: for an unknown name or "affinity", scores or a picture that are not finite and in `[0, 1]` or
             not of one size, or "random_walk" without features.
-        MissingExtraError: for "dense_crf" without the extra `crf`.
+        MissingExtraError: for "dense_crf" without the extra `crf`, or "proposals" without segments or the extra
+            `superpixels`.
     """
     if not names:
         return scores.float()
@@ -80,11 +84,24 @@ def refine_scores(
             refined = pamr(refined, images)
         elif name == "dense_crf":
             refined = dense_crf(refined, images, smooth_reach=SMOOTH_REACH / stride, colour_reach=COLOUR_REACH / stride)
+        elif name == "proposals":
+            refined = _merge(refined, images, segments, stride)
         elif features is None:
             raise ArgumentError("features", None, "'random_walk' needs the features of the photograph")
         else:
             refined = _walk(refined, features[None])
     return (F.interpolate(refined, size, mode="bilinear", align_corners=False) if bounded != size else refined)[0]
+
+
+def _merge(scores: Tensor, images: Tensor, segments: Tensor | None, stride: int) -> Tensor:
+    """Merges over segments at the size of the scores."""
+    if segments is None:
+        found = slic_segments(images[0], pixels=max(1, SEGMENT_PIXELS // stride**2))
+    else:
+        # As float64, which holds every number of a segment.
+        of_size = F.interpolate(segments[None, None].double(), scores.shape[2:], mode="nearest-exact")
+        found = of_size[0, 0].long()
+    return merge_over_segments(scores[0], found)[None]
 
 
 def _walk(scores: Tensor, features: Tensor) -> Tensor:
