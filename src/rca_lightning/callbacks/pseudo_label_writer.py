@@ -64,12 +64,12 @@ class PseudoLabelWriter(PredictionWriter):
             photographs that were not trained on get those of the network, and are counted in the log.
         refine: refinements in the order in which they act: "random_walk", "pamr", "dense_crf" (extra `crf`), and first
             of all "affinity", the walk over learned boundaries; "proposals", the mean over each region of a proposer.
-        proposals_dir: folder of the regions for "proposals", `<id>.json` (masks in COCO's run-length code, as SAM writes
-            them) or `<id>.png` (one number a segment); see `read_segments`. None: superpixels by SLIC (extra
+        proposals_dir: folder of the regions for "proposals", `<id>.json` (masks in COCO's run-length code, as SAM
+            writes them) or `<id>.png` (one number a segment); see `read_segments`. None: superpixels by SLIC (extra
             `superpixels`). A photograph without a file is not merged, and is counted in the log.
         affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
-        workers: threads that write files, or processes that run `dense_crf` or `proposals` and write, while the network computes the
-            next images; 0: it waits.
+        workers: threads that write files, or processes that run `dense_crf` or `proposals` and write, while the network
+            computes the next images; 0: it waits.
         overlays: whether to write the labels over the photograph as well.
         existing: "skip" what is complete, "overwrite" everything.
 

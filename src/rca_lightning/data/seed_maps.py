@@ -33,7 +33,7 @@ UNDECIDED = 0.25
 _REMEDY = "correct it, or take it out of seed_dir: the CAM then stands in"
 _SMALL = 1 << 22  # numbers; arrays of at most so many are read, so that a wrong size can be named in the error
 _UNPICKLED = (
-    "if you trust it, load it and save numpy.savez('<id>.npz', maps=<(K, H, W) numbers>, classes=<(K,) integers from 0>)"
+    "if you trust it, load it, save numpy.savez('<id>.npz', maps=<(K, H, W) numbers>, classes=<(K,) integers from 0>)"
     ", or numpy.save of (L, H, W) numbers alone"
 )
 _EVERY = 30.0  # seconds between two lines of progress

@@ -77,7 +77,8 @@ def label_stored_maps(
         low: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
         high: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
         saliency_threshold: of "saliency".
-        refine: "pamr", "dense_crf", "proposals", and first of all "affinity"; not "random_walk", whose features are not stored.
+        refine: "pamr", "dense_crf", "proposals", and first of all "affinity"; not "random_walk", whose features are not
+            stored.
         affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
         refine_stride: pixels along each side that all but "affinity" average; see `PseudoLabelGenerator`.
         workers: processes that refine by `dense_crf` or `proposals`.
