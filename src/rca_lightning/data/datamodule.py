@@ -366,8 +366,9 @@ class WSSSDataModule(L.LightningDataModule):
         if self.seed_dir is None:
             return
         images = _set_up(self._train, "fit")
-        folder = locate(self.seed_dir, self.options.folder)
-        self.seed_maps = SeedMaps(folder, images.records, num_classes=self.num_classes)
+        self.seed_maps = SeedMaps(
+            locate(self.seed_dir, self.options.open().root), images.records, num_classes=self.num_classes
+        )
         self.seed_maps.check(skip=images.skip_of is not None)
 
     def _validates_in_fit(self) -> bool:
