@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from rca_lightning.backbones.weights import load_weights
@@ -25,7 +26,7 @@ from rca_lightning.data.tag_files import read_id_list, read_tag_file
 from rca_lightning.data.voc import read_xml_tags
 from rca_lightning.errors import RCAError
 from rca_lightning.pseudo_labels.files import read_maps, read_qualities
-from rca_lightning.pseudo_labels.proposals import read_segments
+from rca_lightning.pseudo_labels.proposals import read_proposals
 from tests.fuzz import seeds
 from tests.fuzz.mutations import BYTES, TEXT, Mutation, mutate, mutate_inside
 from tests.fuzz.tiny import Tiny
@@ -145,10 +146,10 @@ def _seed_maps(path: Path) -> None:
         assert 0 <= float(cells.min()) <= float(cells.max()) <= 1
 
 
-def _segments(path: Path) -> None:
-    found = read_segments(path, size=seeds.SIZE)
-    assert found.shape == seeds.SIZE
-    assert int(found.min()) >= 0
+def _proposals(path: Path) -> None:
+    scores = torch.rand(2, *seeds.SIZE)
+    merged = read_proposals(path, size=seeds.SIZE).merge(scores)
+    assert scores.min() <= merged.min() <= merged.max() <= scores.max()
 
 
 def _quality(path: Path) -> None:
@@ -183,8 +184,8 @@ TARGETS = {
     "tags": Target("tags.txt", seeds.tag_files, TEXT, (_tags, _tag_table, _ids, _folder)),
     "maps": Target("maps.npz", seeds.stored_maps, BYTES, (_maps, _quality, _seed_maps), archive=True),
     "array": Target("array.npy", seeds.arrays, BYTES, (_seed_maps,)),
-    "proposals": Target("proposals.json", seeds.proposals, TEXT, (_segments,)),
-    "segments": Target("segments.png", seeds.segments, BYTES, (_segments,)),
+    "proposals": Target("proposals.json", seeds.proposals, TEXT, (_proposals,)),
+    "segments": Target("segments.png", seeds.segments, BYTES, (_proposals,)),
     "checkpoint": Target(
         "last.ckpt", seeds.checkpoints, BYTES, (_read_checkpoint, _load_checkpoint, _weights), archive=True
     ),

@@ -65,8 +65,8 @@ class PseudoLabelWriter(PredictionWriter):
         refine: refinements in the order in which they act: "random_walk", "pamr", "dense_crf" (extra `crf`), and first
             of all "affinity", the walk over learned boundaries; "proposals", the mean over each region of a proposer.
         proposals_dir: folder of the regions for "proposals", `<id>.json` (masks in COCO's run-length code, as SAM
-            writes them) or `<id>.png` (one number a segment); see `read_segments`. None: superpixels by SLIC (extra
-            `superpixels`). A photograph without a file is not merged, and is counted in the log.
+            writes them) or `<id>.png` (one number a segment); see `read_proposals`. None: `superpixels` (extra of
+            that name). A photograph without a file is not merged, and is counted in the log.
         affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
         workers: threads that write files, or processes that run `dense_crf` or `proposals` and write, while the network
             computes the next images; 0: it waits.
@@ -117,7 +117,7 @@ class PseudoLabelWriter(PredictionWriter):
             "power": power,
             "saliency_threshold": saliency_threshold,
             "refine": tuple(refine),
-            "proposer": "slic" if proposals_dir is None else "files",
+            "proposer": "superpixels" if proposals_dir is None else "files",
             **{name: value for name, value in thresholds.items() if value is not None},
         }
         self.maps = maps

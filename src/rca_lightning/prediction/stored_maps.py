@@ -84,7 +84,7 @@ def label_stored_maps(
         workers: processes that refine by `dense_crf` or `proposals`.
         overlays: whether to write the labels over the photographs.
         existing: "skip" what is complete, "overwrite" everything.
-        proposals_dir: folder of the regions for "proposals"; None: superpixels by SLIC.
+        proposals_dir: folder of the regions for "proposals"; None: `superpixels`.
 
     Raises:
         ArgumentError: for an argument that is out of range or cannot be had without the network.
@@ -112,7 +112,7 @@ def label_stored_maps(
         saliency_threshold=saliency_threshold,
         refine=tuple(refine),
         refine_stride=refine_stride,
-        proposer="slic" if proposals_dir is None else "files",
+        proposer="superpixels" if proposals_dir is None else "files",
     )
     if generator.needs_features:
         raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")

@@ -26,12 +26,12 @@ from rca_lightning.pseudo_labels.labels import (
     label_scores,
     salient_pixels,
 )
-from rca_lightning.pseudo_labels.proposals import read_segments
+from rca_lightning.pseudo_labels.proposals import read_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName, check_order, refine_scores
 from rca_lightning.rca.inference import ClassMaps
 
 _ON_CPU: tuple[RefinementName, ...] = ("dense_crf", "proposals")  # from the first of them on a worker refines
-Proposer = Literal["slic", "files"]
+Proposer = Literal["superpixels", "files"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class PseudoLabelGenerator:
             walks the class maps themselves, before the background joins them.
         refine_stride: pixels along each side that the others act on the mean of, for labels that are learned from on a
             coarser grid: a "dense_crf" at 4 takes a fraction of the time.
-        proposer: of "proposals": superpixels by "slic", or the "files" that `score` is given.
+        proposer: of "proposals": "superpixels" of the photograph, or the "files" that `score` is given.
 
     Raises:
         ArgumentError: for a value out of its range, an unknown refinement, or "affinity" after another.
@@ -99,7 +99,7 @@ class PseudoLabelGenerator:
     saliency_threshold: float = 0.5
     refine: tuple[RefinementName, ...] = ()
     refine_stride: int = 1
-    proposer: Proposer = "slic"
+    proposer: Proposer = "superpixels"
 
     def __post_init__(self) -> None:
         for name in ("background_threshold", "low", "high", "saliency_threshold"):
@@ -136,7 +136,7 @@ class PseudoLabelGenerator:
         """Raises `MissingExtraError` if a refinement needs an optional package that is not there."""
         if "dense_crf" in self.refine:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="refine=dense_crf")
-        if "proposals" in self.refine and self.proposer == "slic":
+        if "proposals" in self.refine and self.proposer == "superpixels":
             require_extra("skimage.segmentation", extra="superpixels", needed_for="refine=proposals without a folder")
 
     def score(
@@ -201,9 +201,9 @@ class PseudoLabelGenerator:
         """
         picture, classes = torch.from_numpy(intermediate.picture), torch.from_numpy(intermediate.classes)
         features = None if intermediate.features is None else torch.from_numpy(intermediate.features)
-        segments = None
+        proposals = None
         if intermediate.proposals is not None:
-            segments = read_segments(intermediate.proposals, size=(picture.shape[1], picture.shape[2]))
+            proposals = read_proposals(intermediate.proposals, size=(picture.shape[1], picture.shape[2]))
         labels = []
         for scores in intermediate.scores:
             refined = refine_scores(
@@ -211,7 +211,7 @@ class PseudoLabelGenerator:
                 picture,
                 intermediate.steps,
                 features=features,
-                segments=segments,
+                proposals=proposals,
                 stride=self.refine_stride,
             )
             labels.append(label_scores(refined.clamp(0, 1), classes))

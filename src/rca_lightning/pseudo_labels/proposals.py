@@ -1,17 +1,17 @@
-"""Merges scores over the regions of a proposer: masks of any model, superpixels of a file, or SLIC."""
+"""Merges scores over the regions of a proposer: masks of any model, superpixels of a file, or our own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 from rca_lightning.data.coco_shapes import decode_rle
@@ -19,11 +19,11 @@ from rca_lightning.data.images import open_image
 from rca_lightning.errors import ArgumentError, DataError, require_extra
 from rca_lightning.io.listing import list_by_stem, require_folder, require_regular_file
 
-SEGMENT_PIXELS = 400
-"""Pixels of a superpixel of `slic_segments`, about."""
+SCALE = 50.0
+"""Of `superpixels`: the larger, the larger they are."""
 
-COMPACTNESS = 10.0
-"""Of `slic_segments`: weight of the distance in the image against that of colours."""
+LEAST_PIXELS = 50
+"""Of a superpixel."""
 
 _ENDINGS = frozenset({".json", ".png"})
 _MOST = 20_000  # masks of a photograph; automatic masks of SAM are a few hundred
@@ -61,29 +61,90 @@ def merge_over_segments(scores: Tensor, segments: Tensor) -> Tensor:
     return torch.where(segments.to(scores.device) == 0, scores, means)
 
 
-def slic_segments(picture: Tensor, *, pixels: int = SEGMENT_PIXELS, compactness: float = COMPACTNESS) -> Tensor:
-    """Divides a photograph into superpixels by SLIC of scikit-image (Achanta et al., TPAMI 2012).
+def merge_over_masks(scores: Tensor, masks: Iterator[Tensor]) -> Tensor:
+    """Gives each pixel the means of the scores over the masks that cover it; pixels in none keep theirs.
+
+    Of several masks each counts with one over the square root of its pixels: small ones follow edges, large ones know
+    the object.
+
+    Args:
+        scores: `(C, H, W)`, background and classes.
+        masks: each `(H, W)` bool.
+
+    Returns:
+        `(C, H, W)`, of the type of the scores.
+
+    Example:
+        >>> scores, left = torch.tensor([[[0.0, 1.0, 0.25]]]), torch.tensor([[True, True, False]])
+        >>> merge_over_masks(scores, iter([left]))
+        tensor([[[0.5000, 0.5000, 0.2500]]])
+    """
+    values = scores.double()
+    sums, total = torch.zeros_like(values), values.new_zeros(values.shape[1:])
+    for mask in masks:
+        inside = mask.to(values.device)
+        pixels = int(inside.sum())
+        if pixels:
+            sums[:, inside] += values[:, inside].mean(dim=1, keepdim=True) / pixels**0.5
+            total[inside] += pixels**-0.5
+    return torch.where(total > 0, sums / total.clamp_min(torch.finfo(total.dtype).tiny), values).to(scores.dtype)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Regions of one photograph: segments, or masks that may overlap.
+
+    Attributes:
+        size: height and width of the photograph.
+        segments: `(H, W)` integers; see `merge_over_segments`. None if there are masks.
+        codes: masks in the run-length code of pycocotools, for masks themselves would fill the memory.
+    """
+
+    size: tuple[int, int]
+    segments: Tensor | None
+    codes: tuple[dict[str, Any], ...] = ()
+
+    def merge(self, scores: Tensor) -> Tensor:
+        """Merges scores `(C, h, w)` of the photograph, or of one that was made smaller; see the functions above."""
+        size = (scores.shape[1], scores.shape[2])
+        if self.segments is not None:
+            return merge_over_segments(scores, _resized(self.segments, size))
+        return merge_over_masks(scores, (_resized(mask, size) for mask in self._masks()))
+
+    def _masks(self) -> Iterator[Tensor]:
+        from pycocotools import mask as coco_mask
+
+        for code in self.codes:
+            yield torch.from_numpy(coco_mask.decode(code)).bool()
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(image.shape) == size:
+        return image
+    # As float64, which holds every number of a segment.
+    return F.interpolate(image[None, None].double(), size, mode="nearest-exact")[0, 0].to(image.dtype)
+
+
+def superpixels(picture: Tensor, *, scale: float = SCALE, least_pixels: int = LEAST_PIXELS) -> Proposals:
+    """Divides a photograph into superpixels along its edges, by scikit-image (Felzenszwalb & Huttenlocher, IJCV 2004).
 
     Args:
         picture: `(3, H, W)` in `[0, 1]`.
-        pixels: of a superpixel, about.
-        compactness: weight of the distance in the image against that of colours.
-
-    Returns:
-        `(H, W)` int64, numbers from 1.
+        scale: the larger, the larger they are; edges decide how large each is.
+        least_pixels: of a superpixel.
 
     Raises:
         MissingExtraError: without the extra `superpixels`.
     """
     package = require_extra("skimage.segmentation", extra="superpixels", needed_for="refine=proposals without a folder")
     colours = picture.detach().permute(1, 2, 0).cpu().double().numpy()  # (3, H, W) -> (H, W, 3)
-    number = max(1, round(colours.shape[0] * colours.shape[1] / pixels))
-    found = package.slic(colours, n_segments=number, compactness=compactness, start_label=1, channel_axis=-1)
-    return torch.from_numpy(np.ascontiguousarray(found, dtype=np.int64))
+    found = package.felzenszwalb(colours, scale=scale, sigma=0.8, min_size=least_pixels, channel_axis=-1)
+    segments = torch.from_numpy(np.ascontiguousarray(found, dtype=np.int64)) + 1
+    return Proposals((picture.shape[1], picture.shape[2]), segments)
 
 
-def read_segments(path: Path, *, size: tuple[int, int]) -> Tensor:
-    """Reads the proposals of a photograph as segments; of proposals that overlap, a pixel is in the smallest.
+def read_proposals(path: Path, *, size: tuple[int, int]) -> Proposals:
+    """Reads the proposals of a photograph.
 
     Args:
         path: a JSON file: a list of masks, or an object with such a list as `annotations`, each with `segmentation` in
@@ -91,44 +152,34 @@ def read_segments(path: Path, *, size: tuple[int, int]) -> Tensor:
             of numbers, palette, 8-bit or 16-bit grey: one number a segment, 0 in none.
         size: height and width of the photograph.
 
-    Returns:
-        `(H, W)` int64; see `merge_over_segments`.
-
     Raises:
         DatasetNotFoundError: no such file.
         DataError: a file of another kind, damaged, or of another size.
     """
     if path.suffix.lower() == ".json":
-        return torch.from_numpy(_from_masks(path, size))
+        return Proposals(size, None, tuple(_read_codes(path, size)))
     with open_image(path) as image:
         if not (image.mode in _GREY or image.mode.startswith("I;16")):
             raise DataError(f"{path}: a colour image ({image.mode}), not one number a segment; {_REMEDY}")
-        segments = _numbers(image)
+        segments = np.asarray(image).astype(np.int64)
     if segments.shape != size:
-        raise _other_size(path, segments.shape, size)
+        raise _other_size(path, list(segments.shape), size)
     if segments.size and segments.min() < 0:
         raise DataError(f"{path}: {segments.min()} is no number of a segment; {_REMEDY}")
-    return torch.from_numpy(segments)
+    return Proposals(size, torch.from_numpy(segments))
 
 
-def _numbers(image: Image.Image) -> npt.NDArray[np.int64]:
-    return np.asarray(image).astype(np.int64)
+def _read_codes(path: Path, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    from pycocotools import mask as coco_mask
 
-
-def _from_masks(path: Path, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    masks = _masks(path)
-    segments = np.zeros(size, dtype=np.int64)
-    taken = np.full(size, np.iinfo(np.int64).max)  # pixels of the mask that has the pixel
-    for number, mask in enumerate(masks, start=1):
+    for number, mask in enumerate(_masks(path), start=1):
         code = mask.get("segmentation") if isinstance(mask, dict) else None
         if not isinstance(code, dict):
             raise DataError(f"{path}: mask {number} has no segmentation in COCO's run-length code; {_REMEDY}")
         if code.get("size") != list(size):
             raise _other_size(path, code.get("size"), size)
         region = decode_rle(code, height=size[0], width=size[1], where=f"{path}, mask {number}")
-        smaller = region & (region.sum() < taken)
-        segments[smaller], taken[smaller] = number, region.sum()
-    return segments
+        yield coco_mask.encode(np.asfortranarray(region, dtype=np.uint8))
 
 
 def _masks(path: Path) -> list[Any]:
@@ -150,7 +201,7 @@ def _other_size(path: Path, found: Any, size: tuple[int, int]) -> DataError:
 
 
 class ProposalFolder:
-    """Proposals of photographs, `<id>.json` or `<id>.png`; see `read_segments`.
+    """Proposals of photographs, `<id>.json` or `<id>.png`; see `read_proposals`.
 
     Args:
         folder: it.
@@ -205,4 +256,4 @@ def describe_proposals(refine: Sequence[str], folder: ProposalFolder | None) -> 
     """What labels refined by "proposals" depend on, as JSON values; nothing without that refinement."""
     if "proposals" not in refine:
         return {}
-    return {"proposals": "slic" if folder is None else folder.digest()}
+    return {"proposals": "superpixels" if folder is None else folder.digest()}

@@ -12,7 +12,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.dense_crf import COLOUR_REACH, SMOOTH_REACH, dense_crf
 from rca_lightning.pseudo_labels.propagation import pamr, random_walk
-from rca_lightning.pseudo_labels.proposals import SEGMENT_PIXELS, merge_over_segments, slic_segments
+from rca_lightning.pseudo_labels.proposals import LEAST_PIXELS, SCALE, Proposals, superpixels
 from rca_lightning.rca.inference import MAX_SIDE, view_sizes
 
 RefinementName = Literal["random_walk", "pamr", "dense_crf", "affinity", "proposals"]
@@ -38,7 +38,7 @@ def refine_scores(
     names: Sequence[RefinementName],
     *,
     features: Tensor | None = None,
-    segments: Tensor | None = None,
+    proposals: Proposals | None = None,
     stride: int = 1,
 ) -> Tensor:
     """Refines the scores of one photograph by each named step in turn, with its default settings.
@@ -55,7 +55,7 @@ def refine_scores(
         picture: `(3, H, W)` in `[0, 1]`, not normalised for a network.
         names: in the order in which the steps act; none gives the scores as they are.
         features: `(D, h, w)` of the photograph, for "random_walk".
-        segments: `(H, W)` integers, for "proposals": see `merge_over_segments`; None: `slic_segments`.
+        proposals: of the photograph, for "proposals"; None: `superpixels`.
         stride: the steps act on means over so many pixels along each side, and what they give is enlarged. The reach of
             "dense_crf" stays the same in pixels.
 
@@ -65,7 +65,7 @@ def refine_scores(
     Raises:
         ArgumentError: for an unknown name or "affinity", scores or a picture that are not finite and in `[0, 1]` or
             not of one size, or "random_walk" without features.
-        MissingExtraError: for "dense_crf" without the extra `crf`, or "proposals" without segments or the extra
+        MissingExtraError: for "dense_crf" without the extra `crf`, or for "proposals" without any or the extra
             `superpixels`.
     """
     if not names:
@@ -85,7 +85,7 @@ def refine_scores(
         elif name == "dense_crf":
             refined = dense_crf(refined, images, smooth_reach=SMOOTH_REACH / stride, colour_reach=COLOUR_REACH / stride)
         elif name == "proposals":
-            refined = _merge(refined, images, segments, stride)
+            refined = _merge(refined, images, proposals, stride)
         elif features is None:
             raise ArgumentError("features", None, "'random_walk' needs the features of the photograph")
         else:
@@ -93,15 +93,11 @@ def refine_scores(
     return (F.interpolate(refined, size, mode="bilinear", align_corners=False) if bounded != size else refined)[0]
 
 
-def _merge(scores: Tensor, images: Tensor, segments: Tensor | None, stride: int) -> Tensor:
-    """Merges over segments at the size of the scores."""
-    if segments is None:
-        found = slic_segments(images[0], pixels=max(1, SEGMENT_PIXELS // stride**2))
-    else:
-        # As float64, which holds every number of a segment.
-        of_size = F.interpolate(segments[None, None].double(), scores.shape[2:], mode="nearest-exact")
-        found = of_size[0, 0].long()
-    return merge_over_segments(scores[0], found)[None]
+def _merge(scores: Tensor, images: Tensor, proposals: Proposals | None, stride: int) -> Tensor:
+    """Merges scores over proposals, or over superpixels at their own size, as large in the photograph."""
+    if proposals is None:
+        proposals = superpixels(images[0], scale=SCALE / stride**2, least_pixels=max(1, LEAST_PIXELS // stride**2))
+    return proposals.merge(scores[0])[None]
 
 
 def _walk(scores: Tensor, features: Tensor) -> Tensor:

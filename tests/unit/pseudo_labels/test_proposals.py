@@ -18,16 +18,18 @@ from rca_lightning.pseudo_labels import refinement
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.proposals import (
     ProposalFolder,
+    Proposals,
     check_proposals,
     describe_proposals,
+    merge_over_masks,
     merge_over_segments,
-    read_segments,
-    slic_segments,
+    read_proposals,
+    superpixels,
 )
 from rca_lightning.pseudo_labels.refinement import refine_scores
 from rca_lightning.rca.inference import ClassMaps
 
-with_slic = pytest.mark.skipif(
+with_superpixels = pytest.mark.skipif(
     importlib.util.find_spec("skimage") is None, reason="scikit-image (extra 'superpixels') is not installed"
 )
 SIZE = (12, 17)
@@ -91,35 +93,51 @@ def rle(region: np.ndarray, *, compressed: bool) -> dict:
 
 
 def overlapping() -> list[np.ndarray]:
-    """A part, its object, another that crosses it, and the whole photograph; of two equal ones the first wins."""
+    """A part, its object, another that crosses it, an empty mask, and the whole photograph."""
     masks = [np.zeros(SIZE, dtype=bool) for _ in range(5)]
     masks[0][2:5, 2:6] = True
     masks[1][1:9, 1:10] = True
     masks[2][6:11, 8:16] = True
-    masks[3][:] = True
-    masks[4][1:9, 1:10] = True
+    masks[4][:] = True
     return masks
 
 
-def smallest_by_loops(masks: list[np.ndarray]) -> np.ndarray:
-    segments = np.zeros(SIZE, dtype=np.int64)
+def mean_of_masks_by_loops(scores: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
+    """Each pixel has the means of the masks that cover it, weighted by one over the root of their pixels; float64."""
+    merged = scores.astype(np.float64).copy()
+    means = [scores.astype(np.float64)[:, mask].mean(axis=1) if mask.any() else None for mask in masks]
     for r in range(SIZE[0]):
         for c in range(SIZE[1]):
-            covering = [(int(mask.sum()), number) for number, mask in enumerate(masks, start=1) if mask[r, c]]
-            segments[r, c] = min(covering)[1] if covering else 0
-    return segments
+            covering = [number for number, mask in enumerate(masks) if mask[r, c]]
+            weights = [1 / np.sqrt(masks[number].sum()) for number in covering]
+            if covering:
+                sums = sum(weight * means[number] for weight, number in zip(weights, covering, strict=True))
+                merged[:, r, c] = sums / sum(weights)
+    return merged
+
+
+def test_scores_merged_over_masks_that_overlap_are_weighted_means():
+    scores = random_scores()
+    for count in (0, 1, 3, 5):
+        masks = overlapping()[:count]
+        found = merge_over_masks(scores, iter(torch.from_numpy(mask) for mask in masks))
+        np.testing.assert_allclose(found.numpy(), mean_of_masks_by_loops(scores.numpy(), masks), atol=1e-7)
+        assert found.dtype == scores.dtype
+        assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    segments = random_segments()
+    masks = [segments == value for value in segments.unique() if value]
+    torch.testing.assert_close(merge_over_masks(scores, iter(masks)), merge_over_segments(scores, segments))
 
 
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("wrapped", [True, False])
-@pytest.mark.parametrize("count", [3, 5])
-def test_of_masks_that_overlap_the_smallest_has_the_pixel(tmp_path, compressed, wrapped, count):
-    masks = overlapping()[:count]
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_masks_of_a_file_are_merged_over(tmp_path, compressed, wrapped, count):
+    masks, scores = overlapping()[:count], random_scores()
     content = [{"segmentation": rle(mask, compressed=compressed), "area": 1, "predicted_iou": 0.9} for mask in masks]
     (tmp_path / "a.json").write_text(json.dumps({"image": {}, "annotations": content} if wrapped else content))
-    found = read_segments(tmp_path / "a.json", size=SIZE)
-    np.testing.assert_array_equal(found.numpy(), smallest_by_loops(masks))
-    assert bool((found == 0).any()) == (count == 3)
+    found = read_proposals(tmp_path / "a.json", size=SIZE).merge(scores)
+    np.testing.assert_allclose(found.numpy(), mean_of_masks_by_loops(scores.numpy(), masks), atol=1e-7)
 
 
 def test_segments_of_an_image_are_its_numbers(tmp_path):
@@ -130,8 +148,8 @@ def test_segments_of_an_image_are_its_numbers(tmp_path):
         "palette": Image.fromarray((values % 9).astype(np.uint8)).convert("P"),
     }.items():
         image.save(tmp_path / f"{name}.png")
-        found = read_segments(tmp_path / f"{name}.png", size=SIZE)
-        np.testing.assert_array_equal(found.numpy(), np.asarray(image))
+        found = read_proposals(tmp_path / f"{name}.png", size=SIZE)
+        np.testing.assert_array_equal(found.segments.numpy(), np.asarray(image))
 
 
 GOOD = {"size": list(SIZE), "counts": [SIZE[0] * SIZE[1]]}
@@ -156,7 +174,7 @@ def test_wrong_masks_are_one_line(name, tmp_path):
     content, message = WRONG[name]
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_segments(tmp_path / "a.json", size=SIZE)
+        read_proposals(tmp_path / "a.json", size=SIZE)
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "a.json") in str(caught.value)
 
@@ -164,13 +182,13 @@ def test_wrong_masks_are_one_line(name, tmp_path):
 def test_wrong_images_are_one_line(tmp_path):
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="a colour image"):
-        read_segments(tmp_path / "a.png", size=SIZE)
+        read_proposals(tmp_path / "a.png", size=SIZE)
     Image.new("L", (3, 3)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"of size \(3, 3\), but the photograph has \[12, 17\] pixels"):
-        read_segments(tmp_path / "a.png", size=SIZE)
+    with pytest.raises(DataError, match=r"of size \[3, 3\], but the photograph has \[12, 17\] pixels"):
+        read_proposals(tmp_path / "a.png", size=SIZE)
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match="not an image"):
-        read_segments(tmp_path / "a.png", size=SIZE)
+        read_proposals(tmp_path / "a.png", size=SIZE)
 
 
 def test_a_folder_finds_counts_and_tells_its_files_apart(tmp_path):
@@ -201,7 +219,7 @@ def test_a_folder_that_nothing_reads_is_refused_and_settings_say_who_proposes(tm
     (tmp_path / "a.json").write_text("[]")
     folder = ProposalFolder(tmp_path)
     assert describe_proposals(["pamr"], None) == {}, "folders of before stay in use"
-    assert describe_proposals(["proposals"], None) == {"proposals": "slic"}
+    assert describe_proposals(["proposals"], None) == {"proposals": "superpixels"}
     assert describe_proposals(["proposals"], folder) == {"proposals": folder.digest()}
     assert PseudoLabelGenerator(refine=("pamr",), proposer="files").describe() == {
         "background": "fixed", "background_threshold": 0.2, "refine": ["pamr"],
@@ -226,7 +244,7 @@ def test_labels_are_drawn_from_merged_scores(tmp_path, background):
     intermediate = generator.score(seeds, picture, proposals=tmp_path / "a.json")
     assert intermediate.steps == ("proposals",)
     label = generator.draw(intermediate)
-    merged = merged_by_loops(seeds.maps.numpy(), smallest_by_loops(masks))
+    merged = mean_of_masks_by_loops(seeds.maps.numpy(), masks)
     low, high = (0.5, 0.5) if background == "fixed" else (0.45, 0.55)
     for r in range(SIZE[0]):
         for c in range(SIZE[1]):
@@ -245,9 +263,10 @@ def test_labels_are_drawn_from_merged_scores(tmp_path, background):
 def test_proposals_are_a_step_among_others(tmp_path, monkeypatch):
     monkeypatch.setattr(refinement, "dense_crf", lambda scores, images, **_: scores * images.mean(1, keepdim=True))
     scores, picture, segments = random_scores(), random_scores(3), random_segments()
-    found = refine_scores(scores, picture, ["proposals", "dense_crf"], segments=segments)
+    proposals = Proposals(SIZE, segments)
+    found = refine_scores(scores, picture, ["proposals", "dense_crf"], proposals=proposals)
     torch.testing.assert_close(found, merge_over_segments(scores, segments) * picture.mean(0))
-    found = refine_scores(scores, picture, ["dense_crf", "proposals"], segments=segments)
+    found = refine_scores(scores, picture, ["dense_crf", "proposals"], proposals=proposals)
     torch.testing.assert_close(found, merge_over_segments(scores * picture.mean(0), segments))
     seeds, picture = seeds_and_picture()
     generator = PseudoLabelGenerator(refine=("pamr", "proposals", "pamr"), proposer="files")
@@ -256,42 +275,54 @@ def test_proposals_are_a_step_among_others(tmp_path, monkeypatch):
     assert intermediate.steps == ("proposals", "pamr")
     assert generator.score(seeds, picture).steps == ()
     one = torch.cat([torch.full((1, *SIZE), 0.2), seeds.maps])
-    expected = refine_scores(one, picture, ["pamr", "proposals", "pamr"], segments=segments.clamp(0, 200))
+    proposals = Proposals(SIZE, segments.clamp(0, 200))
+    expected = refine_scores(one, picture, ["pamr", "proposals", "pamr"], proposals=proposals)
     assert torch.equal(generator.draw(intermediate) > 0, expected[1:].amax(0) > expected[0])
 
 
-def test_on_a_coarser_grid_segments_are_those_of_the_nearest_pixels():
+def test_on_a_coarser_grid_proposals_are_those_of_the_nearest_pixels():
     scores, picture = random_scores()[:, :, :16], random_scores(3)[:, :, :16]
     segments = torch.arange(3 * 4).reshape(3, 4).repeat_interleave(4, 0).repeat_interleave(4, 1) + 4_000_000_000
-    found = refine_scores(scores, picture, ["proposals"], segments=segments, stride=2)
-    pooled = F.avg_pool2d(scores[None], 4)[0]
-    centres = found[:, 1::4, 1::4], found[:, 2::4, 2::4]
-    for centre in centres:  # half-way to the next cell the enlarged values still are those of the segment
-        torch.testing.assert_close(centre, pooled, atol=0.1, rtol=0)
+    half = F.avg_pool2d(scores[None], 2)[0]
+    expected = F.avg_pool2d(scores[None], 4)[0].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    torch.testing.assert_close(Proposals((12, 16), segments).merge(half), expected)
+    from pycocotools import mask as coco_mask
+
+    codes = [
+        coco_mask.encode(np.asfortranarray((segments == value).numpy().astype(np.uint8))) for value in segments.unique()
+    ]
+    torch.testing.assert_close(Proposals((12, 16), None, tuple(codes)).merge(half), expected)
+    found = refine_scores(scores, picture, ["proposals"], proposals=Proposals((12, 16), segments), stride=2)
+    smaller = F.interpolate(scores[None], (6, 8), mode="bilinear", antialias=True)[0]
+    means = smaller.unflatten(1, (3, 2)).unflatten(3, (4, 2)).mean(dim=(2, 4)).repeat_interleave(2, 1)
+    enlarged = F.interpolate(means.repeat_interleave(2, 2)[None], (12, 16), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(found, enlarged)
 
 
-@with_slic
-def test_slic_keeps_to_edges_and_numbers_from_one():
+@with_superpixels
+def test_superpixels_keep_to_edges_and_number_from_one():
     picture = torch.zeros(3, 60, 90)
     picture[0, :, 37:] = 1
-    segments = slic_segments(picture, pixels=200)
-    assert segments.shape == (60, 90)
-    assert segments.dtype == torch.int64
-    assert 15 <= len(segments.unique()) <= 60
-    assert int(segments.min()) == 1
-    left, right = set(segments[:, :37].unique().tolist()), set(segments[:, 37:].unique().tolist())
+    picture[1, 20:40] = 0.5
+    found = superpixels(picture)
+    assert found.segments.shape == (60, 90)
+    assert found.segments.dtype == torch.int64
+    assert int(found.segments.min()) == 1
+    left, right = set(found.segments[:, :35].unique().tolist()), set(found.segments[:, 39:].unique().tolist())
+    assert left
     assert not left & right
-    assert torch.equal(segments, slic_segments(picture, pixels=200)), "the same each time"
-    assert len(slic_segments(torch.rand(3, 2, 2)).unique()) == 1
+    assert torch.equal(found.segments, superpixels(picture).segments), "the same each time"
+    counts = torch.bincount(superpixels(torch.rand(3, 60, 90)).segments.flatten())[1:]
+    assert int(counts.min()) >= 50
+    assert len(superpixels(torch.rand(3, 2, 2)).segments.unique()) == 1
 
 
-@with_slic
+@with_superpixels
 def test_without_a_folder_superpixels_are_merged():
-    scores, picture = random_scores(), random_scores(3)
+    scores, picture = random_scores(), random_scores(3).round()
     found = refine_scores(scores, picture, ["proposals"])
-    np.testing.assert_allclose(
-        found.numpy(), merged_by_loops(scores.numpy(), slic_segments(picture).numpy()), atol=1e-7
-    )
+    expected = merged_by_loops(scores.numpy(), superpixels(picture).segments.numpy())
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-7)
     generator = PseudoLabelGenerator(refine=("proposals",))
     generator.check_packages()
     seeds, picture = seeds_and_picture()
@@ -304,11 +335,11 @@ def test_the_extra_is_named_before_anything_is_written(monkeypatch):
         PseudoLabelGenerator(refine=("proposals",)).check_packages()
     PseudoLabelGenerator(refine=("proposals",), proposer="files").check_packages()
     with pytest.raises(MissingExtraError, match="refine=proposals"):
-        slic_segments(torch.zeros(3, 4, 4))
+        superpixels(torch.zeros(3, 4, 4))
 
 
 def test_paths_of_files_are_plain(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.json").mkdir()
     with pytest.raises(DataError, match="not a regular file"):
-        read_segments(tmp_path / "folder" / "a.json", size=SIZE)
+        read_proposals(tmp_path / "folder" / "a.json", size=SIZE)
