@@ -217,8 +217,11 @@ class RegionMemoryCallback(L.Callback):
             self.memory.clear()
             self._cells.clear()
             self._change.begin_round()
-        seeds = getattr(trainer.datamodule, "seed_maps", None)  # type: ignore[attr-defined]
-        if seeds is not None and isinstance(pl_module, RCAModule) and pl_module.cuts_from_seeds:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        seeds = getattr(data, "seed_maps", None)
+        if seeds is None or not isinstance(pl_module, RCAModule):
+            return
+        if data.seed_rounds == "all" or pl_module.cuts_from_cam:
             batch["seeds"] = [seeds.read(image_id) for image_id in batch["image_id"]]
 
     def on_train_batch_end(

@@ -22,7 +22,7 @@ from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, Source
 from rca_lightning.data.sample import Sample, SkippedImage
-from rca_lightning.data.seed_maps import SeedMaps
+from rca_lightning.data.seed_maps import SeedMaps, SeedRounds
 from rca_lightning.data.sources import (
     DatasetName,
     SourceOptions,
@@ -77,6 +77,8 @@ class WSSSDataModule(L.LightningDataModule):
         seed_dir: folder of maps or label images of any other model, named like the images, that a fit of `RCAModule`
             behind a frozen backbone cuts its first regions from, in place of the CAM; see `SeedMaps` for their forms.
             Where it has none, the CAM stands in. Only `fit` reads it.
+        seed_rounds: "first": later rounds cut regions from the attention, as without seeds; "all": all rounds cut them
+            from the seeds, for seeds that are better than the maps of a fit without (experiments/voc2012_mini).
         annotation_file: COCO only: an instances JSON of yours for every split. The classes are its categories in the
             order of their ids. Tags need `image_id` and `category_id` only; to draw masks, images must have `height`
             and `width` and annotations `segmentation`.
@@ -132,6 +134,7 @@ class WSSSDataModule(L.LightningDataModule):
         train_masks: bool = True,
         saliency_dir: str | None = None,
         seed_dir: str | None = None,
+        seed_rounds: SeedRounds = "first",
         annotation_file: str | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
@@ -177,6 +180,7 @@ class WSSSDataModule(L.LightningDataModule):
         self.train_masks = train_masks
         self.saliency_dir = saliency_dir
         self.seed_dir = seed_dir
+        self.seed_rounds = seed_rounds
         self.seed_maps: SeedMaps | None = None  # after `open_seeds`
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from rca_lightning.io.npz import read_npy, read_npz
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
+
+SeedRounds = Literal["first", "all"]
 
 UNDECIDED = 0.25
 """Of its peak that a map has where a label image is undecided: too little for a region, too much for background."""

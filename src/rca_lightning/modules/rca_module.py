@@ -494,9 +494,9 @@ class RCAModule(
         )
 
     @property
-    def cuts_from_seeds(self) -> bool:
-        """Whether regions are cut from the CAM now, whose place the maps of `seed_dir` take."""
-        return self.reads_seeds and not self._reads_regions_from_attention()
+    def cuts_from_cam(self) -> bool:
+        """Whether regions are cut from the CAM now, whose place the maps of `seed_dir` take, or from the attention."""
+        return not self._reads_regions_from_attention()
 
     def _reads_regions_from_attention(self) -> bool:
         return self.hparams["region_map"] == "attention" and self.network.has_prototypes

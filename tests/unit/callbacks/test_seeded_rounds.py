@@ -126,6 +126,20 @@ def test_maps_of_every_round_come_from_the_seeds_where_none_reads_the_attention(
     assert module.network.has_prototypes
 
 
+def test_seeds_of_all_rounds_are_contrasted_with_too(root, tmp_path):
+    write_boxes(root, tmp_path / "seeds")
+    found = {}
+    for rounds in ("first", "all"):
+        watch = Watch()
+        photographs = data(root, seed_dir=str(tmp_path / "seeds"), seed_rounds=rounds)
+        module = frozen()
+        _, trainer = fit(root, tmp_path, module, epochs=3, callbacks=[watch], limit_val_batches=0, dataset=photographs)
+        assert watch.seeded == ([TRAIN] * 3 if rounds == "all" else [TRAIN, 0, 0])
+        found[rounds] = module.network.aggregation.prototypes, float(trainer.callback_metrics["train/label_change"])
+    assert not torch.allclose(found["first"][0], found["all"][0], atol=1e-3)
+    assert found["all"][1] == 0 < found["first"][1], "labels are read from the maps that regions are cut from"
+
+
 def test_seeds_take_the_place_of_maps_also_in_the_mirror_image():
     cam = torch.rand(2, 3, 4, 5) - 0.5
     seeds = Seeds(torch.tensor([2]), torch.rand(1, 8, 15))
