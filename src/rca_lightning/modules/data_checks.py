@@ -16,7 +16,12 @@ _note = rank_zero_only(_log.info)
 
 
 class DataChecks(CheckedLoading):
-    """Refuses data of other classes; tells scores and what the masks lack."""
+    """Refuses data of other classes, and seeds that nothing reads; tells scores and what the masks lack."""
+
+    @property
+    def reads_seeds(self) -> bool:
+        """Whether a fit reads the maps of `seed_dir`."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,6 +45,10 @@ class DataChecks(CheckedLoading):
         )
         if stage == "fit":
             self._warned.clear()
+            seed_dir = getattr(data, "seed_dir", None)
+            if seed_dir is not None and not self.reads_seeds:
+                remedy = "only regions of RCAModule behind a frozen backbone are cut from it; leave it out"
+                raise ArgumentError("seed_dir", seed_dir, remedy)
 
     def tell_scores(self, scores: Scores | None) -> None:
         """Log the scores of a validation in `fit`, and once what the masks of the split lack."""

@@ -20,6 +20,7 @@ from rca_lightning.backbones.registry import StrideIn
 from rca_lightning.backbones.weights import load_frozen_start
 from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.data.sample import Batch
+from rca_lightning.data.seed_maps import Seeds
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, refuse_removed
 from rca_lightning.evaluation.report import Scores
@@ -298,6 +299,11 @@ class RCAModule(
         """Channels of regions and prototypes."""
         return self.network.stage_weights.shape[0]
 
+    @property
+    def reads_seeds(self) -> bool:
+        """Whether regions are cut from the maps of `seed_dir`: behind a frozen backbone, where nothing is cropped."""
+        return self.is_frozen and self.needs_memory
+
     def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
         """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
         return self.network(images, tags)  # type: ignore[no-any-return]
@@ -483,13 +489,15 @@ class RCAModule(
         contrasts = self.contrasts_prototypes and self._reads_regions_from_attention()  # the first round has none
         cells = [regions[0].none()] if contrasts else None
         threshold = self.threshold_of_regions("background_threshold")
-        labels = []
+        labels, seeds = [], batch.get("seeds")
         for image, (features, tags) in enumerate(zip(batch["features"], batch["tags"], strict=True)):
             of_views = []
             for of_scale in features:  # (V, D, h, w)
                 rows = tags.expand(len(of_scale), -1)
                 maps = self.network.read([of_scale.to(weight)], rows)
                 cam = self._region_cam(maps)
+                if seeds is not None and seeds[image] is not None:
+                    cam = _with_seeds(cam, seeds[image])
                 probabilities = image_logits(maps.coarse).sigmoid()
                 own = self._select_for_memory(self._extract_regions(maps, cam, rows), maps, cam, rows, probabilities)
                 own.images = torch.full_like(own.images, image)  # of all views
@@ -518,6 +526,11 @@ class RCAModule(
             background_threshold=self.threshold_of_regions("background_threshold"),
             count=self.cells_per_class,
         )
+
+    @property
+    def cuts_from_cam(self) -> bool:
+        """Whether regions are cut from the CAM now, whose place the maps of `seed_dir` take, or from the attention."""
+        return not self._reads_regions_from_attention()
 
     def _reads_regions_from_attention(self) -> bool:
         return self.hparams["region_map"] == "attention" and self.network.has_prototypes
@@ -567,3 +580,11 @@ class RCAModule(
         computed = {"features (maps of the first head)": maps.coarse, "embeddings": maps.embeddings}
         refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
         return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in losses.parts.items()}}
+
+
+def _with_seeds(cam: Tensor, seeds: Seeds) -> Tensor:
+    """Maps `(V, L, h, w)` of a photograph, and of its mirror image if V is 2, with those of seeds in their place."""
+    on_grid = seeds.on_grid((cam.shape[2], cam.shape[3])).to(cam)
+    seeded = cam.clone()
+    seeded[:, seeds.classes.to(cam.device)] = torch.stack([on_grid, on_grid.flip(2)][: len(cam)])
+    return seeded
