@@ -20,6 +20,7 @@ from rca_lightning.clustering.cluster import REMOVED_METHODS, ClusteringBackend,
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.distributed import broadcast_from_first, gather_objects, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, WeightsError, refuse_removed, require_extra
+from rca_lightning.modules.logger_tables import log_table
 from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.aggregation import SemanticAggregation
@@ -344,6 +345,9 @@ class RegionMemoryCallback(L.Callback):
             **measured.logged("prototypes"),
         }
         module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+        columns = list(next(iter(self.diagnostics.values())))
+        rows = [[name, *of_class.values()] for name, of_class in self.diagnostics.items()]
+        log_table(module.trainer, "prototypes/by_class", ["class", *columns], rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, cells and labels of a round and the last diagnostics, as tensors and numbers."""
