@@ -1,4 +1,4 @@
-"""What one photograph costs each backbone: python benchmarks/backbones.py [--quick] [--out FOLDER]. Needs timm.
+"""What one photograph costs each backbone: python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER]. Needs timm.
 
 Random weights: they change neither time nor memory. Each backbone runs in a process of its own, on one thread.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,15 +40,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round of the first two: whether it runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON file")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rounds = 1 if given.quick else 5
     if given.one:
-        print(json.dumps(measure(given.one, BACKBONES[given.one], rounds)))
+        print(json.dumps(measure(given.one, BACKBONES[given.one], given.rounds)))
         return
     names = list(BACKBONES)[: 2 if given.quick else None]
-    rows = [in_a_process(name, quick=given.quick) for name in names]
+    rows = [in_a_process(name, 1 if given.quick else given.rounds) for name in names]
     height, width = SIZE
     result = Result(
         "backbones", f"a photograph of {width} x {height} pixels, float32, one thread, random weights", rows
@@ -58,9 +57,9 @@ def main() -> None:
     print(f"written to {result.write(given.out)}")
 
 
-def in_a_process(name: str, *, quick: bool) -> dict[str, Any]:
+def in_a_process(name: str, rounds: int) -> dict[str, Any]:
     """The row of a backbone, measured where no other has taken memory."""
-    command = [sys.executable, __file__, "--one", name, *["--quick"] * quick]
+    command = [sys.executable, __file__, "--one", name, "--rounds", str(rounds)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     row: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return row
@@ -72,9 +71,9 @@ def measure(name: str, output_stride: int, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     backbone = build_backbone(name, output_stride=output_stride, weights="none").eval()
     image = torch.randn(1, 3, *SIZE)
-    before = _peak()
+    before = _forget_peak()
     [maps] = backbone.last_maps(image, 1)
-    memory = _peak() - before
+    memory = _in_status("VmHWM") - before
     row = {
         "backbone": name,
         "million parameters": round(sum(value.numel() for value in backbone.parameters()) / 1e6, 1),
@@ -99,9 +98,16 @@ def _median(work: Any, rounds: int) -> float:
     return round(statistics.median(seconds), 2)
 
 
-def _peak() -> float:
-    """MiB that the process has held at once so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def _forget_peak() -> float:
+    """MiB that the process holds now; its peak begins anew, for building a backbone takes more than running it."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _in_status("VmRSS")
+
+
+def _in_status(name: str) -> float:
+    """MiB that Linux notes of the process under a name."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 2**10
 
 
 if __name__ == "__main__":
