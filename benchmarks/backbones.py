@@ -1,4 +1,4 @@
-"""What one photograph costs each backbone: python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER]. Needs timm.
+"""What a photograph costs each backbone: python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER]; with timm.
 
 Random weights: they change neither time nor memory. Each backbone runs in a process of its own, on one thread.
 """

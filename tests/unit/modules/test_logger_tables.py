@@ -50,7 +50,9 @@ def test_numbers_are_percent_and_what_is_not_known_is_empty(tmp_path):
     run = trainer(None, tmp_path, logger=(wandb := Recorder()))
     values = torch.tensor([0.5, math.nan, 0.12345])
     curve = {0.0: 0.1, 0.01: 0.2, 0.05: 0.3, 0.15: 0.4}
-    log_scores(run, Scores(images=1, miou=0.3, iou=values, precision=values, recall=values, curve=curve), ["cat", "dog"])
+    log_scores(
+        run, Scores(images=1, miou=0.3, iou=values, precision=values, recall=values, curve=curve), ["cat", "dog"]
+    )
     assert wandb.tables["val/scores_by_class"][1:] == [
         ["background", 50.0, 50.0, 50.0],
         ["cat", None, None, None],
