@@ -1,4 +1,4 @@
-"""What a photograph costs each backbone: python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER]; with timm.
+"""What a photograph costs each backbone (python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER]; timm).
 
 Random weights: they change neither time nor memory. Each backbone runs in a process of its own, on one thread.
 """
