@@ -1,6 +1,6 @@
-"""What one photograph costs each backbone: python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER]. Needs timm.
+"""What one photograph costs each backbone: python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER].
 
-Random weights: they change neither time nor memory. Each backbone runs in a process of its own, on one thread.
+Needs timm and Linux. Random weights: they change neither time nor memory. Each backbone runs in a process of its own, on one thread.
 """
 
 from __future__ import annotations
