@@ -1,6 +1,7 @@
-"""What a photograph costs each backbone (python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER]; timm).
+"""What one photograph costs each backbone: python benchmarks/backbones.py [--quick] [--rounds N] [--out FOLDER].
 
-Random weights: they change neither time nor memory. Each backbone runs in a process of its own, on one thread.
+Needs timm and Linux. Random weights: they change neither time nor memory. Each backbone runs in a process of its own,
+on one thread.
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ def measure(name: str, output_stride: int, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     backbone = build_backbone(name, output_stride=output_stride, weights="none").eval()
     image = torch.randn(1, 3, *SIZE)
-    before = _forget_peak()
+    _forget_peak()
     [maps] = backbone.last_maps(image, 1)
-    memory = _in_status("VmHWM") - before
+    memory = _peak()
     row = {
         "backbone": name,
         "million parameters": round(sum(value.numel() for value in backbone.parameters()) / 1e6, 1),
@@ -98,16 +99,15 @@ def _median(work: Any, rounds: int) -> float:
     return round(statistics.median(seconds), 2)
 
 
-def _forget_peak() -> float:
-    """MiB that the process holds now; its peak begins anew, for building a backbone takes more than running it."""
+def _forget_peak() -> None:
+    """Let the peak of this process begin anew, for building a backbone takes more than running it."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _in_status("VmRSS")
 
 
-def _in_status(name: str) -> float:
-    """MiB that Linux notes of the process under a name."""
+def _peak() -> float:
+    """MiB that the process has held at once since then, torch and the weights included."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 2**10
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 if __name__ == "__main__":
