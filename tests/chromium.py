@@ -32,10 +32,16 @@ def find_chromium() -> str:
 
 
 @contextmanager
-def opened(path: Path, **options: Any) -> Iterator[Any]:
-    """Opens a page from a file; fails if it logs an error or asks for anything but itself."""
+def opened(page_at: Path | str, **options: Any) -> Iterator[Any]:
+    """Opens a page; fails if it logs an error or asks for anything but itself.
+
+    Args:
+        page_at: its file, which is all that it may ask for; or the address of its server, of which it may ask anything.
+        **options: of the page, for playwright.
+    """
     from playwright.sync_api import sync_playwright
 
+    address = page_at if isinstance(page_at, str) else page_at.as_uri()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=find_chromium(), args=[*_OPTIONS])
         page = browser.new_page(**{"viewport": {"width": 1200, "height": 800}, **options})
@@ -45,9 +51,13 @@ def opened(path: Path, **options: Any) -> Iterator[Any]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         try:
-            page.goto(path.as_uri())
+            page.goto(address)
             yield page
             assert complaints == []
-            assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
+            own = [url for url in asked if not url.startswith(("data:", "blob:"))]
+            if isinstance(page_at, str):
+                assert [url for url in own if not url.startswith(address)] == []
+            else:
+                assert own == [address]
         finally:
             browser.close()

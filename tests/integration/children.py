@@ -64,7 +64,8 @@ def _run(words: list[str], folder: Path, before: Callable[[], None] | None) -> i
         cli = main(words)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
-    torch.save({name: value.clone() for name, value in cli.trainer.callback_metrics.items()}, folder / "metrics.pt")
+    if cli is not None:
+        torch.save({name: value.clone() for name, value in cli.trainer.callback_metrics.items()}, folder / "metrics.pt")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from PIL import Image
 from rca_lightning.callbacks.feature_cache import FeatureCacheCallback
 from rca_lightning.cli import fit_segmenter
 from rca_lightning.cli.run_folder import Part, RunFolder
+from rca_lightning.data import near_duplicates
 from rca_lightning.data.catalogue import Catalogue
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.io.output_folder import PredictionFolder
@@ -148,6 +150,15 @@ def test_all_photographs_are_labelled_anew_without_a_backbone(folder: Folder, se
     assert sum(seen) == 2
     folder.label("--threshold", "0.4")
     assert sum(seen) == 2  # those of photographs that came later are kept too
+
+
+def test_parts_hash_photographs_for_the_run_that_compares_them(folder: Folder, monkeypatch, caplog):
+    shutil.copy(folder.file(folder.ids[0]), folder.photographs / "images" / "copy.jpg")
+    folder.label("--shard", "1/2")
+    folder.label("--shard", "2/2")
+    monkeypatch.setattr(near_duplicates, "difference_hash", None)
+    folder.label()
+    assert f"nearly the same photographs: copy and {folder.ids[0]}" in caplog.text
 
 
 def test_projection_is_learned_by_the_first_part_alone(folder: Folder, monkeypatch):

@@ -22,6 +22,7 @@ from rca_lightning import (
     SegmentationModule,
     WSSSDataModule,
 )
+from rca_lightning.cli import masks
 from rca_lightning.cli.affinity import AffinityCLI, task_words
 from rca_lightning.cli.tasks import RCACLI, FrozenSegmentationCLI, OneStageCLI, SegmentationCLI
 from rca_lightning.cli.trainer import find_task
@@ -233,3 +234,43 @@ def test_batch_script(parser: ArgumentParser, script: str, tmp_path: Path):
     assert refused.returncode != 0
     assert shlex.split(refused.stderr.split("usage:")[1])[:2] == ["sbatch", script]
     assert refused.stdout == ""
+
+
+@pytest.mark.parametrize("segmenter", [False, True])
+def test_chain_of_masks(tmp_path: Path, segmenter: bool):
+    """Run with an `sbatch` that writes down what it was asked to do, and then the jobs with an `rca` that does."""
+    for name, content in (
+        (
+            "sbatch",
+            'printf "%s\\0" "$@" > "$TOLD/$(ls "$TOLD" | wc -l)"; echo "$((100 + $(ls "$TOLD" | wc -l)));cluster"',
+        ),
+        ("rca", 'printf "%s\\n" "$@"'),
+    ):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    told = tmp_path / "told"
+    told.mkdir()
+    script = "experiments/slurm/masks.sh"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "TOLD": str(told), "RCA_SBATCH": "--mem=1G --gpus=1"}
+    words = ["my photographs", "--out", "masks", *["--segmenter"] * segmenter]
+    command = ["bash", script, "3", *words]
+    subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    jobs = [(told / str(number)).read_text().split("\0")[:-1] for number in range(len(list(told.iterdir())))]
+    names = ["features", "model", "labels", *["segmenter", "drawn"] * segmenter, "report"]
+    assert [f"--job-name=rca-{name}" in job for name, job in zip(names, jobs, strict=True)] == [True] * len(jobs)
+    for number, (name, job) in enumerate(zip(names, jobs, strict=True)):
+        is_array = name in ("features", "labels", "drawn")
+        assert ("--array=1-3" in job) == is_array
+        assert {"--mem=1G", "--gpus=1"} <= set(job)
+        after = [word for word in job if word.startswith("--dependency")]
+        assert after == ([f"--dependency=afterok:{100 + number}"] if number else [])
+        shell = ["bash", "-c", job[job.index("--wrap") + 1]]
+        asked = subprocess.run(
+            shell, env=environment | {"SLURM_ARRAY_TASK_ID": "2"}, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        assert asked == ["masks", *words, *["--shard", "2/3"] * is_array]
+        assert masks._parser().parse_args(asked[1:]).shard == ("2/3" if is_array else None)
+    refused = subprocess.run(["bash", script, "3"], env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "usage: bash experiments/slurm/masks.sh" in refused.stderr

@@ -26,6 +26,7 @@ COMMANDS = {
     "check": "rca_lightning.cli.check",
     "weights": "rca_lightning.cli.weights",
     "convert": "rca_lightning.cli.convert",
+    "app": "rca_lightning.cli.app",
 }
 ABOUT = {
     "masks": "All at once: a folder of photographs and tags to a mask of each.",
@@ -40,6 +41,7 @@ ABOUT = {
     "export": "A trained segmentation network as ONNX or torch.export program.",
     "check": "Whether files for a benchmark server are as it wants them.",
     "weights": "Published weights of backbones.",
+    "app": "A page in the browser that draws the mask of a photograph.",
 }
 EPILOG = "rca masks does all at once: rca masks photographs/ --out masks/. Each command has a --help of its own."
 

@@ -77,7 +77,7 @@ class RunFolder:
         self.work = self.out / "work"
         self.part = part
         self.own = self.work if part is None else self.work / "parts" / f"{part.number}-of-{part.count}"
-        self.catalogue = self.work / "catalogue"
+        self.catalogue, self.hashes = self.work / "catalogue", self.own / "hashes.npz"
         self.labels, self.overlays, self.maps = self.out / "labels", self.out / "overlays", self.work / "maps"
         self.checkpoint, self.segmenter = self.out / "rca.ckpt", self.out / "segmenter.ckpt"
         self.segmentation = self.work / "segmentation"

@@ -22,7 +22,7 @@ from rca_lightning.cli.plan_masks import Choices, Plan, find_photographs
 from rca_lightning.cli.run_folder import RunFolder, Settings
 from rca_lightning.cli.steps import Steps
 from rca_lightning.data.catalogue import Catalogue
-from rca_lightning.data.near_duplicates import hash_photographs, near_duplicates
+from rca_lightning.data.near_duplicates import MOST_PAIRS, hash_photographs, near_duplicates
 from rca_lightning.data.records import Record
 from rca_lightning.data.tag_checks import TagStatistics
 from rca_lightning.data.tagged_folder import tag_names
@@ -185,12 +185,15 @@ def _look(run: RunFolder, folder: Catalogue, steps: Steps) -> tuple[list[str], d
         statistics.add(image_id, tags)
     lines = statistics.warnings()
     with run.output_errors():
-        across, down, unread = hash_photographs(folder.images, run.work / "hashes.npz", each=steps.update)
+        across, down, unread = hash_photographs(
+            folder.images, run.hashes, others=(run.work / "parts").glob(f"*/{run.hashes.name}"), each=steps.update
+        )
     pairs = near_duplicates(across, down)
     if pairs:
         ids = folder.table.image_id
         named = ", ".join(f"{ids(first)} and {ids(second)}" for first, second in pairs[:_NAMED_PAIRS])
-        more = f", ... ({len(pairs)} pairs in all)" if len(pairs) > _NAMED_PAIRS else ""
+        number = f"{len(pairs)} pairs in all" if len(pairs) < MOST_PAIRS else f"{len(pairs)} pairs or more"
+        more = f", ... ({number})" if len(pairs) > _NAMED_PAIRS else ""
         lines.append(f"nearly the same photographs: {named}{more}; keep one of each pair, or classes are learned twice")
     return lines, unread
 

@@ -77,6 +77,7 @@ class Listing:
         self._database = sqlite3.connect("", isolation_level=None)
         for setting in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE", f"cache_size = -{_PAGES}"):
             self._execute(f"PRAGMA {setting}")
+        self._execute("BEGIN")  # a single transaction, which nobody else will read
         self._execute("CREATE TABLE photographs (id BLOB, folder BLOB, file BLOB)")
         self._execute("CREATE TABLE tags (id BLOB PRIMARY KEY, number INTEGER, names TEXT) WITHOUT ROWID")
         self._listed = 0
@@ -92,9 +93,7 @@ class Listing:
     def add_photographs(self, found: Iterable[tuple[str, str]], *, folder: str = "") -> None:
         """Add ids and file names of a folder, by its name in the base; the base itself has none."""
         rows = ((sort_key(image_id), os.fsencode(folder), os.fsencode(name)) for image_id, name in found)
-        self._execute("BEGIN")
         self._database.executemany("INSERT INTO photographs VALUES (?, ?, ?)", rows)
-        self._execute("COMMIT")
 
     def sort(self) -> None:
         """Sort the photographs.
@@ -118,7 +117,6 @@ class Listing:
             DataError: a name with its folder is the name of another photograph.
         """
         self._execute("CREATE TABLE joined (id BLOB, folder BLOB, file BLOB, holders TEXT)")
-        self._execute("BEGIN")
         for image_id, group in itertools.groupby(self._rows(), key=lambda row: row[0]):
             rows = list(group)
             files = [self._path(folder, file) for _, folder, file in rows]
@@ -129,7 +127,6 @@ class Listing:
             for name, (_, *place) in zip(names, rows, strict=True):
                 own = sort_key(f"{name}_{_text(image_id)}")
                 self._execute("INSERT INTO joined VALUES (?, ?, ?, ?)", own, *place, json.dumps([name]))
-        self._execute("COMMIT")
         self._execute("DROP TABLE photographs")
         self._execute("ALTER TABLE joined RENAME TO photographs")
         self._execute("CREATE INDEX in_order ON photographs (id, folder, file)")

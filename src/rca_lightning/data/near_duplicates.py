@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,14 @@ Hashes = npt.NDArray[np.uint64]
 MAX_BITS = 3
 """Bits of either hash in which two photographs may differ and still count as nearly the same."""
 
+MOST_PAIRS = 100_000
+"""Most pairs that are found: a folder of copies has more of them than memory."""
+
 _BANDS = MAX_BITS + 1  # of 64 bits: at most three that differ leave one band of the four as it is
 _WINDOW = 16  # neighbours in the order of a band that are looked at, so that a thousand copies stay cheap
 _EVERY = 5000  # photographs between two times that hashes are kept
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)  # of each byte
+_MOST_TIMES = 50
 _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
 
@@ -48,13 +52,18 @@ def difference_hash(path: Path) -> tuple[int, int]:
 
 
 def hash_photographs(
-    images: Mapping[str, Path], kept: Path, *, each: Callable[[int, int], None] = lambda done, total: None
+    images: Mapping[str, Path],
+    kept: Path,
+    *,
+    others: Iterable[Path] = (),
+    each: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Hashes, Hashes, dict[str, str]]:
     """Compute the hashes of photographs, and keep them in a file for the next time.
 
     Args:
         images: file of each photograph by id.
         kept: npz file; hashes of files of the same size and time of change are read from it.
+        others: further such files that hashes are read from, of other processes.
         each: called with the number of photographs that are done, and of all.
 
     Returns:
@@ -66,7 +75,7 @@ def hash_photographs(
     """
     found = (_key(image_id, path) for image_id, path in images.items())
     keys = np.fromiter(found, dtype=np.uint64, count=len(images))
-    known = _read_kept(kept)
+    known = _join([_read_kept(path) for path in (kept, *others)])
     places = np.searchsorted(known[0], keys)
     places[places == len(known[0])] = 0
     has = known[0][places] == keys if len(known[0]) else np.zeros(len(keys), dtype=np.bool_)
@@ -86,9 +95,9 @@ def hash_photographs(
             across[row] = down[row] = keys[row]
         done += 1
         each(done, total)
-        if done % _EVERY == 0:
+        if done % max(_EVERY, total // _MOST_TIMES) == 0:
             _keep(kept, keys[has], across[has], down[has])
-    if total:
+    if total or not np.array_equal(np.sort(keys[has]), _read_kept(kept)[0]):
         _keep(kept, keys[has], across[has], down[has])
     return across, down, unread
 
@@ -116,6 +125,13 @@ def _read_kept(path: Path) -> tuple[Hashes, Hashes, Hashes]:
     return kept
 
 
+def _join(files: list[tuple[Hashes, Hashes, Hashes]]) -> tuple[Hashes, Hashes, Hashes]:
+    """Those of several files, as of one."""
+    keys, across, down = (np.concatenate(arrays) for arrays in zip(*files, strict=True))
+    order = np.argsort(keys, kind="stable")
+    return keys[order], across[order], down[order]
+
+
 def _keep(path: Path, keys: Hashes, across: Hashes, down: Hashes) -> None:
     order = np.argsort(keys)
     arrays = {"keys": keys[order], "across": across[order], "down": down[order]}
@@ -134,13 +150,13 @@ def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
         down: `(N,)` uint64, the second.
 
     Returns:
-        Pairs of row numbers, the smaller first, sorted.
+        Pairs of row numbers, the smaller first, sorted; the first `MOST_PAIRS` where there are more.
 
     Example:
         >>> near_duplicates(np.array([7, 0x1F << 40, 5], np.uint64), np.array([9, 9, 9], np.uint64))
         [(0, 2)]
     """
-    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    codes, total = [np.zeros(0, dtype=np.int64)], len(across)
     for band in range(_BANDS):
         values = (across >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.lexsort((down, across, values))
@@ -150,8 +166,10 @@ def near_duplicates(across: Hashes, down: Hashes) -> list[tuple[int, int]]:
             first, second = first[same], second[same]
             near = _differing_bits(across[first], across[second]) <= MAX_BITS
             near &= _differing_bits(down[first], down[second]) <= MAX_BITS
-            pairs.append(np.sort(np.stack([first[near], second[near]], axis=1), axis=1))
-    return [(int(first), int(second)) for first, second in np.unique(np.concatenate(pairs), axis=0)]
+            codes.append(np.minimum(first[near], second[near]) * total + np.maximum(first[near], second[near]))
+            if sum(map(len, codes)) > 4 * MOST_PAIRS:
+                codes = [np.unique(np.concatenate(codes))[:MOST_PAIRS]]
+    return [divmod(code, total) for code in np.unique(np.concatenate(codes))[:MOST_PAIRS].tolist()]
 
 
 def _differing_bits(first: Hashes, second: Hashes) -> npt.NDArray[np.int64]:

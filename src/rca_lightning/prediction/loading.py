@@ -29,6 +29,7 @@ from rca_lightning.prediction.result import PredictedMask
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import check_share, default_thresholds
 from rca_lightning.pseudo_labels.refinement import RefinementName
+from rca_lightning.rca.prototype_attention import PrototypeAttention, infer_prototype_attention
 from rca_lightning.segmentation.inference import draw_labels, restrict_to_tags
 
 Module = RCAModule | SegmentationModule | FrozenSegmentationModule | OneStageModule
@@ -131,6 +132,37 @@ class LoadedModel:
         generator = self._generator(threshold, refine)
         rows = self._tag_rows(tags)
         return (self._predict_one(name, pixels, rows, generator) for name, pixels in read_photographs(photographs))
+
+    @property
+    def threshold(self) -> float | None:
+        """What a class map must exceed to be drawn unless said otherwise; `None` of a segmenter."""
+        generator = self._generator(None, ())
+        return None if generator is None else generator.background_threshold
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether maps are read from the attention over prototypes; of a segmenter none is."""
+        return not isinstance(self.module, LabelPrediction) and self.module.reads_attention
+
+    def prototype_attention(self, result: PredictedMask) -> PrototypeAttention | None:
+        """Which prototypes the pixels of a photograph read; the network runs once more.
+
+        It is read at the first of the model's scales, not mirrored and before maps are propagated, so it is a part of
+        what the maps average.
+
+        Args:
+            result: of `predict` of this model.
+
+        Returns:
+            The attention; `None` where no map is read from it: of segmenters, and of models without prototypes.
+        """
+        module = self.module
+        if not isinstance(module, RCAModule) or not self.reads_attention:
+            return None
+        image = normalise(Pixels(result.photograph)).to(module.device)
+        tags = self._tag_row(list(result.maps)).to(image)
+        first, max_side = module.hparams["scales"][0], module.hparams["max_side"]
+        return infer_prototype_attention(module.network, image, tags, scale=first, max_side=max_side)
 
     def _predict_one(
         self,

@@ -294,6 +294,24 @@ class RCANetwork(nn.Module):
         strongest = of_classes.topk(max(1, of_classes.shape[2] // _CELLS_OF_EVIDENCE), dim=2).values.mean(dim=2)
         return strongest if prototyped is None else strongest.masked_fill(~prototyped, torch.nan)
 
+    def prototype_attention(self, stages: list[Tensor], tags: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Attention `S` of each cell over each prototype, which `read` sums by class: equation (7) of docs/method.md.
+
+        Args:
+            stages: what `stages` returns.
+            tags: as for `read`.
+
+        Returns:
+            `(B, Q, h, w)`, 0 for a prototype that may not be read, and which may be, `(B or 1, Q)` bool; `None` without
+            aggregation.
+        """
+        if self.aggregation is None:
+            return None
+        embeddings, prototypes = self.embed(stages), self.aggregation.prototypes[None]
+        readable = self.aggregation.readable(self._readable(self.coarse_head(stages[-1]), tags))
+        attention = self.aggregation.attention(embeddings, prototypes.to(embeddings.dtype), readable)
+        return attention.reshape(*attention.shape[:2], *embeddings.shape[2:]), readable
+
     @property
     def has_prototypes(self) -> bool:
         """Whether there is a prototype."""

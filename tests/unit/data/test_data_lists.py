@@ -13,7 +13,15 @@ from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.tag_files import read_id_list, read_tag_file
 from rca_lightning.data.voc import read_xml_tags
 from rca_lightning.errors import DataError, DatasetNotFoundError
-from rca_lightning.io.listing import check_image_id, list_by_stem, list_images, locate
+from rca_lightning.io.listing import (
+    check_image_id,
+    iterate_lines,
+    list_by_stem,
+    list_images,
+    locate,
+    read_lines,
+    scan_images,
+)
 
 PETS = ClassIndex(["cat", "dog", "guinea pig"])
 
@@ -271,3 +279,22 @@ def test_masks_of_other_endings_are_counted(tmp_path: Path, caplog: pytest.LogCa
     write(tmp_path / "classes.txt", "cat")
     WSSSDataModule("folder", tmp_path).setup("predict")
     assert f"{tmp_path / 'masks'}: left out, for only .png are read here: 1 images, such as a.bmp" in caplog.text
+
+
+def test_lines_are_read_one_by_one_with_their_numbers(tmp_path: Path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbfa\r\n\r\n  b \x0bc\ne\xcc\x81\n")
+    assert read_lines(path, what="list") == [(1, "a"), (3, "b"), (4, "c"), (5, "\u00e9")]
+    lines = iterate_lines(path, what="list")
+    path.write_bytes(b"one\ntwo\n\xff\n")
+    assert [next(lines), next(lines)] == [(1, "one"), (2, "two")]
+    with pytest.raises(DataError, match=r"not UTF-8 text .* at byte 8"):
+        next(lines)
+
+
+def test_images_are_scanned_one_by_one_and_others_are_told_of(tmp_path: Path, caplog):
+    for name in ("b.JPG", "a.png", ".hidden.png", "c.gif", "d.heic", "notes.txt"):
+        (tmp_path / name).touch()
+    assert sorted(scan_images(tmp_path)) == [("a", "a.png"), ("b", "b.JPG")]
+    assert "2 images, such as c.gif; convert them" in caplog.text
+    assert list_images(tmp_path) == {"a": tmp_path / "a.png", "b": tmp_path / "b.JPG"}

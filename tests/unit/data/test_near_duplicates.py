@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rca_lightning.data import near_duplicates as module
 from rca_lightning.data.near_duplicates import difference_hash, hash_photographs, near_duplicates
 
 
@@ -65,3 +66,9 @@ def test_many_copies_take_little_time():
     begun = time.monotonic()
     assert near_duplicates(np.zeros(20_000, np.uint64), np.zeros(20_000, np.uint64))
     assert time.monotonic() - begun < 10  # all pairs would be 200 million
+
+
+def test_pairs_of_a_folder_of_copies_are_bounded(monkeypatch):
+    monkeypatch.setattr(module, "MOST_PAIRS", 10)
+    pairs = near_duplicates(np.zeros(40, np.uint64), np.zeros(40, np.uint64))
+    assert pairs == [(0, other) for other in range(1, 11)]
