@@ -30,6 +30,7 @@ from rca_lightning.modules.affinity_module import AffinityModule, load_affinity
 from rca_lightning.pseudo_labels.affinity import walk_class_maps
 from rca_lightning.pseudo_labels.files import read_maps
 from rca_lightning.pseudo_labels.labels import label_scores
+from rca_lightning.pseudo_labels.proposals import ProposalFolder, Proposals, read_proposals, superpixels
 from rca_lightning.pseudo_labels.refinement import refine_scores
 
 _EVERY = 50  # images between two lines of progress
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--features", help="folder of the feature cache of rca affinity fit, to read and not compute them"
     )
+    parser.add_argument("--proposals", help="folder of proposals, for ways with proposals; else superpixels")
     parser.add_argument(
         "--ways",
         nargs="+",
@@ -98,6 +100,7 @@ def score(
         trainer: Any = SimpleNamespace(datamodule=data)
         FeatureCacheCallback(given.features).setup(trainer, affinity, "validate")
     data.setup("validate")
+    folder = None if given.proposals is None else ProposalFolder(given.proposals)
     metrics = {way: {threshold: LabelIoU(data.num_classes) for threshold in ts} for way, ts in ways.items()}
     loader = data.val_dataloader()
     for count, batch in enumerate(loader, start=1):
@@ -108,7 +111,13 @@ def score(
             num_classes=data.num_classes,
         )
         boundary = None if affinity is None else affinity.boundaries(batch)[0]
-        for way, threshold, labels in _labels(maps.maps, maps.classes, colours(image[0]), boundary, ways):
+        picture, proposals = colours(image[0]), None
+        if any("proposals" in way for way in ways):  # once for all thresholds
+            file = None if folder is None else folder.file(batch["image_id"][0])
+            assert folder is None or file is not None, f"no proposals of {batch['image_id'][0]}"
+            size = (image.shape[2], image.shape[3])
+            proposals = superpixels(picture) if file is None else read_proposals(file, size=size)
+        for way, threshold, labels in _labels(maps.maps, maps.classes, picture, boundary, proposals, ways):
             metrics[way][threshold].update(labels, mask)
         if count % _EVERY == 0 or count == len(loader):
             print(f"{split}: image {count} of {len(loader)}", flush=True)
@@ -116,7 +125,12 @@ def score(
 
 
 def _labels(
-    maps: Tensor, classes: Tensor, picture: Tensor, boundary: Tensor | None, ways: dict[Way, list[float]]
+    maps: Tensor,
+    classes: Tensor,
+    picture: Tensor,
+    boundary: Tensor | None,
+    proposals: Proposals | None,
+    ways: dict[Way, list[float]],
 ) -> Iterator[tuple[Way, float, Tensor]]:
     over_boundaries: Tensor | None = None
     for way, thresholds in ways.items():
@@ -128,7 +142,7 @@ def _labels(
             walked, rest = over_boundaries, way[1:]
         for threshold in thresholds:
             scores = torch.cat([torch.full((1, *maps.shape[1:]), threshold), walked])
-            refined = refine_scores(scores, picture, rest)  # type: ignore[arg-type]
+            refined = refine_scores(scores, picture, rest, proposals=proposals)  # type: ignore[arg-type]
             yield way, threshold, label_scores(refined.clamp(0, 1), classes)
 
 

@@ -13,10 +13,11 @@ import torch.multiprocessing as mp
 
 from rca_lightning import FeatureCacheCallback, RCAModule, RegionMemoryCallback, WSSSDataModule
 from rca_lightning.callbacks import tag_calibration
+from rca_lightning.data.synthetic.dataset import generate
 from tests.distributed.launching import free_port
 from tests.quiet_trainer import quiet_trainer
 
-CASES = {"uneven": (13, 5), "fewer_than_a_batch": (3, 2), "one_photograph": (1, 2)}
+CASES = {"uneven": (13, 5), "seeded": (13, 5), "fewer_than_a_batch": (3, 2), "one_photograph": (1, 2)}
 BATCH = 4  # of all processes together
 
 
@@ -43,6 +44,7 @@ def _fit(rank: int, processes: int, port: int, folder: Path, case: str) -> None:
     data = WSSSDataModule(
         "synthetic", folder.parent / "photographs", synthetic_train_images=train, synthetic_val_images=val,
         synthetic_image_size=48, batch_size=BATCH // processes, num_workers=0,
+        seed_dir="seeds" if case == "seeded" else None,
     )  # fmt: skip
     tag_calibration.LEAST_IMAGES = 10
     torch.manual_seed(rank)  # random weights of their own: those of the first rank count
@@ -64,10 +66,20 @@ def _fit(rank: int, processes: int, port: int, folder: Path, case: str) -> None:
     torch.save(state, folder / f"{rank}.pt")
 
 
+def _write_seeds(folder: Path, train: int, val: int) -> None:
+    """The masks of every second photograph."""
+    root = generate(folder, train_images=train, val_images=val, image_size=48)
+    (root / "seeds").mkdir()
+    for path in sorted((root / "SegmentationClass").iterdir())[::2]:
+        (root / "seeds" / path.name).write_bytes(path.read_bytes())
+
+
 @pytest.fixture(scope="module", params=list(CASES))
 def states(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What one process, and each of two, ended with."""
     root, states = tmp_path_factory.mktemp(request.param), []
+    if request.param == "seeded":
+        _write_seeds(root / "photographs", *CASES["seeded"])
     for processes in (1, 2):
         folder = root / str(processes)
         arguments = (processes, free_port(), folder, request.param)
@@ -108,3 +120,18 @@ def test_ranks_share_the_computing(states):
     assert first["photographs"] + second["photographs"] == one["photographs"]
     assert second["photographs"] > 0
     assert 0 <= first["photographs"] - second["photographs"] <= 2 + 13  # with the sample of the projection
+
+
+def test_seeds_decide_the_first_round(tmp_path):
+    """Else the ranks above would agree without reading them."""
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "seeded").mkdir()
+    _write_seeds(tmp_path / "photographs", *CASES["seeded"])
+    for case in ("uneven", "seeded"):
+        mp.start_processes(
+            _fit, args=(1, free_port(), tmp_path / {"uneven": "plain"}.get(case, case), case), nprocs=1,
+            start_method="fork",
+        )  # fmt: skip
+    plain, seeded = (torch.load(tmp_path / name / "0.pt", weights_only=True) for name in ("plain", "seeded"))
+    name = "network.aggregation.prototypes"
+    assert not torch.allclose(plain["weights"][name], seeded["weights"][name], atol=1e-3)

@@ -124,6 +124,34 @@ def stored_maps() -> list[bytes]:
     return found
 
 
+def arrays() -> list[bytes]:
+    """Maps of a class each, and of a tag each."""
+    found = []
+    for count in (2, 3):
+        for dtype in (np.float16, np.float32, np.uint8, ">f8"):
+            file = io.BytesIO()
+            maps = np.random.default_rng(count).random((count, *SIZE)) * 9
+            np.save(file, np.asfortranarray(maps.astype(dtype)) if dtype == np.float32 else maps.astype(dtype))
+            found.append(file.getvalue())
+    return found
+
+
+def proposals() -> list[bytes]:
+    height, width = SIZE
+    counts = [50, 30, height * width - 80]
+    codes = [{"size": [height, width], "counts": shown} for shown in (counts, "b1n0hb0")]
+    masks = [{"segmentation": code, "area": 30, "predicted_iou": 0.9, "bbox": [1, 2, 3, 4]} for code in codes]
+    return [json.dumps(content).encode() for content in (masks, {"image": {}, "annotations": masks}, [])]
+
+
+def segments() -> list[bytes]:
+    values = np.random.default_rng(0).integers(0, 900, SIZE)
+    palette = Image.fromarray((values % 200).astype(np.uint8))
+    palette.putpalette(voc_palette().tobytes())
+    wide, grey = Image.fromarray(values.astype(np.uint16)), Image.fromarray((values % 7).astype(np.uint8))
+    return [_saved(image, "PNG") for image in (wide, grey, palette)]
+
+
 def checkpoints() -> list[bytes]:
     from tests.fuzz.tiny import Tiny
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from rca_lightning.backbones.weights import load_weights
@@ -19,10 +20,13 @@ from rca_lightning.data.coco import COCOSource
 from rca_lightning.data.dataset import Reader
 from rca_lightning.data.folder import FolderSource
 from rca_lightning.data.images import image_size, read_image, read_mask, read_saliency
+from rca_lightning.data.records import Record, RecordTable
+from rca_lightning.data.seed_maps import SeedMaps
 from rca_lightning.data.tag_files import read_id_list, read_tag_file
 from rca_lightning.data.voc import read_xml_tags
 from rca_lightning.errors import RCAError
 from rca_lightning.pseudo_labels.files import read_maps, read_qualities
+from rca_lightning.pseudo_labels.proposals import read_proposals
 from tests.fuzz import seeds
 from tests.fuzz.mutations import BYTES, TEXT, Mutation, mutate, mutate_inside
 from tests.fuzz.tiny import Tiny
@@ -132,6 +136,22 @@ def _maps(path: Path) -> None:
     assert found.maps.shape == (len(found.classes), *seeds.SIZE)
 
 
+def _seed_maps(path: Path) -> None:
+    _write_photographs(path.parent / "images")
+    record = Record(path.stem, path.parent / "images" / "1.jpg", tags=(0, 2))
+    found = SeedMaps(path.parent, RecordTable.of([record]), num_classes=len(seeds.CLASSES)).read(path.stem)
+    if found is not None:
+        cells = found.on_grid((5, 6))
+        assert cells.shape == (len(found.classes), 5, 6)
+        assert 0 <= float(cells.min()) <= float(cells.max()) <= 1
+
+
+def _proposals(path: Path) -> None:
+    scores = torch.rand(2, *seeds.SIZE)
+    merged = read_proposals(path, size=seeds.SIZE).merge(scores)
+    assert scores.min() <= merged.min() <= merged.max() <= scores.max()
+
+
 def _quality(path: Path) -> None:
     for quality in read_qualities([("a", path)], num_classes=len(seeds.CLASSES)):
         quality.reasons(seeds.CLASSES)
@@ -162,7 +182,10 @@ TARGETS = {
     "annotation": Target("annotation.xml", seeds.annotations, TEXT, (_annotation,)),
     "instances": Target("instances.json", seeds.instances, TEXT, (_instances,)),
     "tags": Target("tags.txt", seeds.tag_files, TEXT, (_tags, _tag_table, _ids, _folder)),
-    "maps": Target("maps.npz", seeds.stored_maps, BYTES, (_maps, _quality), archive=True),
+    "maps": Target("maps.npz", seeds.stored_maps, BYTES, (_maps, _quality, _seed_maps), archive=True),
+    "array": Target("array.npy", seeds.arrays, BYTES, (_seed_maps,)),
+    "proposals": Target("proposals.json", seeds.proposals, TEXT, (_proposals,)),
+    "segments": Target("segments.png", seeds.segments, BYTES, (_proposals,)),
     "checkpoint": Target(
         "last.ckpt", seeds.checkpoints, BYTES, (_read_checkpoint, _load_checkpoint, _weights), archive=True
     ),

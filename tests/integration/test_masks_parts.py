@@ -77,10 +77,12 @@ def test_two_processes_at_once_one_of_them_killed_give_what_one_process_gives(fo
     assert seen == []  # all features are those of the parts
     assert not (folder.out / "labels").exists()
     assert not (folder.out / "report.html").exists()
-    killed = start(folder, "2/2")
-    wait_for(killed, folder.out / "work" / "maps", "*.npz")
-    killed.kill()
-    killed.wait()
+    ended = start(folder, "2/2")
+    wait_for(ended, folder.out / "work" / "maps", "*.npz")
+    ended.terminate()  # as a cluster does first
+    _, errors = ended.communicate(timeout=60)
+    # Where the machine was so slow that the signal came too late, the part has ended well.
+    assert (ended.returncode, "rca: stopped; nothing is lost" in errors) in [(130, True), (0, False)]
     for told in map(end, [start(folder, "1/2"), start(folder, "2/2")]):
         assert "next, when all parts have ended: rca masks without --shard, for the report" in told
     labels = folder.times()

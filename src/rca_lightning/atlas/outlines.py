@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.rca.network import RCANetwork, RegionMap
-from rca_lightning.rca.propagation import propagate
 from rca_lightning.rca.regions import RegionRule, background_regions, pool_regions, pseudo_regions
 
 Mask = npt.NDArray[np.bool_]  # (H, W)
@@ -65,7 +64,7 @@ class ImageRegions:
             maps = network.read([features.to(weight)], self._tags)
         self._embeddings: Tensor = maps.embeddings.float()  # (1, D, h, w)
         cam = maps.region_cam(region_map).float()  # (1, L, h, w)
-        self._maps: Tensor = propagate(cam, self._embeddings, power=propagation_power, steps=propagation_steps)
+        self._maps: Tensor = maps.propagate(cam, power=propagation_power, steps=propagation_steps)
 
     def of_class(self, label: int) -> Mask | None:
         """Mask `(H, W)` of the pseudo region of a class, tagged or not; `None` where its map is constant."""

@@ -7,6 +7,7 @@ from typing import Literal, cast, get_args
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import Backbone, PaddingMode
+from rca_lightning.backbones.clip import ClipBackbone
 from rca_lightning.backbones.registry import WEIGHTS_NAMES, StrideIn, find_weights, weights_file
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES, ResNet, ResNetName
 from rca_lightning.backbones.resnet38d import ResNet38d
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 BackboneName = Literal["resnet14", "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "resnet38d"]
 OutputStride = Literal[8, 16, 32]
 TIMM_PREFIX = "timm:"
+CLIP_PREFIX = "clip:"
 
 
 @check_arguments
@@ -39,7 +41,8 @@ def build_backbone(
     """Build a feature extractor, load its weights and freeze what shall not be trained.
 
     Args:
-        name: one of `BackboneName`, or `timm:<model>` for a model of the timm package.
+        name: one of `BackboneName`, `timm:<model>` for a model of the timm package, or `clip:<model>`, see
+            `ClipBackbone`.
         output_stride: pixels per cell along each side. A vision transformer of timm has its patch size instead.
         weights: `"none"` for random weights, `"imagenet"` for published ones (see `registry`), a local file, or a URL;
             see `load_weights`. `None` for random weights that nobody asked for: the modules warn of them.
@@ -50,8 +53,8 @@ def build_backbone(
         padding_mode: what convolutions see beyond the border: `"zeros"` as published weights expect, or `"replicate"`;
             see `Backbone.pad_convolutions`.
         frozen_batchnorm: keep statistics and affine parameters of batch normalisations fixed.
-        frozen_stages: how many stages to keep fixed, 0 (none) to 5 (all); see `Backbone.freeze`.
-            Models of timm accept only 0.
+        frozen_stages: how many stages to keep fixed, 0 (none) to 5 (all), of a transformer to 1 and the number of its
+            blocks; see `Backbone.freeze`.
 
     Returns:
         The network, in training mode.
@@ -84,16 +87,19 @@ def build_backbone(
             )
         weights = str(weights_file(entry))
     if weights is not None:
-        load_weights(backbone.weights_target(), weights, sha256=weights_sha256)
+        target, convert = backbone.weights_target(), backbone.convert_weights
+        load_weights(
+            target, weights, sha256=weights_sha256, convert=convert, ignore_prefixes=backbone.ignored_weights()
+        )
         backbone.has_chosen_weights = True
     backbone.freeze(batchnorm=frozen_batchnorm, stages=frozen_stages)
     return backbone
 
 
 def _check(name: str, stride_in: StrideIn | None) -> None:
-    if name not in get_args(BackboneName) and not name.startswith(TIMM_PREFIX):
+    if name not in get_args(BackboneName) and not name.startswith((TIMM_PREFIX, CLIP_PREFIX)):
         names = ", ".join(get_args(BackboneName))
-        raise ArgumentError("backbone", name, f"give one of {names}, or {TIMM_PREFIX}<model>")
+        raise ArgumentError("backbone", name, f"give one of {names}, {TIMM_PREFIX}<model> or {CLIP_PREFIX}<model>")
     if stride_in == "1x1" and name not in BOTTLENECK_NAMES:
         raise ArgumentError("stride_in", stride_in, f"only {' and '.join(BOTTLENECK_NAMES)} offer it; give '3x3'")
 
@@ -101,6 +107,8 @@ def _check(name: str, stride_in: StrideIn | None) -> None:
 def _construct(name: str, output_stride: OutputStride, stride_in: StrideIn) -> Backbone:
     if name.startswith(TIMM_PREFIX):
         return TimmBackbone(name.removeprefix(TIMM_PREFIX), output_stride=output_stride)
+    if name.startswith(CLIP_PREFIX):
+        return ClipBackbone(name.removeprefix(CLIP_PREFIX), output_stride=output_stride)
     if name == "vgg16":
         return VGG16(output_stride=output_stride)
     if name == "resnet38d":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.backbones.base import Backbone, enlarge_to_whole_cells
+from rca_lightning.backbones.attention import attention_layers, normalise_affinity, run_and_read
+from rca_lightning.backbones.base import ATTENTION_LAYERS, AffinityKind, Backbone, enlarge_to_whole_cells
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.errors import ArgumentError, require_extra
 
@@ -24,16 +29,22 @@ class TimmBackbone(Backbone):
     """A model of timm (https://github.com/huggingface/pytorch-image-models) without its classifier.
 
     Convolutional networks and vision transformers serve, as far as timm can run them at free image sizes. A
-    convolutional network gives its stages of stride 4 and above. Of a transformer the patch tokens after the last
-    normalisation are the only map; class and register tokens are dropped.
+    convolutional network, or one of windows such as Swin, gives its stages of stride 4 and above. A transformer gives
+    the patch tokens after each of its blocks, all of one size, each under the last normalisation; class and register
+    tokens are dropped, and position embeddings are resampled to the grid of the image.
     A model that was trained with another normalisation than ImageNet's gets that one, computed from the images given.
     Images are enlarged to a multiple of the output stride.
-    Weights are never downloaded by timm itself; keys are those of the timm model, its classifier apart.
+    Weights are never downloaded by timm itself; keys are those of the timm model, its classifier apart, or those of the
+    publisher as far as timm converts them: DINO, DINOv2 and DINOv3, CLIP of OpenAI, DeiT, ConvNeXt, Swin.
+
+    Stages to freeze: first what comes before the first block or stage of `feature_info` of timm, patch and position
+    embedding or the stem; then each of these with what leads to it; the last with all that follows.
 
     Args:
         model: name of the model, as `timm.list_models()` has it.
         output_stride: pixels per cell along each side. Networks that cannot be dilated accept only their own one.
             A vision transformer always has its patch size, whatever is asked for.
+        keeps_head: whether the model keeps its last layer, as the projection of CLIP; weights then have to have it.
 
     Raises:
         MissingExtraError: without timm.
@@ -44,35 +55,89 @@ class TimmBackbone(Backbone):
     _shift: Tensor
 
     @check_arguments
-    def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16) -> None:
+    def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16, keeps_head: bool = False) -> None:
         super().__init__()
+        self._name = f"timm:{model}"
         timm = require_extra("timm", extra="timm", needed_for=f"the backbone 'timm:{model}'")
         if not timm.is_model(model):
             raise ArgumentError("backbone", f"timm:{model}", "timm has no model of this name; see timm.list_models()")
-        self.model: Any = _create(timm, model, output_stride)
+        self.model: Any = _create(timm, model, output_stride, {} if keeps_head else {"num_classes": 0})
         self._activating = [name for name, layer in self.model.named_modules() if _activates(layer)]
         self._match_normalisation()
         self._transformer = hasattr(self.model, "num_prefix_tokens")
+        # Of a transformer the last map alone, as in checkpoints from before its blocks were stages.
+        self.embedding_stages = 1 if self._transformer else 2
         self._inner = [] if self._transformer else _inner_stages(self.model)
         self.output_stride = _patch_size(self.model, model) if self._transformer else output_stride
         self._probe(model)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """See `Backbone.forward`: the stages of stride 4 and above, of a vision transformer the last alone."""
-        images = enlarge_to_whole_cells(images, self.output_stride)
-        if self._rescale:
-            images = images * self._scale + self._shift
-        return self._maps(images)
+        """See `Backbone.forward`: the stages of stride 4 and above, of a vision transformer every block."""
+        return self._maps(self._prepared(images))
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        """The maps of images whose sides the output stride divides."""
+    def last_maps(self, images: Tensor, count: int) -> list[Tensor]:
+        """See `Backbone.last_maps`."""
+        return self._maps(self._prepared(images), count)
+
+    def check_affinity(self) -> None:
+        """See `Backbone.check_affinity`."""
+        attention_layers(self.model, self._name)
+
+    @check_arguments
+    def affinity(
+        self, images: Tensor, *, kind: AffinityKind = "attention", layers: int | None = None, sinkhorn: int = 0
+    ) -> Tensor:
+        """See `Backbone.affinity`."""
+        depth = len(attention_layers(self.model, self._name))
+        if layers is not None and not 1 <= layers <= depth:
+            raise ArgumentError("layers", layers, f"{self._name} offers 1 to {depth}")
+        if sinkhorn < 0:
+            raise ArgumentError("sinkhorn", sinkhorn, "give 0 (not at all) or more")
+        with torch.no_grad():
+            _, read = self._run_and_read(images, 1, kind, layers)
+            if kind == "attention":
+                return normalise_affinity(read, sinkhorn=sinkhorn)
+            directions = F.normalize(read, dim=2)
+            return (directions @ directions.transpose(1, 2)).clamp_(min=0)
+
+    @check_arguments
+    def maps_and_relation(self, images: Tensor, count: int, kind: AffinityKind) -> tuple[list[Tensor], Tensor]:
+        """See `Backbone.maps_and_relation`."""
+        maps, read = self._run_and_read(images, count, kind, None)
+        if kind == "attention":
+            read = normalise_affinity(read).mul_(read.shape[2])
+        batch, _, height, width = maps[-1].shape
+        return maps, read.transpose(1, 2).reshape(batch, -1, height, width)  # (B, HW, K) -> (B, K, h, w)
+
+    def _run_and_read(
+        self, images: Tensor, count: int, kind: AffinityKind, layers: int | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The last maps, and keys of the last layer or attention of the last layers; see `run_and_read`."""
+        attention = attention_layers(self.model, self._name)
+        read = attention[-1 if kind == "keys" else -(layers or ATTENTION_LAYERS) :]
+        prefix = self.model.num_prefix_tokens
+        return run_and_read(lambda: self.last_maps(images, count), read, prefix, keys=kind == "keys")
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """Images as the model expects them: whole cells, in its own normalisation."""
+        images = enlarge_to_whole_cells(images, self.output_stride)
+        return images * self._scale + self._shift if self._rescale else images
+
+    def _maps(self, images: Tensor, count: int | None = None) -> list[Tensor]:
+        """The maps of images whose sides the output stride divides, or the last of them."""
         if self._transformer:  # patch tokens after the last normalisation, as maps
-            maps = self.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+            indices = len(self.model.feature_info) if count is None else count
+            maps = self.model.forward_intermediates(images, indices=indices, norm=True, intermediates_only=True)
             return cast(list[Tensor], maps)
         if not self._inner:
-            return [self.model.forward_features(images)]
+            return [self._as_map(self.model.forward_features(images))]
         features, inner = self.model.forward_intermediates(images, indices=self._inner)
-        return [*inner, features]
+        maps = [*inner, self._as_map(features)]
+        return maps if count is None else maps[-count:]
+
+    def _as_map(self, features: Tensor) -> Tensor:
+        """Features `(B, D, H, W)`; networks of windows have the channels last."""
+        return features.permute(0, 3, 1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode.
@@ -86,9 +151,18 @@ class TimmBackbone(Backbone):
             raise ArgumentError("sync_batchnorm", True, f"{remedy}; frozen_batchnorm=True has no need of it")
         return super().train(mode)
 
-    def stages(self) -> list[list[nn.Module]]:
-        """None: stages are named differently in every model of timm."""
-        return []
+    def stages(self) -> list[list[nn.Module | nn.Parameter]]:
+        """See the class; none for a model that does not say which modules give its features."""
+        names = [stage["module"] for stage in getattr(self.model, "feature_info", []) if "module" in stage]
+        return _stages_between(self.model, names) if names else []
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of the publisher of a model as timm does; see `Backbone.convert_weights`."""
+        convert = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
+        if convert is None:
+            return state
+        knows = inspect.signature(convert).parameters
+        return dict(convert(state, self.model, **{"adapt_layer_scale": True} if "adapt_layer_scale" in knows else {}))
 
     def weights_target(self) -> nn.Module:
         """The model of timm."""
@@ -136,6 +210,35 @@ class TimmBackbone(Backbone):
         self.train(was_training)
 
 
+def _stages_between(model: nn.Module, names: Sequence[str]) -> list[list[nn.Module | nn.Parameter]]:
+    """Parts of a model by stage: what comes before the first of the modules that are named, each of them, the rest."""
+    found: list[list[nn.Module | nn.Parameter]] = [[] for _ in range(len(names) + 1)]
+    done = 0
+
+    def visit(module: nn.Module, path: str) -> None:
+        nonlocal done
+        found[0].extend(parameter for _, parameter in module.named_parameters(recurse=False))
+        for name, child in module.named_children():
+            full = f"{path}{name}"
+            if full in names:
+                done = names.index(full) + 1
+                found[done].append(child)
+            elif any(of.startswith(f"{full}.") for of in names):
+                visit(child, f"{full}.")
+            else:  # what lies between two stages leads to the second
+                found[min(done + (done > 0), len(names))].append(child)
+
+    visit(model, "")
+    # A first module without parameters ends the stem, as the activation of a ResNet of timm; or it is the stem.
+    if not found[0] or not any(_has_parameters(part) for part in found[1]):
+        found[:2] = [found[0] + found[1]]
+    return found
+
+
+def _has_parameters(part: nn.Module | nn.Parameter) -> bool:
+    return isinstance(part, nn.Parameter) or next(part.parameters(), None) is not None
+
+
 def _inner_stages(model: Any) -> list[int]:
     """Positions in timm's list of stages of those before the last, the fine ones below stride 4 left out."""
     if not hasattr(model, "forward_intermediates"):
@@ -149,20 +252,20 @@ def _activates(layer: nn.Module) -> bool:
     return isinstance(layer, _BatchNorm) and hasattr(layer, "act")
 
 
-def _create(timm: Any, name: str, output_stride: int) -> Any:
-    """The model with the options it knows: free image sizes for transformers, dilation for the rest."""
-    model = _create_with(timm, name, "dynamic_img_size", True)
-    if model is None:
-        model = _create_with(timm, name, "output_stride", output_stride)
-    return model if model is not None else timm.create_model(name, pretrained=False, num_classes=0)
+def _create(timm: Any, name: str, output_stride: int, head: dict[str, int]) -> Any:
+    """The model with the option it knows: free image sizes for transformers and windows, dilation for the rest."""
+    options = {"dynamic_img_size": True, "strict_img_size": False, "output_stride": output_stride}
+    models = (_create_with(timm, name, {option: value, **head}) for option, value in options.items())
+    model = next((model for model in models if model is not None), None)
+    return model if model is not None else timm.create_model(name, pretrained=False, **head)
 
 
-def _create_with(timm: Any, name: str, option: str, value: Any) -> Any:
-    """The model with one option, None if the model does not know the option."""
+def _create_with(timm: Any, name: str, options: dict[str, Any]) -> Any:
+    """The model with options, None if it does not know the first of them."""
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **{option: value})
+        return timm.create_model(name, pretrained=False, **options)
     except TypeError as error:
-        if option in str(error):
+        if next(iter(options)) in str(error):
             return None
         raise
 

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rca_lightning.backbones.base import PaddingMode
+from rca_lightning.backbones.base import CLASSIFIER_PREFIXES, PaddingMode
 from rca_lightning.backbones.registry import WEIGHTS_NAMES, StrideIn, find_weights
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
 from rca_lightning.io.download import check_sha256, fetch
-from rca_lightning.io.tensor_file import is_whole, load_tensors, plain_name
+from rca_lightning.io.tensor_file import TorchScriptError, is_whole, load_tensors, plain_name
 
 logger = logging.getLogger(__name__)
 
-# Of its weights in a checkpoint of `rca fit`; the second in one of a boundary network.
-BACKBONE_PREFIXES = ("network.backbone.", "network.pyramid.backbone.")
+# Of its weights in a checkpoint of `rca fit`; the second in one of a boundary network. A model of timm lies deeper.
+BACKBONE_PREFIXES = (
+    "network.backbone.model.",
+    "network.pyramid.backbone.model.",
+    "network.backbone.",
+    "network.pyramid.backbone.",
+)
 CAM_HEAD_PREFIX = "network.coarse_head."
 PCA_PREFIX = "network.pca."
 # What a network starts with, each of use with the ones before alone.
 _START = {"projection": PCA_PREFIX, "CAM head": CAM_HEAD_PREFIX, "prototypes": "network.aggregation."}
-CLASSIFIER_PREFIXES = ("fc.", "fc8.", "linear1000.", "classifier.", "head.", "head_dist.", "attn_pool.")
 LISTED = 20
 
 
@@ -36,18 +40,21 @@ def load_weights(
     *,
     sha256: str | None = None,
     ignore_prefixes: tuple[str, ...] = CLASSIFIER_PREFIXES,
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
     """Loads weights into a network, all of them or none, as float32. No code in the file is run.
 
     Args:
         module: the network; changed in place.
         source: `"none"` (nothing happens), the path of a `.pth` or `.pt` file holding a dictionary of tensors (or a
-            dictionary with such a one under `state_dict`), the path of a `.safetensors` file, or an http(s) URL of
-            one of them. Of a checkpoint of `rca fit` the backbone is taken. Downloads are kept in the folder that the
-            environment variable `RCA_CACHE` names, `~/.cache/rca_lightning` by default.
+            dictionary with such a one under `state_dict` or `model`), the path of a `.safetensors` file, or an http(s)
+            URL of one of them. Of a checkpoint of `rca fit` the backbone is taken. Downloads are kept in the folder
+            that the environment variable `RCA_CACHE` names, `~/.cache/rca_lightning` by default.
         sha256: checksum of the file as 64 hexadecimal digits; needed for a URL, checked for a path too if given.
         ignore_prefixes: keys beginning with one of these are passed over, missing or surplus: the classifier.
             `num_batches_tracked` may be missing too.
+        convert: renames the tensors of a published file, see `Backbone.convert_weights`; None: they have the names of
+            the network.
 
     Raises:
         ArgumentError: if `sha256` is malformed, or is missing for a URL.
@@ -64,14 +71,41 @@ def load_weights(
     path = _locate(source, sha256)
     content = _tensors(path, _content(path))
     content = next((part for prefix in BACKBONE_PREFIXES if (part := _part(content, prefix))), content)
-    state = {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
     needed = {key: value for key, value in module.state_dict().items() if not key.startswith(ignore_prefixes)}
+    state = _read_part(content, ignore_prefixes)
+    if convert is not None and any(_problems(needed, state)):  # names of the network itself are not converted
+        state = _nearer(needed, _converted(content, convert, path, ignore_prefixes), state)
     if problems := "; ".join(_problems(needed, state)):
         raise WeightsError(
             f"{path} does not fit {type(module).__name__}: {problems}. "
             "Give the weights of this very network, or 'none' to start from random ones."
         )
     module.load_state_dict(state, strict=False)
+
+
+def _read_part(content: Mapping[str, Tensor], ignore_prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of a file that a network reads."""
+    return {key: value for key, value in content.items() if not key.startswith(ignore_prefixes)}
+
+
+def _converted(
+    content: dict[str, Tensor],
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    path: Path,
+    ignore_prefixes: tuple[str, ...],
+) -> dict[str, Tensor]:
+    try:
+        return _read_part(convert(dict(content)), ignore_prefixes)
+    except Exception as error:  # of another package, which may raise anything of tensors of another network
+        raise WeightsError(
+            f"{path} cannot be converted for this network ({type(error).__name__}: {error}). "
+            "Give the weights of this very network, or 'none' to start from random ones."
+        ) from error
+
+
+def _nearer(needed: Mapping[str, Tensor], *states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first of those states whose names differ least from those that are needed."""
+    return min(states, key=lambda state: len(needed.keys() ^ state.keys()))
 
 
 def load_cam_head(
@@ -238,6 +272,11 @@ def _content(path: Path, map_location: str = "cpu") -> Any:
         return _unpack(path, map_location)
     except RCAError:
         raise
+    except TorchScriptError as error:
+        raise WeightsError(
+            f"{path} was not loaded: it is a TorchScript program, as those of OpenAI's CLIP, and would be run. "
+            "Where you trust it, save its tensors alone: torch.save(torch.jit.load(path).state_dict(), other_path)"
+        ) from error
     except Exception as error:  # pickle, zip and torch each have errors of their own for a damaged or hostile file
         raise WeightsError(
             f"{path} was not loaded: it is damaged, or holds more than tensors, which could run code. "
@@ -247,8 +286,9 @@ def _content(path: Path, map_location: str = "cpu") -> Any:
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     """The tensors among the content of a file by name, floating point ones as float32."""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for name in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}; a dictionary of tensors is needed")
     strange = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]

@@ -73,7 +73,8 @@ class FeatureCacheCallback(L.Callback):
     Args:
         folder: of the cache; several runs may share it. None: `features` in $RCA_CACHE or ~/.cache/rca_lightning.
         max_gib: most that the cache may take; see `FeatureCache`. A cell of 256 channels takes 512 bytes, a photograph
-            of 500 x 375 pixels and its mirror image at output stride 16 and scale 1 take 0.8 MB.
+            of 500 x 375 pixels and its mirror image at output stride 16 and scale 1 take 0.8 MB. Where propagation is
+            by attention each cell has a number for each other as well: 2.4 MB more, which grow with the square.
         penalty: of the logistic regression; see `fit_head`.
         splits: further splits whose features `fit` computes, such as one that is validated on later; they do not change
             the fit. The training split always is, and `eval_split` where the fit validates. Named here, the training
@@ -198,9 +199,14 @@ class FeatureCacheCallback(L.Callback):
 
     @contextmanager
     def _inference(self, module: FrozenBackboneMixin, dtype: torch.dtype) -> Iterator[None]:
-        casts = dtype == torch.bfloat16
-        with torch.inference_mode(), torch.autocast(module.device.type, torch.bfloat16, enabled=casts):
-            yield
+        """Evaluation mode, in which relations of cells come with the features, and the number type they are made in."""
+        casts, trains = dtype == torch.bfloat16, module.training
+        module.eval()
+        try:
+            with torch.inference_mode(), torch.autocast(module.device.type, torch.bfloat16, enabled=casts):
+                yield
+        finally:
+            module.train(trains)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drops the calibration of tags: prototypes move in every round."""
@@ -314,9 +320,10 @@ class FeatureCacheCallback(L.Callback):
                 max_side=module.feature_arguments["max_side"],
             )
             features = module.network.features(view)
-            moments = [Moments(level.shape[1]) for level in features] if moments is None else moments
-            for of_level, level in zip(moments, features, strict=True):
-                cells = level[0].flatten(1).T  # (1, C, h, w) -> (hw, C)
+            widths = [projection.weight.shape[1] for projection in module.network.projections]
+            moments = [Moments(width) for width in widths] if moments is None else moments
+            for of_level, level, width in zip(moments, features, widths, strict=True):
+                cells = level[0, :width].flatten(1).T  # (1, C, h, w) -> (hw, C)
                 of_level.add(cells[torch.linspace(0, len(cells) - 1, min(_CELLS, len(cells))).long()].float().cpu())
             if sum(level.numel() for levels in (*kept.values(), features) for level in levels) <= _KEPT_NUMBERS:
                 kept[row] = features
@@ -413,12 +420,13 @@ class FeatureCacheCallback(L.Callback):
             return 0
         scales = hparams["scales"] if images.scored else hparams["scales"][:1]
         sizes = view_sizes(size, scales=scales, max_side=hparams["max_side"])
-        cells = sum(-(-height // coarsest) * -(-width // coarsest) for height, width in sizes)
+        cells = [-(-height // coarsest) * -(-width // coarsest) for height, width in sizes]
         numbers = sum(  # of a cell of the coarsest level, which a whole number of finer ones share
             (coarsest // stride) ** 2 * len(projection.weight)
             for stride, projection in zip(network.strides, network.projections, strict=True)
         )
-        return int(cells * (1 + (images.scored and hparams["flip"])) * numbers * 2)
+        of_views = sum(count * (numbers + network.relation_channels(count)) for count in cells)
+        return int(of_views * (1 + (images.scored and hparams["flip"])) * 2)
 
 
 def compute_dtype(device: torch.device, weights: torch.dtype = torch.float32) -> torch.dtype:

@@ -24,6 +24,7 @@ from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.files import write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import Background, check_count, default_thresholds
+from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
@@ -62,10 +63,13 @@ class PseudoLabelWriter(PredictionWriter):
         maps: "network", or "accumulated": those that the callback `AttentionAccumulation` has kept of the training;
             photographs that were not trained on get those of the network, and are counted in the log.
         refine: refinements in the order in which they act: "random_walk", "pamr", "dense_crf" (extra `crf`), and first
-            of all "affinity", the walk over learned boundaries.
+            of all "affinity", the walk over learned boundaries; "proposals", the mean over each region of a proposer.
+        proposals_dir: folder of the regions for "proposals", `<id>.json` (masks in COCO's run-length code, as SAM
+            writes them) or `<id>.png` (one number a segment); see `read_proposals`. None: `superpixels` (extra of
+            that name). A photograph without a file is not merged, and is counted in the log.
         affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
-        workers: threads that write files, or processes that run `dense_crf` and write, while the network computes the
-            next images; 0: it waits.
+        workers: threads that write files, or processes that run `dense_crf` or `proposals` and write, while the network
+            computes the next images; 0: it waits.
         overlays: whether to write the labels over the photograph as well.
         existing: "skip" what is complete, "overwrite" everything.
 
@@ -96,11 +100,15 @@ class PseudoLabelWriter(PredictionWriter):
         workers: int = 2,
         overlays: bool = False,
         existing: Existing = "skip",
+        proposals_dir: str | None = None,
     ) -> None:
         kinds = {"pseudo_labels": ".png", "cams": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
         super().__init__(output_dir, kinds, existing)
         check_count("workers", workers, least=0)
         check_affinity(refine, affinity_ckpt)
+        check_proposals(refine, proposals_dir)
+        self.proposals_dir = proposals_dir
+        self._proposals: ProposalFolder | None = None
         self.affinity_ckpt = affinity_ckpt
         self._affinity: AffinityModule | None = None
         thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
@@ -109,6 +117,7 @@ class PseudoLabelWriter(PredictionWriter):
             "power": power,
             "saliency_threshold": saliency_threshold,
             "refine": tuple(refine),
+            "proposer": "superpixels" if proposals_dir is None else "files",
             **{name: value for name, value in thresholds.items() if value is not None},
         }
         self.maps = maps
@@ -128,12 +137,14 @@ class PseudoLabelWriter(PredictionWriter):
         if self.affinity_ckpt is not None:
             self._affinity = load_affinity(self.affinity_ckpt, module.device)
         affinity = {} if self._affinity is None else {"affinity": self._affinity.digest()}
+        self._proposals = None if self.proposals_dir is None else ProposalFolder(self.proposals_dir)
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in ("class_names", *names)}
         maps = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
-        return {"maps": self.maps, **self.generator.describe(), **affinity, **settings, **maps}
+        proposals = describe_proposals(self.generator.refine, self._proposals)
+        return {"maps": self.maps, **self.generator.describe(), **proposals, **affinity, **settings, **maps}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and asks the module for the features that a refinement needs."""
@@ -145,7 +156,10 @@ class PseudoLabelWriter(PredictionWriter):
         """Scores the pixels on the device of the maps; a worker draws the label and writes the files."""
         image_id, seeds = prediction["image_id"], self._seeds(prediction)
         boundary = None if self._affinity is None else self._affinity.boundary_maps(image[None])[0]
-        intermediate = self.generator.score(seeds, colours(image), self._saliency(batch, index), boundary=boundary)
+        proposals = None if self._proposals is None else self._proposals.file(image_id)
+        intermediate = self.generator.score(
+            seeds, colours(image), self._saliency(batch, index), boundary=boundary, proposals=proposals
+        )
         maps = seeds.maps.cpu().numpy().astype(np.float16)
         probabilities = seeds.probabilities[seeds.classes].float().cpu().numpy()
         paths = self.folder.paths(image_id)
@@ -180,6 +194,8 @@ class PseudoLabelWriter(PredictionWriter):
             self._queue.join()
         if self._not_accumulated:
             logger.warning("%d photographs were not trained on; their maps are the network's", self._not_accumulated)
+        if self._proposals is not None and (line := self._proposals.summary()) is not None:
+            logger.warning("%s", line)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Ends the workers."""

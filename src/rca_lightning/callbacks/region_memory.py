@@ -17,8 +17,10 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.compatibility import OnMismatch
 from rca_lightning.clustering.cluster import REMOVED_METHODS, ClusteringBackend, ClusteringMethod, check_method
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.distributed import broadcast_from_first, gather_objects, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, WeightsError, refuse_removed, require_extra
+from rca_lightning.modules.logger_tables import log_table
 from rca_lightning.modules.one_stage_module import OneStageModule
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.aggregation import SemanticAggregation
@@ -140,6 +142,9 @@ class RegionMemoryCallback(L.Callback):
             require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
         if self.drop_below is not None and pl_module.network.projection is not None:
             raise ArgumentError("drop_below", self.drop_below, "leave it out: no head scores projected embeddings")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if pl_module.reads_seeds and isinstance(data, WSSSDataModule):
+            data.open_seeds()
         slots = self.slots or (_slots_of_a_round(trainer, pl_module) if pl_module.is_frozen else _SLOTS)
         sizes = (pl_module.memory_classes, slots, pl_module.embedding_dim)
         self._log_size(sizes, trainer.strategy.root_device)  # first: a process killed for its memory says nothing
@@ -208,11 +213,17 @@ class RegionMemoryCallback(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin a round behind a frozen backbone with an empty memory: its regions are cut from other maps."""
+        """Begin a round behind a frozen backbone with an empty memory; add the seeds that regions are cut from."""
         if batch_idx == 0 and self.memory is not None and isinstance(pl_module, RCAModule) and pl_module.is_frozen:
             self.memory.clear()
             self._cells.clear()
             self._change.begin_round()
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        seeds = getattr(data, "seed_maps", None)
+        if seeds is None or not isinstance(pl_module, RCAModule):
+            return
+        if data.seed_rounds == "all" or pl_module.cuts_from_cam:
+            batch["seeds"] = [seeds.read(image_id) for image_id in batch["image_id"]]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -334,6 +345,9 @@ class RegionMemoryCallback(L.Callback):
             **measured.logged("prototypes"),
         }
         module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+        columns = list(next(iter(self.diagnostics.values())))
+        by_class = [[name, *of_class.values()] for name, of_class in self.diagnostics.items()]
+        log_table(module.trainer, "prototypes/by_class", ["class", *columns], by_class)
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, cells and labels of a round and the last diagnostics, as tensors and numbers."""

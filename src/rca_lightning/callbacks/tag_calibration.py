@@ -18,7 +18,7 @@ from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.aggregation import SemanticAggregation
-from rca_lightning.rca.cam import fit_head
+from rca_lightning.rca.cam import fit_head, image_logits
 from rca_lightning.rca.memory_bank import ID_BYTES, RegionMemory
 from rca_lightning.rca.prototype_contrast import EPOCHS, contrast_prototypes
 from rca_lightning.rca.prototypes import make_prototypes
@@ -59,9 +59,11 @@ def calibrate_tags(module: RCAModule, images: CachedFeatures, *, penalty: float)
     started = time.monotonic()
     means, tags, regions, cells = _gather(module, images)
     logits = torch.zeros_like(tags)
+    if module.network.reads_prompts:  # which no photograph has taught
+        logits = _head_logits(module, images)
     fold = torch.arange(len(images), device=tags.device) % FOLDS
     first = world_size_and_rank()[1] == 0
-    for held_out in range(FOLDS if first else 0):
+    for held_out in range(FOLDS if first and not module.network.reads_prompts else 0):
         others, own = fold != held_out, fold == held_out
         weight, bias = fit_head(means[others].cpu(), tags[others].cpu(), penalty=penalty)
         logits[own] = means[own] @ weight.to(means).T + bias.to(means)
@@ -71,6 +73,16 @@ def calibrate_tags(module: RCAModule, images: CachedFeatures, *, penalty: float)
     broadcast_from_first(*module.tag_calibration.state_dict().values())
     seconds = time.monotonic() - started
     _info("tags: calibrated on %d photographs in %d folds, in %.0f seconds", len(images), FOLDS, seconds)
+
+
+def _head_logits(module: RCAModule, images: CachedFeatures) -> Tensor:
+    """Image logits `(I, L)` of the first head."""
+    found, rows = [torch.zeros(0, module.num_classes, device=module.device)], []
+    for row, features, _ in _share(module, images, range(len(images))):
+        found.append(image_logits(module.network.coarse_head(features)).mean(dim=0, keepdim=True))
+        rows.append(row)
+    gathered, order = gather_uneven(torch.cat(found), torch.tensor(rows, dtype=torch.int64, device=module.device))
+    return gathered[torch.argsort(order)]
 
 
 _Rows = tuple[Tensor, Tensor, Tensor]  # vectors (R, D), their labels (R,), their photographs (R,)
@@ -84,7 +96,7 @@ def _gather(module: RCAModule, images: CachedFeatures) -> tuple[Tensor, Tensor, 
     regions, cells = [(torch.zeros(0, width, device=device), empty, empty)], []
     cells.append((regions[0][0].half(), empty, empty))
     for row, features, of_image in _share(module, images, range(len(images))):
-        means.append(features.float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
+        means.append(features[:, :width].float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
         tags.append(of_image[None].float())
         rows.append(row)
         if not module.contrasts_prototypes:
@@ -115,7 +127,7 @@ def _share(module: RCAModule, images: CachedFeatures, rows: Sequence[int]) -> It
     for row in rows[rank::processes]:
         sample = images[row]
         largest = max(sample["features"], key=lambda of_scale: of_scale.shape[2] * of_scale.shape[3])
-        yield row, largest.to(module.network.coarse_head.conv.weight), sample["tags"].to(module.device)
+        yield row, largest.to(module.network.coarse_head.weight), sample["tags"].to(module.device)
 
 
 def _held_out_evidence(module: RCAModule, images: CachedFeatures, regions: _Rows, cells: _Rows) -> Tensor | None:

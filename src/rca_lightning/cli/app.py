@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         require_extra("gradio", extra="app", needed_for="rca app")
-        from rca_lightning.prediction.app_server import serve  # which imports it, and with the next torch
+        from rca_lightning.prediction.app_server import serve  # which imports it, and torch
         from rca_lightning.prediction.loading import load
 
         model = load(given.ckpt_path, device=given.device)

@@ -26,6 +26,7 @@ COMMANDS = {
     "weights": "rca_lightning.cli.weights",
     "convert": "rca_lightning.cli.convert",
     "app": "rca_lightning.cli.app",
+    "prompts": "rca_lightning.cli.prompts",
 }
 ABOUT = {
     "masks": "All at once: a folder of photographs and tags to a mask of each.",
@@ -35,12 +36,13 @@ ABOUT = {
     "predict": "Writes maps and labels, or masks.",
     "atlas": "Draws what each prototype stands for.",
     "affinity": "Learns boundaries that refine maps.",
+    "app": "A page in the browser that draws the mask of a photograph.",
     "labels": "Pseudo labels from stored maps.",
     "convert": "Label images for COCO, YOLO, LabelMe and Label Studio.",
     "export": "A trained segmentation network as ONNX or torch.export program.",
     "check": "Whether files for a benchmark server are as it wants them.",
     "weights": "Published weights of backbones.",
-    "app": "A page in the browser that draws the mask of a photograph.",
+    "prompts": "Text embeddings of classes, for a head that nobody has to train.",
 }
 EPILOG = "rca masks does all at once: rca masks photographs/ --out masks/. Each command has a --help of its own."
 

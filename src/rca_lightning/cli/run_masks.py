@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -68,6 +69,8 @@ def run(given: argparse.Namespace, command: list[str]) -> None:
     )
     model = Model(given.backbone, _weights(given.weights), given.stride_in, given.max_side, given.seed)
     run = RunFolder(given.out, given.shard)
+    # Lightning alone would only note SIGTERM, and predict to the end.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with run.opened(), log_to_file(run.own / "log.txt"):
             if run.part is None:
@@ -81,6 +84,8 @@ def run(given: argparse.Namespace, command: list[str]) -> None:
         if isinstance(sys.exc_info()[1].__context__, KeyboardInterrupt):  # type: ignore[union-attr]
             _stopped(run)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stopped(run: RunFolder) -> NoReturn:

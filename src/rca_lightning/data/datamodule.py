@@ -22,6 +22,7 @@ from rca_lightning.data.features import FeatureCache
 from rca_lightning.data.loaders import evaluation_loader, run_seed, training_loader
 from rca_lightning.data.records import Record, RecordTable, Source
 from rca_lightning.data.sample import Sample, SkippedImage
+from rca_lightning.data.seed_maps import SeedMaps, SeedRounds
 from rca_lightning.data.sources import (
     DatasetName,
     SourceOptions,
@@ -73,6 +74,11 @@ class WSSSDataModule(L.LightningDataModule):
         train_masks: whether training batches hold masks where there are some. RCA itself trains without;
             false saves their decoding.
         saliency_dir: folder of grey saliency maps named like the images, such as Saliency.
+        seed_dir: folder of maps or label images of any other model, named like the images, that a fit of `RCAModule`
+            behind a frozen backbone cuts its first regions from, in place of the CAM; see `SeedMaps` for their forms.
+            Where it has none, the CAM stands in. Only `fit` reads it.
+        seed_rounds: "first": later rounds cut regions from the attention, as without seeds; "all": all rounds cut them
+            from the seeds, for seeds that are better than the maps of a fit without (experiments/voc2012_mini).
         annotation_file: COCO only: an instances JSON of yours for every split. The classes are its categories in the
             order of their ids. Tags need `image_id` and `category_id` only; to draw masks, images must have `height`
             and `width` and annotations `segmentation`.
@@ -127,6 +133,8 @@ class WSSSDataModule(L.LightningDataModule):
         train_mask_dir: str | None = None,
         train_masks: bool = True,
         saliency_dir: str | None = None,
+        seed_dir: str | None = None,
+        seed_rounds: SeedRounds = "first",
         annotation_file: str | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 1,
@@ -171,6 +179,9 @@ class WSSSDataModule(L.LightningDataModule):
         self.train_mask_dir = mask_dir if train_mask_dir is None else train_mask_dir
         self.train_masks = train_masks
         self.saliency_dir = saliency_dir
+        self.seed_dir = seed_dir
+        self.seed_rounds = seed_rounds
+        self.seed_maps: SeedMaps | None = None  # after `open_seeds`
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ArgumentError(name, value, "must be at least 1")
@@ -242,6 +253,7 @@ class WSSSDataModule(L.LightningDataModule):
                 empty.
         """
         self.open_features = None  # of another module
+        self.seed_maps = None
         source = self.open_source()
         if (now := self.options.class_names()) != self._class_names:
             remedy = f"its classes are now {first_few(now)}, and were others before; make the data module anew"
@@ -359,6 +371,21 @@ class WSSSDataModule(L.LightningDataModule):
                 others[-1].scored = True
         return [trained_on, *validated, *others]
 
+    def open_seeds(self) -> None:
+        """Find the maps of `seed_dir`, if there is one, and check all of them; after `setup("fit")`.
+
+        Raises:
+            DatasetNotFoundError: the folder is missing.
+            DataError: no photograph has a file, or the first file that cannot be used.
+        """
+        if self.seed_dir is None:
+            return
+        images = _set_up(self._train, "fit")
+        self.seed_maps = SeedMaps(
+            locate(self.seed_dir, self.open_source().root), images.records, num_classes=self.num_classes
+        )
+        self.seed_maps.check(skip=images.skip_of is not None)
+
     def _validates_in_fit(self) -> bool:
         """Whether an epoch of `fit` ends in a validation."""
         trainer = self.trainer
@@ -437,7 +464,8 @@ class WSSSDataModule(L.LightningDataModule):
 
     def _check_label_classes(self, source: Source) -> None:
         """Compare the classes of masks that `rca predict` or `rca labels` has written."""
-        for name, value in (("mask_dir", self.mask_dir), ("train_mask_dir", self.train_mask_dir)):
+        folders = {"mask_dir": self.mask_dir, "train_mask_dir": self.train_mask_dir, "seed_dir": self.seed_dir}
+        for name, value in folders.items():
             if value is not None:
                 folder = locate(value, source.root)
                 refuse_other_classes(

@@ -70,6 +70,7 @@ class Batch(TypedDict, total=False):
         features: of each image those of its sample; only if every sample has them. Of crops: of each level
             (B, D_k, h_k, w_k) float16.
         unread: images that were skipped, if any; `WSSSDataModule` takes them out before a batch reaches a module.
+        seeds: of each image `Seeds` or None, which `RegionMemoryCallback` adds where regions are cut from them.
     """
 
     image: Tensor
@@ -82,6 +83,7 @@ class Batch(TypedDict, total=False):
     saliency: Tensor
     window: Tensor
     unread: list[SkippedImage]
+    seeds: list[Any]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -1,4 +1,4 @@
-"""Reads untrusted npz files: unpickles nothing and bounds what is decompressed."""
+"""Reads untrusted npz and npy files: unpickles nothing and bounds what is read and decompressed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,12 @@ import numpy.typing as npt
 from rca_lightning.errors import DataError
 from rca_lightning.io.listing import require_regular_file
 
-_KINDS = frozenset("fiub")  # of numbers; anything else might be objects, which are pickled
+_KINDS = frozenset("fiubU")  # of numbers and texts; anything else might be objects, which are pickled
+_LONGEST_TEXT = 1024  # bytes
 
 
 def read_npz(path: Path, most: Mapping[str, int], *, remedy: str) -> dict[str, npt.NDArray[Any]]:
-    """Read arrays of numbers from an npz file.
+    """Read arrays of numbers or of short texts from an npz file.
 
     `numpy.load` allocates what the head of an array announces and decompresses a whole member, so a file of a few
     kilobytes fills the memory. Here the head is compared with the bound before anything is decompressed.
@@ -30,7 +31,7 @@ def read_npz(path: Path, most: Mapping[str, int], *, remedy: str) -> dict[str, n
 
     Raises:
         DatasetNotFoundError: no such file.
-        DataError: damaged, an array is missing, has more numbers, or holds anything else than numbers.
+        DataError: damaged, an array is missing, has more numbers, or holds anything else than numbers or short texts.
     """
     require_regular_file(path, remedy=remedy)
     try:
@@ -40,22 +41,57 @@ def read_npz(path: Path, most: Mapping[str, int], *, remedy: str) -> dict[str, n
         raise DataError(f"{path}: its arrays could not be read ({error}); {remedy}") from error
 
 
+def read_npy(path: Path, most: int, *, remedy: str, if_pickled: str) -> npt.NDArray[Any]:
+    """Read the array of numbers of an npy file.
+
+    Args:
+        path: the file.
+        most: the most numbers that it may have.
+        remedy: what to do about a file that cannot be used; ends the error.
+        if_pickled: the same for Python objects, such as a dict, which are pickled and would run code when read.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: damaged, with more numbers, or it holds anything else than numbers.
+    """
+    require_regular_file(path, remedy=remedy)
+    try:
+        with path.open("rb") as file:
+            return _read_array(file, "the array", most)
+    except _PickledError as error:
+        raise DataError(f"{path}: Python objects, which are not unpickled; {if_pickled}") from error
+    except Exception as error:  # the parser of the head has errors of its own
+        raise DataError(f"{path}: its array could not be read ({error}); {remedy}") from error
+
+
+class _PickledError(ValueError):
+    """An array of Python objects."""
+
+
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> npt.NDArray[Any]:
     # The other ways to compress want a window of up to 4 GB; NumPy writes none of them.
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed in an unknown way")
     with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):  # NumPy writes later ones for records only; their heads may be 4 GB long
-            raise ValueError(f"an array of version {version}")
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype.kind not in _KINDS:
-            raise ValueError(f"{name} holds {dtype}, not numbers")
-        count = math.prod(shape)
-        if min(shape, default=0) < 0 or count > most:
-            raise ValueError(f"{name} has the shape {shape}, which is more than {most} numbers")
-        content = file.read(count * dtype.itemsize)
-        if file.read(1):  # which also lets zipfile compare the checksum
-            raise ValueError(f"{name} is longer than its shape {shape}")
+        return _read_array(file, name, most)
+
+
+def _read_array(file: IO[bytes], name: str, most: int) -> npt.NDArray[Any]:
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):  # NumPy writes later ones for records only; their heads may be 4 GB long
+        raise ValueError(f"an array of version {version}")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise _PickledError(f"{name} holds {dtype}, not numbers")
+    if dtype.kind not in _KINDS or dtype.itemsize > _LONGEST_TEXT:
+        raise ValueError(f"{name} holds {dtype}, not numbers")
+    if dtype.itemsize == 0:
+        raise ValueError(f"{name} holds texts without a letter")
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count > most:
+        raise ValueError(f"{name} has the shape {shape}, which is more than {most} numbers")
+    content = file.read(count * dtype.itemsize)
+    if file.read(1):  # which also lets zipfile compare the checksum
+        raise ValueError(f"{name} is longer than its shape {shape}")
     array = np.frombuffer(bytearray(content), dtype, count)
     return array.reshape(shape, order="F" if by_column else "C")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import track
 
 from rca_lightning.rank import is_first_process
@@ -28,7 +29,7 @@ def show_progress(items: Iterable[T], *, what: str, total: int, bar: bool | None
         items: one after the other, as they come.
         what: stands before the numbers.
         total: number of items.
-        bar: whether to draw a bar; default: if errors go to a terminal.
+        bar: whether to draw a bar; default: if errors go to a terminal that shows no other.
 
     Yields:
         The items.
@@ -45,7 +46,7 @@ def show_progress(items: Iterable[T], *, what: str, total: int, bar: bool | None
         tell(total, total)
     elif not is_first_process():
         yield from items
-    elif sys.stderr.isatty() if bar is None else bar:
+    elif _is_free_terminal() if bar is None else bar:
         yield from track(items, description=what, total=total, console=Console(stderr=True))
     else:
         begun = last = time.monotonic()
@@ -79,11 +80,16 @@ def show_work(what: str) -> Iterator[None]:
     Args:
         what: is done.
     """
-    if _told or not sys.stderr.isatty() or not is_first_process():
+    if _told or not _is_free_terminal() or not is_first_process():
         yield
         return
     with Console(stderr=True).status(what):
         yield
+
+
+def _is_free_terminal() -> bool:
+    """Whether a bar can be drawn: of two, each would draw over the other."""
+    return sys.stderr.isatty() and not isinstance(sys.stderr, FileProxy)  # which a bar puts there while it is drawn
 
 
 def duration_in_words(seconds: float) -> str:

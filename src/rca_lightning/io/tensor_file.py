@@ -20,6 +20,10 @@ _COMPILED = "_orig_mod."
 _ALIGNMENT = rb"0{0,5}[1-9][0-9]{0,5}"  # torch divides by it unchecked: a 0 ends the process
 
 
+class TorchScriptError(ValueError):
+    """A file is a program of TorchScript, not one of tensors."""
+
+
 def load_tensors(path: str | Path, *, map_location: str) -> Any:
     """Loads tensors by `torch.load(path, weights_only=True)`; refuses files that unpack to more than their length.
 
@@ -28,6 +32,7 @@ def load_tensors(path: str | Path, *, map_location: str) -> Any:
         map_location: device of the tensors; `"meta"` reads everything but them.
 
     Raises:
+        TorchScriptError: for a program, which would be run.
         Exception: pickle, zip and torch each have errors of their own for a damaged or hostile file.
     """
     path = Path(path)
@@ -52,6 +57,8 @@ def is_whole(value: Tensor) -> bool:
 def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        if any(member.filename.endswith("/constants.pkl") for member in members):
+            raise TorchScriptError("it is a program of TorchScript")
         # torch compresses nothing, so the members together are no longer than the file, unless they overlap.
         compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if compressed or sum(member.file_size for member in members) > path.stat().st_size:

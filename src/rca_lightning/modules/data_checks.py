@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rca_lightning.errors import ArgumentError, refuse_other_classes
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.modules.checked_loading import CheckedLoading
+from rca_lightning.modules.logger_tables import log_scores
 
 _log = logging.getLogger(__name__)
 _warn = rank_zero_only(_log.warning)
@@ -16,7 +17,12 @@ _note = rank_zero_only(_log.info)
 
 
 class DataChecks(CheckedLoading):
-    """Refuses data of other classes; tells scores and what the masks lack."""
+    """Refuses data of other classes, and seeds that nothing reads; tells scores and what the masks lack."""
+
+    @property
+    def reads_seeds(self) -> bool:
+        """Whether a fit reads the maps of `seed_dir`."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,9 +46,13 @@ class DataChecks(CheckedLoading):
         )
         if stage == "fit":
             self._warned.clear()
+            seed_dir = getattr(data, "seed_dir", None)
+            if seed_dir is not None and not self.reads_seeds:
+                remedy = "only regions of RCAModule behind a frozen backbone are cut from it; leave it out"
+                raise ArgumentError("seed_dir", seed_dir, remedy)
 
     def tell_scores(self, scores: Scores | None) -> None:
-        """Log the scores of a validation in `fit`, and once what the masks of the split lack."""
+        """Log the scores of a validation, in `fit` in a line too, and once what the masks of the split lack."""
         trainer = self.trainer
         if trainer.sanity_checking:
             return
@@ -51,6 +61,7 @@ class DataChecks(CheckedLoading):
             return
         if trainer.state.fn == "fit":
             _note("epoch %d: %s", trainer.current_epoch + 1, scores.line())
+        log_scores(trainer, scores, self.class_names)
         for line in scores.warnings(self.class_names):
             self.warn_once(f"validation: {line}")
 

@@ -35,7 +35,10 @@ class FeatureNetwork(Protocol):
         """Pixels of the image per cell of each level."""
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Levels `(B, C_k, h_k, w_k)` of images `(B, 3, H, W)`, before projection."""
+        """Levels `(B, C_k, h_k, w_k)` of images `(B, 3, H, W)`, before projection; further channels are kept as is."""
+
+    def relation_channels(self, cells: int) -> int:
+        """Channels behind those that a projection reads, of an image of so many cells of the coarsest level, about."""
 
     def feature_key(self) -> dict[str, object]:
         """What the features depend on besides the backbone, its weights and the projections: JSON values."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from rca_lightning.backbones.prompts import count_text_embeddings
 from rca_lightning.backbones.weights import pca_arguments, trained_padding, trained_stride
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.inference import check_views
 from rca_lightning.rca.propagation import check_propagation
 
 # Where weights came from says nothing once there is a checkpoint, and the path may not exist elsewhere.
-_NOT_KEPT = ("self", "__class__", "weights", "weights_sha256")
+_NOT_KEPT = ("self", "__class__", "weights", "weights_sha256", "prompts")
 _MOST_CLASSES = 1_000_000  # a checkpoint that says more is damaged
 _SHARES = (
     "region_threshold",
@@ -80,7 +82,16 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if frozen and kept["beta"]:
         remedy = "behind a frozen backbone it has nothing to train; leave it out, or give backbone_mode='trained'"
         raise ArgumentError("beta", kept["beta"], remedy)
+    prompts = arguments.get("prompts")
+    if prompts is not None:
+        if not frozen:
+            remedy = "its head is not trained; give backbone_mode='frozen', or leave it out"
+            raise ArgumentError("prompts", prompts, remedy)
+        kept["num_prompts"] = count_text_embeddings(Path(prompts))
     check_propagation(kept["propagation_power"], kept["propagation_steps"])
+    if kept["propagation_affinity"] != "cosine" and kept["propagation_steps"] == 0:
+        remedy = "nothing is propagated with propagation_steps=0; give steps, or leave it out"
+        raise ArgumentError("propagation_affinity", kept["propagation_affinity"], remedy)
     for name in _SHARES:
         if not 0 <= kept[name] <= 1:
             raise ArgumentError(name, kept[name], "give a number in [0, 1]")

@@ -21,7 +21,6 @@ from rca_lightning.modules.rca_module import BackboneMode, RCAModule
 from rca_lightning.modules.training_guards import check_cells
 from rca_lightning.pseudo_labels.labels import check_count, default_thresholds
 from rca_lightning.rca.loss import AddedLoss, means_over_ranks
-from rca_lightning.rca.propagation import propagate
 from rca_lightning.segmentation.network import HeadName, build_head, pixel_cross_entropy
 from rca_lightning.segmentation.one_stage import OneStageNetwork
 from rca_lightning.segmentation.teacher import (
@@ -215,7 +214,7 @@ class OneStageModule(LabelPrediction, RCAModule):
         cam = maps.final_cam(final_map)
         shown = torch.nonzero((tags > 0).any(dim=0))[:, 0]  # only these are propagated
         power, steps = self.hparams["propagation_power"], self.hparams["propagation_steps"]
-        propagated = propagate(cam[:, shown], maps.embeddings, power=power, steps=steps)
+        propagated = maps.propagate(cam[:, shown], power=power, steps=steps)
         cam = torch.zeros_like(cam).index_copy(1, shown, propagated)
         labels = teacher_labels(
             cam,

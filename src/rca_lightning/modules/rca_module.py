@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride
+from rca_lightning.backbones.prompts import TextEmbeddings, read_text_embeddings
 from rca_lightning.backbones.registry import StrideIn
 from rca_lightning.backbones.weights import load_frozen_start
 from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.data.sample import Batch
+from rca_lightning.data.seed_maps import Seeds
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, refuse_removed
 from rca_lightning.evaluation.report import Scores
@@ -49,7 +52,7 @@ from rca_lightning.rca.network import (
     RegionMap,
     build_network,
 )
-from rca_lightning.rca.propagation import propagate
+from rca_lightning.rca.propagation import PropagationAffinity
 from rca_lightning.rca.prototype_contrast import CELLS, select_cells
 from rca_lightning.rca.regions import RegionRule, Regions, cell_labels, extract_regions, select_for_memory
 from rca_lightning.rca.tag_calibration import TagCalibration
@@ -93,7 +96,7 @@ class RCAModule(
             where weights are given, which takes a third of the time for better maps (experiments/voc2012_mini).
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
-        frozen_stages: how many of the first stages to freeze, 0 to 5.
+        frozen_stages: how many of the first stages to freeze, 0 to 5; of a transformer of timm up to 1 and its blocks.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16. none: behind a frozen backbone,
             whose features then take a tenth less time on a processor.
         contrast: whether to contrast regions with the memory; behind a frozen backbone the prototypes with cells, see
@@ -104,8 +107,12 @@ class RCAModule(
             where the weights have one.
         embedding_dim: channels of the projection; none: those of the weights, 256 behind a frozen backbone, else the
             features themselves without a projection, which need no warm-up to mean something.
-        embedding_stages: how many of the last stages of the backbone embeddings are made of; none: 2, which adds
-            parts that the features of the last have merged, or 1 for a timm model, whose stages are not known.
+        embedding_stages: how many of the last stages of the backbone embeddings are made of, of a transformer of its
+            blocks; none: 2, which adds parts that the features of the last have merged, or 1 for a transformer.
+        prompts: file of `rca prompts`: the first CAM head reads cells against its text embeddings in place of a
+            regression of the tags, behind a frozen backbone `clip:<model>` whose features they are compared with. It
+            reads the last stage and all its channels. none: the regression.
+        num_prompts: texts that the first head of a checkpoint reads; follows from `prompts`.
         standardize: whether embeddings have mean 0 and variance 1 in every channel; features behind a ReLU are
             all alike in direction without.
         alpha: weight of the contrast. Behind frozen features of photographs 0.01 gave more than 0.1 or 1.
@@ -135,6 +142,9 @@ class RCAModule(
         propagation_steps: how often maps are propagated over like cells of their image: the final maps, and behind a
             frozen backbone the attention that regions are cut from; 0: never.
         propagation_power: how alike cells must be; see `propagate`.
+        propagation_affinity: what makes cells alike: the "cosine" of their embeddings; or of a transformer of timm its
+            "attention" between patches, to which the power does not apply, or the cosine of the "keys" of its last
+            block. The cache of features then holds them too; see `Backbone.affinity`. The random walk goes by it too.
         final_map: what seeds are read from: "attention" summed by class, "coarse" (P), "refined" (P^, as in the
             paper) or the "mean" of the last two.
         scales: image scales at evaluation and prediction. Behind a frozen backbone training reads the first one.
@@ -186,6 +196,8 @@ class RCAModule(
         projection: Projection | None = None,
         embedding_dim: int | None = None,
         embedding_stages: int | None = None,
+        prompts: str | None = None,
+        num_prompts: int | None = None,
         standardize: bool = True,
         alpha: float = 0.01,
         beta: float | None = None,
@@ -206,6 +218,7 @@ class RCAModule(
         warmup_epochs: int | None = None,
         propagation_steps: int = 1,
         propagation_power: float = 2.0,
+        propagation_affinity: PropagationAffinity = "cosine",
         final_map: FinalMap = "attention",
         scales: tuple[float, ...] = (1.0,),
         flip: bool = True,
@@ -249,7 +262,10 @@ class RCAModule(
             attention_classes=attention_classes,
             num_prototypes=num_prototypes,
             background_prototypes=background_prototypes,
+            num_prompts=self.hparams["num_prompts"],
+            propagation_affinity=propagation_affinity,
         )
+        self._prompts = None if prompts is None else self._read_prompts(prompts)
         if weights is not None and not self.is_frozen:
             load_frozen_start(self.network, weights, sha256=weights_sha256, class_names=class_names)
         self.loss = RCALoss(
@@ -283,6 +299,11 @@ class RCAModule(
         """Channels of regions and prototypes."""
         return self.network.stage_weights.shape[0]
 
+    @property
+    def reads_seeds(self) -> bool:
+        """Whether regions are cut from the maps of `seed_dir`: behind a frozen backbone, where nothing is cropped."""
+        return self.is_frozen and self.needs_memory
+
     def forward(self, images: Tensor, tags: Tensor | None = None) -> ActivationMaps:
         """Maps of images `(B, 3, H, W)`; see `RCANetwork.forward`."""
         return self.network(images, tags)  # type: ignore[no-any-return]
@@ -306,6 +327,15 @@ class RCAModule(
         if stage != TrainerFn.FITTING or not self.is_frozen:
             return
         prepare_without_gradients(self.trainer, "leave it out, or give backbone_mode='trained'")
+
+    def _read_prompts(self, path: str) -> TextEmbeddings:
+        """The text embeddings of a file, if they fit the backbone and the classes."""
+        given = read_text_embeddings(Path(path), self.class_names)
+        width, expected = given.classes.shape[1], self.network.backbone.num_features
+        if width != expected:
+            remedy = f"its embeddings have {width} channels and the features of the backbone {expected}"
+            raise ArgumentError("prompts", path, f"{remedy}; give a backbone clip:<model> of the same model")
+        return given
 
     def on_fit_start(self) -> None:
         """Refuse to train without the memory that the losses need, or with a projection that nothing trains."""
@@ -337,13 +367,23 @@ class RCAModule(
             )
 
     def start_from_features(self, images: CachedFeatures, *, penalty: float) -> None:
-        """Fits the first CAM head to the mean features of photographs, of which every rank reads a share."""
+        """Fits the first CAM head to the mean features of photographs, of which every rank reads a share.
+
+        A head of prompts is given them; nothing is fitted.
+        """
+        if self.network.reads_prompts:
+            if self._prompts is None:
+                raise ArgumentError("prompts", None, "give the file of rca prompts, whose texts the first head reads")
+            classes, background = self._prompts.classes, self._prompts.background
+            self.network.start_prompts(classes.to(self.device), background.to(self.device))
+            _info("features: the first head reads %d texts, %d of the background", len(classes), len(background))
+            return
         processes, rank = world_size_and_rank()
         means, tags, rows = [torch.zeros(0, self.embedding_dim)], [torch.zeros(0, self.hparams["num_classes"])], []
         for row in range(rank, len(images), processes):
             sample = images[row]
             largest = max(sample["features"], key=lambda of_scale: of_scale.shape[2] * of_scale.shape[3])
-            means.append(largest.float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
+            means.append(largest[:, : self.embedding_dim].float().mean(dim=(0, 2, 3))[None])  # (V, D, h, w) -> (1, D)
             tags.append(sample["tags"][None])
             rows.append(row)
         gathered = gather_uneven(
@@ -443,19 +483,21 @@ class RCAModule(
             As `training_step`, without maps; and `labels`, of each photograph its id and the labels of all its cells,
             which `RegionMemoryCallback` compares with those of the round before.
         """
-        weight = self.network.coarse_head.conv.weight
+        weight = self.network.coarse_head.weight
         empty = torch.zeros(0, dtype=torch.int64, device=weight.device)
         regions = [Regions(weight.new_zeros(0, self.embedding_dim), empty, empty)]
         contrasts = self.contrasts_prototypes and self._reads_regions_from_attention()  # the first round has none
         cells = [regions[0].none()] if contrasts else None
         threshold = self.threshold_of_regions("background_threshold")
-        labels = []
+        labels, seeds = [], batch.get("seeds")
         for image, (features, tags) in enumerate(zip(batch["features"], batch["tags"], strict=True)):
             of_views = []
             for of_scale in features:  # (V, D, h, w)
                 rows = tags.expand(len(of_scale), -1)
                 maps = self.network.read([of_scale.to(weight)], rows)
                 cam = self._region_cam(maps)
+                if seeds is not None and seeds[image] is not None:
+                    cam = _with_seeds(cam, seeds[image])
                 probabilities = image_logits(maps.coarse).sigmoid()
                 own = self._select_for_memory(self._extract_regions(maps, cam, rows), maps, cam, rows, probabilities)
                 own.images = torch.full_like(own.images, image)  # of all views
@@ -485,6 +527,11 @@ class RCAModule(
             count=self.cells_per_class,
         )
 
+    @property
+    def cuts_from_cam(self) -> bool:
+        """Whether regions are cut from the CAM now, whose place the maps of `seed_dir` take, or from the attention."""
+        return not self._reads_regions_from_attention()
+
     def _reads_regions_from_attention(self) -> bool:
         return self.hparams["region_map"] == "attention" and self.network.has_prototypes
 
@@ -499,7 +546,7 @@ class RCAModule(
         cam, steps = maps.region_cam(self.hparams["region_map"]), self.propagation_of_regions
         if steps == 0:
             return cam
-        return propagate(cam, maps.embeddings.detach(), power=self.hparams["propagation_power"], steps=steps)
+        return maps.propagate(cam, power=self.hparams["propagation_power"], steps=steps)
 
     @check_arguments
     def threshold_of_regions(self, name: Literal["region_threshold", "background_threshold"]) -> float:
@@ -533,3 +580,11 @@ class RCAModule(
         computed = {"features (maps of the first head)": maps.coarse, "embeddings": maps.embeddings}
         refined = {} if maps.refined is None else {"maps of the second head": maps.refined}
         return {**memory, **computed, **refined, **{f"loss_{name}": value for name, value in losses.parts.items()}}
+
+
+def _with_seeds(cam: Tensor, seeds: Seeds) -> Tensor:
+    """Maps `(V, L, h, w)` of a photograph, and of its mirror image if V is 2, with those of seeds in their place."""
+    on_grid = seeds.on_grid((cam.shape[2], cam.shape[3])).to(cam)
+    seeded = cam.clone()
+    seeded[:, seeds.classes.to(cam.device)] = torch.stack([on_grid, on_grid.flip(2)][: len(cam)])
+    return seeded

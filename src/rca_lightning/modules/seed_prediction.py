@@ -80,7 +80,7 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
         for index, features in enumerate(batch["features"]):
             seeds += read_class_maps(
                 self.network,
-                _views(features, self.network.coarse_head.conv.weight),
+                _views(features, self.network.coarse_head.weight),
                 None if tags is None else tags[index : index + 1],
                 size=(batch["image"].shape[2], batch["image"].shape[3]),
                 **self._reading(),

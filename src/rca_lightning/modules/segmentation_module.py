@@ -63,7 +63,7 @@ class SegmentationModule(
             weights was trained, else zeros.
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
-        frozen_stages: how many of the first stages to freeze, 0 to 5.
+        frozen_stages: how many of the first stages to freeze, 0 to 5; of a transformer of timm up to 1 and its blocks.
         channels_last: memory layout of the convolutions; turn it on with bf16 or fp16.
         head: "deeplabv2", parallel dilated classifiers (arXiv 1606.00915); "deeplabv3plus", ASPP with image pooling
             and a decoder that reads an early stage (arXiv 1802.02611), for sharper outlines at a higher cost; "linear",

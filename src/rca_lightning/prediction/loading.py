@@ -105,7 +105,8 @@ class LoadedModel:
             tags: names of the classes that the photographs show; or a mapping of the name of each file without its
                 ending to its tags. `None`, or a name that the mapping lacks: the model decides.
             threshold: of localize, in `[0, 1]`: that a class map must exceed. `None`: the default of `rca predict`.
-            refine: of localize, refinements of the mask: "random_walk", "pamr", "dense_crf" (extra `crf`).
+            refine: of localize, refinements of the mask: "random_walk", "pamr", "dense_crf" (extra `crf`), "proposals"
+                (superpixels, extra `superpixels`).
 
         Returns:
             A `PredictedMask` for one photograph, else a list of them. For many photographs see `stream`.

@@ -30,6 +30,7 @@ from rca_lightning.modules.affinity_module import AffinityModule, check_affinity
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.pseudo_labels.labels import BACKGROUND_SETTINGS, Background, check_count, default_thresholds
+from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
@@ -59,6 +60,7 @@ def label_stored_maps(
     workers: int = 2,
     overlays: bool = False,
     existing: Existing = "skip",
+    proposals_dir: str | None = None,
 ) -> None:
     """Makes pseudo labels of `predict_split` from stored maps; for the arguments see also `PseudoLabelWriter`.
 
@@ -76,12 +78,14 @@ def label_stored_maps(
         low: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
         high: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
         saliency_threshold: of "saliency".
-        refine: "pamr", "dense_crf", and first of all "affinity"; not "random_walk", whose features are not stored.
+        refine: "pamr", "dense_crf", "proposals", and first of all "affinity"; not "random_walk", whose features are not
+            stored.
         affinity_ckpt: checkpoint of `rca affinity fit`; for "affinity".
-        refine_stride: pixels along each side that "pamr" and "dense_crf" average; see `PseudoLabelGenerator`.
-        workers: processes that refine by `dense_crf`.
+        refine_stride: pixels along each side that all but "affinity" average; see `PseudoLabelGenerator`.
+        workers: processes that refine by `dense_crf` or `proposals`.
         overlays: whether to write the labels over the photographs.
         existing: "skip" what is complete, "overwrite" everything.
+        proposals_dir: folder of the regions for "proposals"; None: `superpixels`.
 
     Raises:
         ArgumentError: for an argument that is out of range or cannot be had without the network.
@@ -93,6 +97,7 @@ def label_stored_maps(
     """
     check_count("workers", workers, least=0)
     check_affinity(refine, affinity_ckpt)
+    check_proposals(refine, proposals_dir)
     source = Path(maps)
     if not source.is_dir():
         raise DatasetNotFoundError(f"maps={maps!r} is not a folder; give the folder cams that rca predict has written")
@@ -108,11 +113,13 @@ def label_stored_maps(
         saliency_threshold=saliency_threshold,
         refine=tuple(refine),
         refine_stride=refine_stride,
+        proposer="superpixels" if proposals_dir is None else "files",
     )
     if generator.needs_features:
         raise ArgumentError("refine", "random_walk", "its features are not stored; use rca predict with this step")
     generator.check_packages()
     affinity = None if affinity_ckpt is None else load_affinity(affinity_ckpt)
+    proposals = None if proposals_dir is None else ProposalFolder(proposals_dir)
     data.prepare_data()
     data.setup("predict")
     records, unread = _with_maps(data, source)
@@ -121,6 +128,7 @@ def label_stored_maps(
     done = folder.done()
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
     refined = {} if affinity is None else {"affinity": affinity.digest()}
+    refined |= describe_proposals(refine, proposals)
     folder.prepare({**source_settings, "class_names": data.class_names, **generator.describe(), **refined})
     folder.begin()
     data.bad_images.begin({data.predict_split: len(records) + len(unread)}, folder=folder.root, first=True)
@@ -131,12 +139,14 @@ def label_stored_maps(
         for record in show_progress(records, what="labels", total=len(records)):
             if folder.claim(record.image_id) and record.image_id not in done:
                 with folder.output_errors():
-                    _label(record, source, generator, affinity, queue, folder, data.num_classes)
+                    _label(record, source, generator, affinity, proposals, queue, folder, data.num_classes)
         with folder.output_errors():
             queue.join()
     finally:
         queue.close()
     folder.end()
+    if proposals is not None and (line := proposals.summary()) is not None:
+        logger.warning("%s", line)
     data.bad_images.summarise()
     tags = predicted.get("predict_tags", "image")
     with folder.output_errors():
@@ -175,6 +185,7 @@ def _label(
     source: Path,
     generator: PseudoLabelGenerator,
     affinity: AffinityModule | None,
+    proposals: ProposalFolder | None,
     queue: WorkQueue,
     folder: PredictionFolder,
     num_classes: int,
@@ -191,7 +202,8 @@ def _label(
             )
         saliency = torch.from_numpy(read_saliency(record.saliency))
     boundary = None if affinity is None else affinity.boundary_maps(normalise(Pixels(pixels))[None])[0]
-    intermediate = generator.score(seeds, picture, saliency, boundary=boundary)
+    of_photograph = None if proposals is None else proposals.file(record.image_id)
+    intermediate = generator.score(seeds, picture, saliency, boundary=boundary, proposals=of_photograph)
     probabilities, paths = seeds.probabilities.numpy(), folder.paths(record.image_id)
     queue.submit(write_label_files, record.image_id, intermediate, generator, None, probabilities, paths)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,12 @@ from rca_lightning.pseudo_labels.labels import (
     label_scores,
     salient_pixels,
 )
+from rca_lightning.pseudo_labels.proposals import read_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName, check_order, refine_scores
 from rca_lightning.rca.inference import ClassMaps
+
+_ON_CPU: tuple[RefinementName, ...] = ("dense_crf", "proposals")  # from the first of them on a worker refines
+Proposer = Literal["superpixels", "files"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class IntermediateLabel:
         salient: `(H, W)` bool; None unless the background is "saliency".
         steps: refinements that are still to be made.
         features: `(D, h, w)` float32; None unless these steps need them.
+        rows: `(hw, h, w)` float32, in their place the rows of an affinity; see `ClassMaps`.
+        proposals: file for the step "proposals"; None: superpixels of the picture.
     """
 
     scores: list[npt.NDArray[np.float32]]
@@ -49,6 +56,8 @@ class IntermediateLabel:
     salient: npt.NDArray[np.bool_] | None
     steps: tuple[RefinementName, ...]
     features: npt.NDArray[np.float32] | None
+    rows: npt.NDArray[np.float32] | None = None
+    proposals: Path | None = None
 
     @property
     def evidence(self) -> Tensor:
@@ -78,6 +87,7 @@ class PseudoLabelGenerator:
             walks the class maps themselves, before the background joins them.
         refine_stride: pixels along each side that the others act on the mean of, for labels that are learned from on a
             coarser grid: a "dense_crf" at 4 takes a fraction of the time.
+        proposer: of "proposals": "superpixels" of the photograph, or the "files" that `score` is given.
 
     Raises:
         ArgumentError: for a value out of its range, an unknown refinement, or "affinity" after another.
@@ -91,6 +101,7 @@ class PseudoLabelGenerator:
     saliency_threshold: float = 0.5
     refine: tuple[RefinementName, ...] = ()
     refine_stride: int = 1
+    proposer: Proposer = "superpixels"
 
     def __post_init__(self) -> None:
         for name in ("background_threshold", "low", "high", "saliency_threshold"):
@@ -114,7 +125,7 @@ class PseudoLabelGenerator:
     @property
     def is_slow(self) -> bool:
         """Whether `draw` has a refinement to make, on the CPU."""
-        return "dense_crf" in self.refine
+        return not set(_ON_CPU).isdisjoint(self.refine)
 
     def describe(self) -> dict[str, Any]:
         """The settings that the labels depend on, as JSON values."""
@@ -125,25 +136,34 @@ class PseudoLabelGenerator:
 
     def check_packages(self) -> None:
         """Raises `MissingExtraError` if a refinement needs an optional package that is not there."""
-        if self.is_slow:
+        if "dense_crf" in self.refine:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="refine=dense_crf")
+        if "proposals" in self.refine and self.proposer == "superpixels":
+            require_extra("skimage.segmentation", extra="superpixels", needed_for="refine=proposals without a folder")
 
     def score(
-        self, maps: ClassMaps, picture: Tensor, saliency: Tensor | None = None, *, boundary: Tensor | None = None
+        self,
+        maps: ClassMaps,
+        picture: Tensor,
+        saliency: Tensor | None = None,
+        *,
+        boundary: Tensor | None = None,
+        proposals: Path | None = None,
     ) -> IntermediateLabel:
-        """Scores background and classes at each pixel, with the refinements before the first `dense_crf`.
+        """Scores background and classes at each pixel, with the refinements before the first that runs on the CPU.
 
         Args:
             maps: class maps of the photograph; with features for "random_walk".
             picture: `(3, H, W)` in `[0, 1]`.
             saliency: `(H, W)` in `[0, 1]`; for the background "saliency".
             boundary: `(h, w)` in `[0, 1]`, boundary map of the photograph; for "affinity".
+            proposals: file of the photograph, for the proposer "files"; without one that step is left out.
 
         Raises:
             ArgumentError: for maps, features, a picture, saliency or a boundary that do not fit.
         """
         check_images(picture, maps.maps, name="picture")
-        if self.needs_features and maps.features is None:
+        if self.needs_features and maps.features is None and maps.rows is None:
             raise ArgumentError("features", None, "'random_walk' needs the features of the photograph")
         salient = None
         if self.background == "saliency":
@@ -153,13 +173,17 @@ class PseudoLabelGenerator:
             if boundary is None:
                 raise ArgumentError("boundary", None, "'affinity' needs the boundary map of the photograph")
             maps, steps = replace(maps, maps=walk_class_maps(maps.maps, boundary)), steps[1:]
-        count = steps.index("dense_crf") if self.is_slow else len(steps)
+        if self.proposer == "files" and proposals is None:
+            steps = tuple(name for name in steps if name != "proposals")
+        count = next((place for place, name in enumerate(steps) if name in _ON_CPU), len(steps))
         now, later = steps[:count], steps[count:]
         picture = picture.to(maps.maps.device)
-        features = maps.features if "random_walk" in later else None
+        features, rows = (maps.features, maps.rows) if "random_walk" in later else (None, None)
         return IntermediateLabel(
             scores=[
-                _array(refine_scores(x, picture, now, features=maps.features, stride=self.refine_stride))
+                _array(
+                    refine_scores(x, picture, now, features=maps.features, rows=maps.rows, stride=self.refine_stride)
+                )
                 for x in self._add_background(maps)
             ],
             picture=_array(picture),
@@ -167,6 +191,8 @@ class PseudoLabelGenerator:
             salient=salient,
             steps=later,
             features=None if features is None else _array(features),
+            rows=None if rows is None else _array(rows),
+            proposals=proposals if self.proposer == "files" else None,
         )
 
     def draw(self, intermediate: IntermediateLabel) -> Tensor:
@@ -174,13 +200,26 @@ class PseudoLabelGenerator:
 
         Returns:
             `(H, W)` uint8: 0 background, class + 1 its pixels, 255 undecided.
+
+        Raises:
+            DataError: for a file of proposals that cannot be used.
         """
         picture, classes = torch.from_numpy(intermediate.picture), torch.from_numpy(intermediate.classes)
         features = None if intermediate.features is None else torch.from_numpy(intermediate.features)
+        rows = None if intermediate.rows is None else torch.from_numpy(intermediate.rows)
+        proposals = None
+        if intermediate.proposals is not None:
+            proposals = read_proposals(intermediate.proposals, size=(picture.shape[1], picture.shape[2]))
         labels = []
         for scores in intermediate.scores:
             refined = refine_scores(
-                torch.from_numpy(scores), picture, intermediate.steps, features=features, stride=self.refine_stride
+                torch.from_numpy(scores),
+                picture,
+                intermediate.steps,
+                features=features,
+                rows=rows,
+                proposals=proposals,
+                stride=self.refine_stride,
             )
             labels.append(label_scores(refined.clamp(0, 1), classes))
         if len(labels) == 1:

@@ -135,7 +135,15 @@ def _local_std(images: Tensor, offsets: list[Offset]) -> Tensor:
 
 
 @torch.no_grad()
-def random_walk(maps: Tensor, features: Tensor, *, radius: float = 5.0, beta: float = 8.0, steps: int = 16) -> Tensor:
+def random_walk(
+    maps: Tensor,
+    features: Tensor,
+    *,
+    radius: float = 5.0,
+    beta: float = 8.0,
+    steps: int = 16,
+    by_rows: bool = False,
+) -> Tensor:
     """Random walk of maps over cells with like features: `steps` times `M <- T M`.
 
     `T` goes from each cell `i` to the cells `j` within `radius`, itself included, with probability
@@ -151,6 +159,8 @@ def random_walk(maps: Tensor, features: Tensor, *, radius: float = 5.0, beta: fl
         radius: how far one step goes, in cells, 1 or more.
         beta: how strictly features must agree, above 0; greater forbids more.
         steps: how many; 0 gives the maps back.
+        by_rows: whether `features` are `a_ij` themselves, `(B, HW, H, W)`: in each cell its row, as of the attention of
+            a transformer, and not raised to `beta`. A cell whose row is 0 within the radius keeps its values.
 
     Returns:
         `(B, K, H, W)` float32 in `[0, 1]`.
@@ -173,12 +183,16 @@ def random_walk(maps: Tensor, features: Tensor, *, radius: float = 5.0, beta: fl
         raise ArgumentError("features", tuple(features.shape), "give (B, D, H, W)")
     check_same_cells(features, maps, name="features")
     check_finite(features, name="features")
+    cells = maps.shape[2] * maps.shape[3]
+    if by_rows and features.shape[1] != cells:
+        raise ArgumentError("features", tuple(features.shape), f"give {cells} channels by rows, one for each cell")
     values = maps.float()
     if values.numel() == 0 or steps == 0:
         return values
     reach = range(-int(radius), int(radius) + 1)
     offsets = [(row, column) for row in reach for column in reach if row**2 + column**2 <= radius**2]
-    return apply_weights(values, _transition(features.float(), offsets, beta), offsets, "nothing", steps)
+    transition = _rows_within(features.float(), offsets) if by_rows else _transition(features.float(), offsets, beta)
+    return apply_weights(values, transition, offsets, "nothing", steps)
 
 
 def _transition(features: Tensor, offsets: list[Offset], beta: float) -> Tensor:
@@ -192,3 +206,22 @@ def _transition(features: Tensor, offsets: list[Offset], beta: float) -> Tensor:
     affinity.clamp_(0, 1).pow_(beta)
     affinity /= affinity.sum(1, keepdim=True)
     return affinity
+
+
+def _rows_within(rows: Tensor, offsets: list[Offset]) -> Tensor:
+    """Rows of `T`, `(B, N, H, W)`, from those of an affinity to all cells, `(B, HW, H, W)`."""
+    batch, _, height, width = rows.shape
+    affinity = rows.new_zeros(batch, len(offsets), height, width)
+    for index, (down, right) in enumerate(offsets):
+        top, bottom = max(0, -down), min(height, height - down)
+        left, far = max(0, -right), min(width, width - right)
+        if top >= bottom or left >= far:
+            continue
+        line = torch.arange(top, bottom, device=rows.device)[:, None] + down
+        seen = line * width + torch.arange(left, far, device=rows.device) + right  # the cell at the offset
+        own = rows[:, :, top:bottom, left:far]
+        affinity[:, index, top:bottom, left:far] = own.gather(1, seen.expand(batch, 1, -1, -1))[:, 0]
+    affinity.clamp_(min=0)
+    total = affinity.sum(1, keepdim=True)
+    affinity[:, offsets.index((0, 0))] += (total == 0).to(affinity.dtype)[:, 0]
+    return affinity.div_(torch.where(total > 0, total, 1))

@@ -12,9 +12,10 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.pseudo_labels.dense_crf import COLOUR_REACH, SMOOTH_REACH, dense_crf
 from rca_lightning.pseudo_labels.propagation import pamr, random_walk
+from rca_lightning.pseudo_labels.proposals import LEAST_PIXELS, SCALE, Proposals, superpixels
 from rca_lightning.rca.inference import MAX_SIDE, view_sizes
 
-RefinementName = Literal["random_walk", "pamr", "dense_crf", "affinity"]
+RefinementName = Literal["random_walk", "pamr", "dense_crf", "affinity", "proposals"]
 
 _NOT_FIRST = "it walks class maps before the background joins them, so it can only come first; give ['affinity', ...]"
 
@@ -37,6 +38,8 @@ def refine_scores(
     names: Sequence[RefinementName],
     *,
     features: Tensor | None = None,
+    rows: Tensor | None = None,
+    proposals: Proposals | None = None,
     stride: int = 1,
 ) -> Tensor:
     """Refines the scores of one photograph by each named step in turn, with its default settings.
@@ -53,6 +56,8 @@ def refine_scores(
         picture: `(3, H, W)` in `[0, 1]`, not normalised for a network.
         names: in the order in which the steps act; none gives the scores as they are.
         features: `(D, h, w)` of the photograph, for "random_walk".
+        rows: `(hw, h, w)`, in their place the rows of the affinity of its cells; see `random_walk`.
+        proposals: of the photograph, for "proposals"; None: `superpixels`.
         stride: the steps act on means over so many pixels along each side, and what they give is enlarged. The reach of
             "dense_crf" stays the same in pixels.
 
@@ -62,7 +67,8 @@ def refine_scores(
     Raises:
         ArgumentError: for an unknown name or "affinity", scores or a picture that are not finite and in `[0, 1]` or
             not of one size, or "random_walk" without features.
-        MissingExtraError: for "dense_crf" without the extra `crf`.
+        MissingExtraError: for "dense_crf" without the extra `crf`, or for "proposals" without any or the extra
+            `superpixels`.
     """
     if not names:
         return scores.float()
@@ -80,6 +86,10 @@ def refine_scores(
             refined = pamr(refined, images)
         elif name == "dense_crf":
             refined = dense_crf(refined, images, smooth_reach=SMOOTH_REACH / stride, colour_reach=COLOUR_REACH / stride)
+        elif name == "proposals":
+            refined = _merge(refined, images, proposals, stride)
+        elif rows is not None:
+            refined = _walk(refined, rows[None], by_rows=True)
         elif features is None:
             raise ArgumentError("features", None, "'random_walk' needs the features of the photograph")
         else:
@@ -87,10 +97,17 @@ def refine_scores(
     return (F.interpolate(refined, size, mode="bilinear", align_corners=False) if bounded != size else refined)[0]
 
 
-def _walk(scores: Tensor, features: Tensor) -> Tensor:
+def _merge(scores: Tensor, images: Tensor, proposals: Proposals | None, stride: int) -> Tensor:
+    """Merges scores over proposals, or over superpixels at their own size, as large in the photograph."""
+    if proposals is None:
+        proposals = superpixels(images[0], scale=SCALE / stride**2, least_pixels=max(1, LEAST_PIXELS // stride**2))
+    return proposals.merge(scores[0])[None]
+
+
+def _walk(scores: Tensor, features: Tensor, *, by_rows: bool = False) -> Tensor:
     """Random walk over the cells of the features; detail finer than a cell is lost."""
     size, cells = scores.shape[2:], features.shape[2:]
     if size == cells:
-        return random_walk(scores, features)
-    walked = random_walk(F.interpolate(scores, cells, mode="area"), features)
+        return random_walk(scores, features, by_rows=by_rows)
+    walked = random_walk(F.interpolate(scores, cells, mode="area"), features, by_rows=by_rows)
     return F.interpolate(walked, size, mode="bilinear", align_corners=False)

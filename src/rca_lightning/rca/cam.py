@@ -32,10 +32,94 @@ class CAMHead(nn.Module):
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
 
+    @property
+    def weight(self) -> Tensor:
+        """Weights of the convolution, `(L, C, 1, 1)`."""
+        return self.conv.weight
+
+    @property
+    def num_classes(self) -> int:
+        """Foreground classes `L`."""
+        return self.conv.out_channels
+
     def forward(self, features: Tensor) -> Tensor:
         """Activation maps `(B, L, H, W)` of features `(B, C, H, W)`."""
         maps: Tensor = self.conv(features)
         return maps
+
+
+class PromptHead(nn.Module):
+    """Class activation maps from text embeddings: how much likelier a cell shows a class than what is behind it.
+
+    With features in the space of a language-image model, `s_p = t (f . e_p)` is the score of prompt `p`, and the map of
+    a class is its log-odds against the background prompts: `P_l = s_l - logsumexp_b s_b`. It is above 0 where a softmax
+    of the class and the background would give the class more than one half. Without background prompts the other
+    classes take their place. Nothing is trained.
+
+    Args:
+        num_classes: foreground classes `L`.
+        num_prompts: `P`, the classes and the background.
+        channels: of the features.
+        scale: `t`, what the model was trained with; 100 for CLIP.
+
+    Shapes:
+        features `(B, C, H, W)` -> activation maps `(B, L, H, W)`, unbounded.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, num_classes: int, num_prompts: int, channels: int, *, scale: float = 100.0) -> None:
+        super().__init__()
+        if num_prompts < max(2, num_classes):
+            remedy = "give an embedding of each class; a single class needs background prompts to compare with"
+            raise ArgumentError("prompts", num_prompts, remedy)
+        self.num_classes = num_classes
+        self.scale = scale
+        self.register_buffer("weight", torch.zeros(num_prompts, channels))  # classes first
+        self.register_buffer("bias", torch.zeros(num_prompts))
+
+    @torch.no_grad()
+    def start(
+        self, classes: Tensor, background: Tensor, *, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        """Sets the prompts.
+
+        Args:
+            classes: `(L, D)`, unit length.
+            background: `(G, D)`, unit length; G may be 0.
+            weight: `(D, D)`, where features are `weight f + bias` of vectors `f` in the space of the prompts, as behind
+                a `PCAProjection`; None: they are `f`.
+            bias: `(D,)`; None: zero.
+
+        Raises:
+            ArgumentError: for another number of prompts, or a projection onto fewer channels, from which the scores
+                cannot be had.
+        """
+        if len(classes) != self.num_classes or len(classes) + len(background) != len(self.weight):
+            needed = f"give {self.num_classes} classes and {len(self.weight) - self.num_classes} of the background"
+            raise ArgumentError("classes", (len(classes), len(background)), needed)
+        prompts = (torch.cat([classes, background]) if len(background) else classes).double()
+        width = prompts.shape[1]
+        if weight is not None:
+            if weight.shape != (width, width):
+                remedy = f"text embeddings of {width} channels need all of them: give embedding_dim={width}"
+                raise ArgumentError("embedding_dim", len(weight), f"{remedy}, embedding_stages=1")
+            prompts = torch.linalg.solve(weight.double().T, prompts.T).T  # (f . e) = (z - bias) . W^-T e
+        offset = prompts.new_zeros(len(prompts)) if bias is None else -(prompts @ bias.double())
+        self.weight.copy_(prompts)
+        self.bias.copy_(offset)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Activation maps `(B, L, H, W)` of features `(B, C, H, W)`."""
+        with torch.autocast(features.device.type, enabled=False):  # half precision leaves two digits of a cosine
+            scores = F.conv2d(features.float(), self.weight[:, :, None, None].float(), self.bias.float()) * self.scale
+        own, rest = scores[:, : self.num_classes], scores[:, self.num_classes :]
+        if rest.shape[1]:
+            return own - rest.logsumexp(dim=1, keepdim=True)
+        others = own[:, None].expand(-1, self.num_classes, -1, -1, -1)  # (B, L, L, H, W)
+        itself = torch.eye(self.num_classes, dtype=torch.bool, device=own.device)[None, :, :, None, None]
+        return own - others.masked_fill(itself, float("-inf")).logsumexp(dim=2)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.cam import image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.network import FinalMap, RCANetwork
-from rca_lightning.rca.propagation import propagate
+from rca_lightning.rca.propagation import mirror_rows
 from rca_lightning.rca.tag_calibration import TagCalibration, mean_probability
 
 logger = logging.getLogger(__name__)
@@ -100,13 +100,16 @@ class ClassMaps:
         maps: `(K, H, W)` float32 in `[0, 1]`, each with maximum 1 or all 0.
         classes: `(K,)` int64, class of each map, ascending.
         probabilities: `(L,)`, image probability of every class.
-        features: `(D, h, w)`, embeddings of the largest view, for `random_walk`; `None` unless requested.
+        features: `(D, h, w)`, embeddings of the largest view, for `random_walk`, or the keys of a transformer where
+            propagation is by them; `None` unless requested.
+        rows: `(hw, h, w)`, in their place the rows of the affinity of its cells, where propagation is by attention.
     """
 
     maps: Tensor
     classes: Tensor
     probabilities: Tensor
     features: Tensor | None = None
+    rows: Tensor | None = None
 
 
 @torch.no_grad()
@@ -211,27 +214,30 @@ def read_class_maps(
     probabilities: Tensor | None = None
     if classes is None:
         # Kept, as each view is read with the classes that all views decide.
-        kept = list(views)
-        seen = [seen_tags(network, of_view, tags_by_attention) for of_view, _ in kept]
+        kept_views = list(views)
+        seen = [seen_tags(network, of_view, tags_by_attention) for of_view, _ in kept_views]
         probabilities = image_probabilities(seen, calibration)
         classes = predicted_classes(probabilities, tag_threshold)
         if tags is not None:
             classes = torch.where((tags < 0).any(dim=1, keepdim=True), classes, tags > 0)
-        stages = kept
+        stages = kept_views
     summed: Tensor | None = None
-    number, seen = 0, []
+    number, seen, by_rows = 0, [], False
     features: list[Tensor] = []
     shown = torch.nonzero(classes.any(dim=0))[:, 0]  # of any image
     for of_view, mirrored in stages:
         output = network.read(of_view, classes)
         cam = output.final_cam(final_map)[:, shown]
-        cam = propagate(cam, output.embeddings, power=propagation_power, steps=propagation_steps)
+        cam = output.propagate(cam, power=propagation_power, steps=propagation_steps)
         cam = _unmirrored(cam, mirrored)
         number += 1
         if probabilities is None:
             seen.append(seen_tags(network, of_view, tags_by_attention, image_logits(output.coarse)))
-        if keep_features and (not features or features[0].shape == output.embeddings.shape):
-            features.append(_unmirrored(output.embeddings.float(), mirrored))
+        kept_map = output.embeddings if output.relation is None else output.relation
+        if keep_features and (not features or features[0].shape == kept_map.shape):
+            by_rows = output.propagation_affinity == "attention"
+            flipped = mirror_rows(kept_map) if mirrored and by_rows else _unmirrored(kept_map, mirrored)
+            features.append(flipped.float())
         summed = cam if summed is None else summed + _resize(cam, summed.shape[2:])
     assert summed is not None  # there is at least one scale
     probabilities = image_probabilities(seen, calibration) if probabilities is None else probabilities
@@ -242,7 +248,8 @@ def read_class_maps(
         mean = summed[index : index + 1, of_image[shown]] / number
         enlarged = _resize(mean, size)[0] if len(keep) else mean.new_zeros(0, *size)
         averaged = torch.stack([of_view[index] for of_view in features]).mean(0) if features else None
-        class_maps.append(ClassMaps(max_normalise(enlarged), keep, probabilities[index], averaged))
+        kept = {"rows" if by_rows else "features": averaged}
+        class_maps.append(ClassMaps(max_normalise(enlarged), keep, probabilities[index], **kept))
     return class_maps
 
 
@@ -257,7 +264,7 @@ def seen_tags(
         by_attention: whether the evidence is asked for.
         logits: of the first CAM head where they are known.
     """
-    logits = image_logits(network.coarse_head(of_view[-1])) if logits is None else logits
+    logits = image_logits(network.coarse_head(network.split(of_view)[0][-1])) if logits is None else logits
     return logits, network.class_evidence(of_view) if by_attention else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.backbones.base import Backbone, PaddingMode
+from rca_lightning.backbones.base import ATTENTION_LAYERS, Backbone, PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.registry import StrideIn
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.aggregation import SemanticAggregation, fused_aggregation, pixel_lengths
-from rca_lightning.rca.cam import CAMHead, class_maps, image_logits, max_normalise, predicted_classes
+from rca_lightning.rca.cam import CAMHead, PromptHead, class_maps, image_logits, max_normalise, predicted_classes
 from rca_lightning.rca.projection import PCAProjection, are_learned
+from rca_lightning.rca.propagation import PropagationAffinity, propagate_by
 from rca_lightning.rca.standardization import Standardization, concat_stages
 
 FinalMap = Literal["coarse", "refined", "mean", "attention"]
@@ -38,6 +39,9 @@ class ActivationMaps:
         refined: `P^`, maps of the second head on `[F', F]`, `(B, L, H, W)`; `None` without that head.
         attention: attention summed over the prototypes of a class, `(B, L, H, W)`; `None` without aggregation.
         has_prototype: `(L,)` bool, which classes have a prototype; `None`: all that have attention.
+        relation: relations of cells to a transformer, see `Backbone.maps_and_relation`; `None` where propagation is by
+            cosines.
+        propagation_affinity: what propagation is by.
     """
 
     embeddings: Tensor
@@ -45,6 +49,13 @@ class ActivationMaps:
     refined: Tensor | None = None
     attention: Tensor | None = None
     has_prototype: Tensor | None = None
+    relation: Tensor | None = field(default=None, init=False)
+    propagation_affinity: PropagationAffinity = field(default="cosine", init=False)
+
+    def propagate(self, maps: Tensor, *, power: float, steps: int) -> Tensor:
+        """Propagates maps `(B, K, H, W)` over like cells of their image; see `propagate_by`."""
+        kind, embeddings = self.propagation_affinity, self.embeddings.detach()
+        return propagate_by(kind, maps, embeddings, self.relation, power=power, steps=steps)
 
     @check_arguments
     def final_cam(self, final_map: FinalMap) -> Tensor:
@@ -103,6 +114,11 @@ class RCANetwork(nn.Module):
             cores and bf16 units of CPUs want.
         fused: whether the second head reads the prototypes by `fused_aggregation`, which gives the same maps
             without making `F'`.
+        num_prompts: of a first head that is a `PromptHead`; `None`: a `CAMHead`.
+        propagation_affinity: what makes cells of an image alike where maps are propagated: the "cosine" of their
+            embeddings, or to a transformer its "attention" or the cosine of its "keys". While the backbone is not in
+            training, relations of cells then come with the stages, as further channels of the last: `stages`,
+            `features` and `split`.
     """
 
     stage_weights: Tensor
@@ -123,8 +139,13 @@ class RCANetwork(nn.Module):
         standardize: bool = True,
         channels_last: bool = False,
         fused: bool = False,
+        num_prompts: int | None = None,
+        propagation_affinity: PropagationAffinity = "cosine",
     ) -> None:
         super().__init__()
+        if propagation_affinity != "cosine":
+            backbone.check_affinity()
+        self.propagation_affinity = propagation_affinity
         channels = backbone.num_features
         self.backbone = backbone
         available = len(backbone.stage_channels)
@@ -142,13 +163,18 @@ class RCANetwork(nn.Module):
         self.standardization = Standardization(embedded) if standardize and self.pca is None else None
         weights = torch.ones(embedded) if embedding_dim else weights
         channels = embedded if self.pca is not None else channels
+        self._last_channels = channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
         centred = self.pca is not None
-        self.coarse_head = CAMHead(channels, num_classes, bias=centred)
+        self.coarse_head: CAMHead | PromptHead = CAMHead(channels, num_classes, bias=centred)
+        if num_prompts is not None:
+            self.coarse_head = PromptHead(num_classes, num_prompts, channels)
         self.aggregation = aggregation
         self.context = context
         read = cast(int, context.context_channels) if context else embedded if aggregation else None
         has_second = read is not None and second_head
+        if num_prompts is not None and has_second:
+            raise ArgumentError("num_prompts", num_prompts, "a head of prompts has no second one; give beta=0")
         self.refined_head = CAMHead(channels + (read or 0), num_classes, bias=centred) if has_second else None
         self.attention_classes = attention_classes
         self.fused = fused
@@ -169,13 +195,18 @@ class RCANetwork(nn.Module):
 
         Returns:
             Outputs `(B, C, h, w)` of the last `embedding_stages` stages of the backbone; with a PCA their projection
-            `(B, D, h, w)` alone.
+            `(B, D, h, w)` alone. Relations of cells, if there are any, follow the channels of the last.
         """
-        return self.stages_of(self.outputs(images))
+        outputs, relation = self.outputs_and_relation(images, self.embedding_stages)
+        return _join(self.stages_of(outputs), relation)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """What a projection reads: one map `(B, C, h, w)`, the `embedding_stages` stages on the grid of the last."""
-        return [concat_stages(_on_last_grid(self.outputs(images)[-self.embedding_stages :]))]
+        """What a projection reads: one map `(B, C, h, w)`, the `embedding_stages` stages on the grid of the last.
+
+        Relations of cells, if there are any, follow these channels; no projection reads them.
+        """
+        outputs, relation = self.outputs_and_relation(images, self.embedding_stages)
+        return _join([concat_stages(_on_last_grid(outputs))], relation)
 
     @property
     def projections(self) -> list[PCAProjection]:
@@ -188,13 +219,34 @@ class RCANetwork(nn.Module):
         return [self.backbone.output_stride]
 
     def feature_key(self) -> dict[str, object]:
-        """What tells `features` of one backbone from those of another kind of network; these came first."""
-        return {}
+        """What tells `features` of one backbone from those of another kind of network; plain ones came first."""
+        kind = self.propagation_affinity
+        layers = {"attention_layers": ATTENTION_LAYERS} if kind == "attention" else {}
+        return {} if kind == "cosine" else {"propagation_affinity": kind, **layers}
 
-    def outputs(self, images: Tensor) -> list[Tensor]:
-        """Outputs `(B, C, h, w)` of all stages of the backbone, for images `(B, 3, H, W)`."""
-        outputs: list[Tensor] = self.backbone(images.contiguous(memory_format=self.memory_format))
+    def relation_channels(self, cells: int) -> int:
+        """Channels of the relations of an image of so many cells, about; 0 where propagation is by cosines."""
+        return {"cosine": 0, "attention": cells, "keys": self.backbone.key_channels}[self.propagation_affinity]
+
+    def outputs(self, images: Tensor, last: int | None = None) -> list[Tensor]:
+        """Outputs `(B, C, h, w)` of the last stages of the backbone, by default of all, for images `(B, 3, H, W)`."""
+        images = images.contiguous(memory_format=self.memory_format)
+        outputs: list[Tensor] = self.backbone(images) if last is None else self.backbone.last_maps(images, last)
         return outputs
+
+    def outputs_and_relation(self, images: Tensor, last: int) -> tuple[list[Tensor], Tensor | None]:
+        """Outputs of the last stages and, unless the backbone is in training, relations if propagation is by them."""
+        if self.propagation_affinity == "cosine" or self.backbone.training:
+            return self.outputs(images, last), None
+        images = images.contiguous(memory_format=self.memory_format)
+        return self.backbone.maps_and_relation(images, last, self.propagation_affinity)
+
+    def split(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """Parts what `stages` returns: stages, and the relations of cells, if they are there."""
+        width = self._last_channels
+        if stages[-1].shape[1] == width:
+            return stages, None
+        return [*stages[:-1], stages[-1][:, :width]], stages[-1][:, width:]
 
     def stages_of(self, outputs: list[Tensor]) -> list[Tensor]:
         """What `stages` returns, from the `outputs` of the backbone."""
@@ -206,9 +258,21 @@ class RCANetwork(nn.Module):
         """Whether there is a PCA and it has its components."""
         return are_learned(self.projections)
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the first head reads text embeddings."""
+        return isinstance(self.coarse_head, PromptHead)
+
+    def start_prompts(self, classes: Tensor, background: Tensor) -> None:
+        """Sets the prompts of the first head, in the space of the features before the PCA; see `PromptHead.start`."""
+        assert isinstance(self.coarse_head, PromptHead)
+        projection = {} if self.pca is None else {"weight": self.pca.weight, "bias": self.pca.bias}
+        self.coarse_head.start(classes, background, **projection)
+
     @torch.no_grad()
     def start_head(self, weight: Tensor, bias: Tensor) -> None:
         """Sets the first CAM head to weights `(L, D)` and intercepts `(L,)`, as `fit_head` returns."""
+        assert isinstance(self.coarse_head, CAMHead)
         self.coarse_head.conv.weight.copy_(weight[:, :, None, None])
         assert self.coarse_head.conv.bias is not None
         self.coarse_head.conv.bias.copy_(bias)
@@ -222,6 +286,12 @@ class RCANetwork(nn.Module):
                 and with `None`, they are unknown, and the classes with an image probability above one half stand in,
                 or the most probable one.
         """
+        stages, relation = self.split(stages)
+        maps = self._read(stages, tags)
+        maps.relation, maps.propagation_affinity = relation, self.propagation_affinity
+        return maps
+
+    def _read(self, stages: list[Tensor], tags: Tensor | None) -> ActivationMaps:
         features, embeddings = stages[-1], self.embed(stages)
         if self.aggregation is not None and self.fused:
             return self._fused(self.aggregation, features, embeddings, tags)
@@ -252,6 +322,7 @@ class RCANetwork(nn.Module):
             _, attention = fused_aggregation(aggregation, embeddings.detach(), self._readable(coarse, tags), nothing)
             attention = attention[:, : coarse.shape[1]]
             return ActivationMaps(embeddings, coarse, None, attention, self.has_prototype)
+        assert isinstance(self.coarse_head, CAMHead)
         weight = self.refined_head.conv.weight
         of_context, of_features = weight.split_with_sizes([embeddings.shape[1], features.shape[1]], dim=1)
         coarse, unread = class_maps(features, self.coarse_head.conv.weight, of_features)
@@ -287,7 +358,7 @@ class RCANetwork(nn.Module):
         """
         if self.aggregation is None or not self.has_prototypes:
             return None
-        embeddings, prototyped = self.embed(stages), self.has_prototype
+        embeddings, prototyped = self.embed(self.split(stages)[0]), self.has_prototype
         nothing = embeddings.new_empty(0, embeddings.shape[1])
         _, attention = fused_aggregation(self.aggregation, embeddings, None, nothing)
         of_classes = attention[:, : self.aggregation.num_classes].flatten(2).float()  # (B, L, HW)
@@ -361,11 +432,18 @@ class RCANetwork(nn.Module):
         if self.standardization is not None:
             mean, variance = self.standardization.running_mean, self.standardization.running_var
             pixels = pixels * variance[-channels:, None, None].sqrt() + mean[-channels:, None, None]
-        scores = self.coarse_head(pixels.to(self.coarse_head.conv.weight.dtype)).float().flatten(1)  # (LK, L)
+        scores = self.coarse_head(pixels.to(self.coarse_head.weight.dtype)).float().flatten(1)  # (LK, L)
         scores = scores.softmax(dim=1).reshape(*prototypes.shape[:2], -1)  # (L, K, L)
         own = torch.arange(len(prototypes), device=prototypes.device)
         probabilities: Tensor = scores[own, :, own]
         return probabilities
+
+
+def _join(stages: list[Tensor], relation: Tensor | None) -> list[Tensor]:
+    """Stages with the relations of cells behind the channels of the last."""
+    if relation is None:
+        return stages
+    return [*stages[:-1], torch.cat([stages[-1], relation.to(stages[-1].dtype)], dim=1)]
 
 
 def _on_last_grid(stages: list[Tensor]) -> list[Tensor]:
@@ -400,10 +478,13 @@ def build_network(
     attention_classes: AttentionClasses,
     num_prototypes: int,
     background_prototypes: int,
+    propagation_affinity: PropagationAffinity,
+    num_prompts: int | None = None,
 ) -> RCANetwork:
     """Build the network with only those parts that training or reading it needs.
 
-    Each argument is the one of `RCAModule` of its name, which says what it does; `frozen` is `backbone_mode="frozen"`.
+    Each argument is the one of `RCAModule` of its name, which says what it does; `frozen` is `backbone_mode="frozen"`,
+    and a head of prompts reads the last stage alone, and all its channels.
 
     Returns:
         The network: with embeddings of their own only if there is something to contrast or prototypes to read.
@@ -423,12 +504,11 @@ def build_network(
     )
     if frozen:
         extractor.freeze_whole()
-    # The last stage knows the class, the one before the parts.
-    stages = embedding_stages or min(2, len(extractor.stage_channels))
+    stages = embedding_stages or (1 if num_prompts else min(extractor.embedding_stages, len(extractor.stage_channels)))
     width = sum(extractor.stage_channels[-stages:])
     has_pca = projection == "pca"
     if has_pca and embedding_dim is None:
-        embedding_dim = min(_PCA_CHANNELS, width)
+        embedding_dim = width if num_prompts else min(_PCA_CHANNELS, width)
     # Made even if nothing reads it, since it refuses wrong arguments.
     reader = SemanticAggregation(
         embedding_dim or width,
@@ -452,4 +532,6 @@ def build_network(
         channels_last=channels_last,
         # By the equations as they stand a step of 80 classes takes 1.1 times as long (benchmarks/README.md, GPU).
         fused=True,
+        num_prompts=num_prompts,
+        propagation_affinity=propagation_affinity,
     )

@@ -124,8 +124,20 @@ class PCAProjection(nn.Module):
 
 
 def project(projections: Sequence[PCAProjection], features: Sequence[Tensor]) -> list[Tensor]:
-    """Projects maps `(B, C_k, h_k, w_k)`, each by its own projection, to `(B, D_k, h_k, w_k)`."""
-    return [projection(one) for projection, one in zip(projections, features, strict=True)]
+    """Projects maps `(B, C_k, h_k, w_k)`, each by its own projection, to `(B, D_k, h_k, w_k)`.
+
+    Channels beyond those that a projection reads stay as they are, behind the projected ones.
+    """
+    return [_project(projection, one) for projection, one in zip(projections, features, strict=True)]
+
+
+def _project(projection: PCAProjection, features: Tensor) -> Tensor:
+    read = projection.weight.shape[1]
+    if features.shape[1] == read:
+        projected: Tensor = projection(features)
+        return projected
+    projected = projection(features[:, :read])
+    return torch.cat([projected, features[:, read:].to(projected.dtype)], dim=1)
 
 
 def are_learned(projections: Sequence[PCAProjection]) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
+
+PropagationAffinity = Literal["cosine", "attention", "keys"]
 
 BLOCK_BYTES = 2**26
 """Of the affinities of a block of cells, in float32; the matrix of all cells squared is never made."""
@@ -71,6 +76,57 @@ def propagate(
         for _ in range(steps):
             values = torch.cat([_rows(rows, values, directions, power, affinity) for rows in _blocks(batch, cells)], 1)
     return values.transpose(1, 2).reshape(batch, count, height, width)
+
+
+@check_arguments
+def propagate_by(
+    kind: PropagationAffinity,
+    maps: Tensor,
+    embeddings: Tensor,
+    relation: Tensor | None,
+    *,
+    power: float = 2.0,
+    steps: int = 1,
+) -> Tensor:
+    """Propagates maps as `propagate` does, over cells that are alike by their embeddings or to a transformer.
+
+    Args:
+        kind: "cosine" of the embeddings, or of the "keys" of a transformer, or its "attention" between cells.
+        maps: `(B, K, H, W)`.
+        embeddings: `(B, D, H, W)`.
+        relation: of "attention" and "keys", what `Backbone.maps_and_relation` gives.
+        power: of the cosines.
+        steps: see `propagate`.
+
+    Raises:
+        ArgumentError: see `propagate`; or without the relation that is asked for.
+    """
+    if kind == "cosine":
+        return propagate(maps, embeddings, power=power, steps=steps)
+    if relation is None:
+        remedy = f"{kind!r} needs it; a network makes it while its backbone is in evaluation mode"
+        raise ArgumentError("relation", None, remedy)
+    if kind == "keys":
+        return propagate(maps, relation, power=power, steps=steps)
+    return propagate(maps, embeddings, power=power, steps=steps, affinity=as_affinity(relation))
+
+
+def as_affinity(relation: Tensor) -> Tensor:
+    """The affinity `(B, HW, HW)`, a row for each cell, of a map `(B, HW, H, W)` of rows."""
+    return relation.flatten(2).transpose(1, 2)
+
+
+def mirror_rows(relation: Tensor) -> Tensor:
+    """The rows `(B, HW, H, W)` of an affinity for the mirror image: cells change place, in the rows too.
+
+    Example:
+        >>> mirror_rows(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]))  # of two cells, side by side
+        tensor([[[[4., 3.]],
+        <BLANKLINE>
+                 [[2., 1.]]]])
+    """
+    batch, cells, height, width = relation.shape
+    return relation.reshape(batch, height, width, height, width).flip(2, 4).reshape(batch, cells, height, width)
 
 
 def _layout(maps: Tensor) -> torch.Size:

@@ -15,7 +15,7 @@ from rca_lightning.pseudo_labels.affinity import boundary_walk
 from rca_lightning.rca.inference import MAX_SIDE, image_probabilities, multi_scale_flip, seen_tags
 from rca_lightning.rca.network import RCANetwork
 from rca_lightning.rca.projection import project
-from rca_lightning.rca.propagation import propagate
+from rca_lightning.rca.propagation import propagate_by
 from rca_lightning.rca.tag_calibration import TagCalibration
 from rca_lightning.segmentation.boundary import BoundaryNetwork
 from rca_lightning.segmentation.pixel_classifier import PixelClassifier
@@ -27,11 +27,15 @@ _LEAST_WALKED = 0.05  # labels below it everywhere are not walked: the time grow
 
 
 class View(NamedTuple):
-    """What the backbone sees of images at one scale: outputs `(B, C_k, h_k, w_k)` of all stages."""
+    """What the backbone sees of images at one scale: outputs `(B, C_k, h_k, w_k)` of the last stages.
+
+    Relations of their cells are there where the first stage propagates by them.
+    """
 
     outputs: list[Tensor]
     scale: float
     mirrored: bool
+    relation: Tensor | None = None
 
 
 class FrozenSegmenter(PyramidReader):
@@ -68,7 +72,7 @@ class FrozenSegmenter(PyramidReader):
         self.boundary_network = boundary
         self.pyramid = FeaturePyramid(first_stage.backbone) if boundary is None else boundary.pyramid
         self.pyramid.backbone = first_stage.backbone
-        num_classes = first_stage.coarse_head.conv.out_channels
+        num_classes = first_stage.coarse_head.num_classes
         self.classifier = PixelClassifier(sum(self.pyramid.channels[-_LEVELS:]), num_classes + 1)
         self.requires_grad_(False)
 
@@ -123,14 +127,12 @@ class FrozenSegmenter(PyramidReader):
         """
         every = multi_scale_flip(images, scales=sorted(scales, reverse=True), flip=flip, max_side=max_side)
         stride = max(self.strides)
-        return [
-            View(
-                self.first_stage.outputs(enlarge_to_whole_cells(view, stride)),
-                view.shape[2] / images.shape[2],
-                mirrored,
-            )
-            for view, mirrored in every
-        ]
+        last = max(len(self.pyramid.stages), self.first_stage.embedding_stages)
+        views = []
+        for view, mirrored in every:
+            outputs, relation = self.first_stage.outputs_and_relation(enlarge_to_whole_cells(view, stride), last)
+            views.append(View(outputs, view.shape[2] / images.shape[2], mirrored, relation))
+        return views
 
     @torch.no_grad()
     def unwalked(
@@ -149,7 +151,7 @@ class FrozenSegmenter(PyramidReader):
         embeddings, seen = [], []
         boundary: Tensor | None = None
         for view in views:
-            levels = project(self.projections, [view.outputs[stage] for stage in self.pyramid.stages])
+            levels = project(self.projections, view.outputs[-len(self.pyramid.stages) :])
             embeddings.append(self.embed(levels))
             if guesses:
                 stages = self.first_stage.stages_of(view.outputs)
@@ -160,7 +162,14 @@ class FrozenSegmenter(PyramidReader):
         summed: Tensor | None = None
         for view, of_view in zip(views, embeddings, strict=True):
             probabilities = (self.classifier(of_view) + prior).softmax(dim=1)
-            probabilities = propagate(probabilities, of_view, power=propagation_power, steps=propagation_steps)
+            probabilities = propagate_by(
+                self.first_stage.propagation_affinity,
+                probabilities,
+                of_view,
+                view.relation,
+                power=propagation_power,
+                steps=propagation_steps,
+            )
             probabilities = probabilities.flip(3) if view.mirrored else probabilities
             if summed is None:
                 summed = probabilities

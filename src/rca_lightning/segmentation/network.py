@@ -122,7 +122,7 @@ class SegmentationNetwork(nn.Module):
             logit of the image's tag; `None` without a tag head.
         """
         images = images.contiguous(memory_format=self.memory_format)
-        stages = self.backbone(images)[-self.stages :]
+        stages = self.backbone.last_maps(images, self.stages)
         return self.head(stages), None if self.tag_head is None else self.tag_head(stages[-1])
 
 

@@ -23,6 +23,7 @@ class OneStageNetwork(nn.Module):
         self.network = network
         self.head = head
         self.head_stages = head_stages
+        self._read = max(head_stages, network.embedding_stages)
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes the logits of the pixels, each class weighed by the probability of its tag.
@@ -33,7 +34,7 @@ class OneStageNetwork(nn.Module):
         Returns:
             `(B, L + 1, h, w)`, label 0 the background; see `weigh_by_tags`.
         """
-        outputs = self.network.outputs(images)
+        outputs = self.network.outputs(images, self._read)
         coarse = self.network.coarse_head(self.network.stages_of(outputs)[-1])
         return weigh_by_tags(self._logits(outputs), image_logits(coarse))
 
@@ -47,7 +48,7 @@ class OneStageNetwork(nn.Module):
         Returns:
             The maps, and the logits `(B, L + 1, h, w)` of the pixels.
         """
-        outputs = self.network.outputs(images)
+        outputs = self.network.outputs(images, self._read)
         return self.network.read(self.network.stages_of(outputs), tags), self._logits(outputs)
 
     def _logits(self, outputs: list[Tensor]) -> Tensor:

@@ -69,12 +69,15 @@ class FeaturePyramid(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Outputs `(B, C_k, h_k, w_k)` of the stages, before projection."""
         whole = enlarge_to_whole_cells(images, max(self.strides))  # so that the levels lie on each other
-        outputs: list[Tensor] = self.backbone(whole.contiguous(memory_format=self.memory_format))
-        return [outputs[stage] for stage in self.stages]
+        return self.backbone.last_maps(whole.contiguous(memory_format=self.memory_format), len(self.stages))
 
     def project(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Levels of what `features` returns."""
         return project(self.projections, features)
+
+    def relation_channels(self, cells: int) -> int:
+        """None: a pyramid keeps no relations of cells."""
+        return 0
 
     def feature_key(self) -> dict[str, object]:
         """What tells these features from those of another kind of network."""
@@ -110,6 +113,10 @@ class PyramidReader(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """Levels of images before projection; see `FeaturePyramid.features`."""
         return self.pyramid.features(images)
+
+    def relation_channels(self, cells: int) -> int:
+        """As those of the pyramid."""
+        return self.pyramid.relation_channels(cells)
 
     def feature_key(self) -> dict[str, object]:
         """That of the pyramid."""

@@ -36,24 +36,35 @@ class _Fixed(_Convolutional):
 
 
 class _Vision(nn.Module):
-    """A transformer with no layer: a token is the mean colour of its patch and the patch's number."""
+    """A transformer whose two blocks change nothing: a token is the mean colour of its patch and its number."""
 
     num_features = 4
     num_prefix_tokens = 2
     pretrained_cfg: dict = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # noqa: RUF012 - timm's form
+    feature_info: list = [{"module": f"blocks.{i}", "reduction": 14} for i in range(2)]  # noqa: RUF012 - timm's form
 
     def __init__(self, num_classes: int, dynamic_img_size: bool = False) -> None:
         super().__init__()
         assert dynamic_img_size
+        self.gain = nn.Parameter(torch.ones(1))
         self.patch_embed = nn.Identity()
         self.patch_embed.patch_size = (14, 14)
-        self.gain = nn.Parameter(torch.ones(1))
+        self.blocks = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+        for block in self.blocks:
+            nn.init.constant_(block.weight, 1)
+            nn.init.zeros_(block.bias)
+        self.norm = nn.LayerNorm(4)
 
     def forward_intermediates(self, images, *, indices, norm, intermediates_only):
-        assert (indices, norm, intermediates_only) == (1, True, True)
+        assert norm
+        assert intermediates_only
         cells = nn.functional.avg_pool2d(images, 14)
         number = torch.arange(cells[0, 0].numel()).float().view(1, 1, *cells.shape[2:]).expand(len(images), -1, -1, -1)
-        return [torch.cat([cells, number], dim=1) * self.gain]
+        features, maps = torch.cat([cells, number], dim=1) * self.gain, []
+        for block in self.blocks:
+            features = block(features[..., None])[..., 0]
+            maps.append(features)
+        return maps[-indices:]
 
 
 class _Staged(_Convolutional):
@@ -168,17 +179,28 @@ def test_network_of_one_stride_accepts_that_alone(fake_timm):
 
 def test_transformer_gives_its_patches_in_place_and_no_other_token(fake_timm):
     backbone = build_backbone("timm:vision", output_stride=16)
-    assert (backbone.num_features, backbone.output_stride) == (4, 14)
-    [found] = backbone(torch.zeros(2, 3, 28, 40))
-    assert found.shape == (2, 4, 2, 3)
-    assert found[1, 3].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (backbone.num_features, backbone.output_stride, backbone.stage_strides) == (4, 14, [14, 14])
+    for found in backbone(torch.zeros(2, 3, 28, 40)):
+        assert found.shape == (2, 4, 2, 3)
+        assert found[1, 3].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert len(backbone.last_maps(torch.zeros(2, 3, 28, 40), 1)) == 1
+
+
+def test_first_stages_of_a_transformer_are_frozen(fake_timm):
+    backbone = build_backbone("timm:vision", frozen_stages=2)
+    frozen = {name for name, parameter in backbone.model.named_parameters() if not parameter.requires_grad}
+    # The last normalisation has no part in the maps of this one.
+    assert frozen == {"gain", "blocks.0.weight", "blocks.0.bias", "norm.weight", "norm.bias"}
+    assert [block.training for block in backbone.model.blocks] == [False, True]
+    with pytest.raises(ArgumentError, match=r"frozen_stages=4: TimmBackbone accepts a number from 0 \(none\) to 3"):
+        build_backbone("timm:vision", frozen_stages=4)
 
 
 def test_transformer_sees_images_in_its_own_normalisation(fake_timm):
     backbone = build_backbone("timm:vision")
     pixels = torch.tensor([0.1, 0.6, 0.9])
     given = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    [found] = backbone(given.view(1, 3, 1, 1).expand(1, 3, 14, 14))
+    found = backbone(given.view(1, 3, 1, 1).expand(1, 3, 14, 14))[-1]
     torch.testing.assert_close(found[0, :3, 0, 0], (pixels - 0.5) / 0.5)
 
 
@@ -220,8 +242,9 @@ def test_missing_timm_names_the_command(monkeypatch):
         ("resnet18", 16, [64, 128, 256, 512], [4, 8, 16, 16]),
         ("convnext_atto", 16, [40, 80, 160, 320], [4, 8, 16, 16]),
         ("mobilenetv2_050", 16, [16, 16, 48, 1280], [4, 8, 16, 16]),
-        ("vit_tiny_patch16_224", 16, [192], [16]),
-        ("vit_tiny_patch16_224", 8, [192], [16]),
+        ("swin_tiny_patch4_window7_224", 32, [96, 192, 384, 768], [4, 8, 16, 32]),
+        ("vit_tiny_patch16_224", 16, [192] * 12, [16] * 12),
+        ("vit_tiny_patch16_224", 8, [192] * 12, [16] * 12),
     ],
 )
 def test_real_timm(name, asked, widths, strides):
@@ -236,13 +259,48 @@ def test_real_timm(name, asked, widths, strides):
     assert all(parameter.grad is not None for parameter in backbone.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv2_050", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    ("name", "stem", "first", "stages"),
+    [
+        ("resnet18", "conv1 bn1", "layer1", 5),
+        ("convnext_atto", "stem", "stages.0", 5),
+        ("swin_tiny_patch4_window7_224", "patch_embed", "layers.0", 5),
+        ("mobilenetv2_050", "conv_stem bn1", "blocks.0", 6),
+        ("regnetx_002", "stem", "s1", 5),
+        ("vit_tiny_patch16_224", "cls_token pos_embed patch_embed", "blocks.0", 13),
+        ("vit_small_patch16_dinov3", "cls_token reg_token patch_embed", "blocks.0", 13),
+    ],
+)
+def test_stages_of_real_timm_are_frozen_in_order(name, stem, first, stages):
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    output_stride = 32 if name.startswith(("swin", "regnet")) else 16
+    backbone = build_backbone(f"timm:{name}", output_stride=output_stride, frozen_stages=2, frozen_batchnorm=False)
+    assert len(backbone.stages()) == stages
+    expected = tuple(f"{part}." for part in [*stem.split(), first])
+    frozen = {key for key, value in backbone.model.named_parameters() if not value.requires_grad}
+    unused = {key for key in frozen if key.startswith(("head", "fc"))}
+    assert frozen - unused == {key for key, _ in backbone.model.named_parameters() if f"{key}.".startswith(expected)}
+    backbone(torch.randn(2, 3, 64, 64))[-1].sum().backward()
+    for key, value in backbone.model.named_parameters():
+        assert (value.grad is None) == (key in frozen), key
+    assert not backbone.model.get_submodule(first).training
+    assert backbone.training
+    backbone.freeze(stages=stages)
+    assert not any(value.requires_grad for value in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "convnext_atto", "mobilenetv2_050", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"],
+)
 @torch.no_grad()
 def test_last_stage_of_real_timm_is_forward_features(name):
     pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
-    backbone = build_backbone(f"timm:{name}", output_stride=16).eval()
+    backbone = build_backbone(f"timm:{name}", output_stride=32 if name.startswith("swin") else 16).eval()
     images = torch.randn(1, 3, 32, 64)
     expected = backbone.model.forward_features(images * backbone._scale + backbone._shift)
+    if expected.shape[-1] == 768:  # (B, H, W, D) -> (B, D, H, W)
+        expected = expected.permute(0, 3, 1, 2)
     if expected.ndim == 3:  # (B, 1 + HW, D) -> (B, D, H, W)
         expected = expected[:, 1:].transpose(1, 2).reshape(1, -1, 2, 4)
     torch.testing.assert_close(backbone(images)[-1], expected)

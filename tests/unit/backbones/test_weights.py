@@ -248,3 +248,27 @@ def test_safetensors(tmp_path):
     path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<2f", 0.25, -3.0))
     load_weights(module, str(path))
     assert torch.equal(module.weight, value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_program_of_torchscript_is_refused_and_not_run(tmp_path):
+    torch.jit.trace(network(), torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "clip.pt"))
+    with pytest.raises(WeightsError, match=r"clip.pt was not loaded: it is a TorchScript program.*tensors alone"):
+        load_weights(network(), str(tmp_path / "clip.pt"))
+
+
+def test_names_are_converted_only_where_they_are_not_those_of_the_network(tmp_path):
+    state, seen = network().state_dict(), []
+
+    def convert(content):
+        seen.append(sorted(content))
+        return {key.removeprefix("theirs."): value for key, value in content.items()}
+
+    load_weights(network(), saved(tmp_path, state), convert=convert)
+    assert not seen
+    module = network()
+    theirs = {f"theirs.{key}": value for key, value in state.items()}
+    load_weights(module, saved(tmp_path, {"model": theirs}), convert=convert)
+    assert seen == [sorted(theirs)]
+    for key, value in state.items():
+        assert torch.equal(module.state_dict()[key], value)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger, WandbLogger
 from tests.quiet_trainer import quiet_trainer
 from tests.tagged_images import tagged_images
 from torch.utils.data import DataLoader
@@ -37,8 +38,8 @@ def loader(data: list[Sample], batch_size: int = 2) -> DataLoader:
     return DataLoader(data, batch_size=batch_size, collate_fn=collate)
 
 
-def trainer(callback: PanelCallback, root: Path, **options: Any) -> L.Trainer:
-    return quiet_trainer(root, callbacks=[callback], **options)
+def trainer(callback: PanelCallback | None, root: Path, **options: Any) -> L.Trainer:
+    return quiet_trainer(root, callbacks=[] if callback is None else [callback], **options)
 
 
 def names(root: Path) -> list[str]:
@@ -58,3 +59,24 @@ class OtherRank:
         # In Lightning a broadcast: a rank that does not ask leaves the others waiting for ever.
         self.asked += 1
         return "unused"
+
+
+class Recorder(WandbLogger):
+    """Takes the place of Weights & Biases, which need not be installed."""
+
+    def __init__(self) -> None:
+        Logger.__init__(self)
+        self.images: list[tuple[str, tuple[int, ...], int]] = []
+        self.tables: dict[str, list[list]] = {}
+
+    name = version = save_dir = experiment = None
+
+    def log_hyperparams(self, *args, **options) -> None: ...
+    def log_metrics(self, *args, **options) -> None: ...
+    def after_save_checkpoint(self, *args) -> None: ...
+    def finalize(self, status: str) -> None: ...
+    def log_image(self, key, images, step=None, **options) -> None:
+        self.images.append((key, images[0].shape, step))
+
+    def log_table(self, key, columns=None, data=None, **options) -> None:
+        self.tables[key] = [columns, *data]

@@ -12,6 +12,7 @@ from tests.quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
 from rca_lightning import RCAModule, RegionMemoryCallback
+from rca_lightning.callbacks import region_memory
 
 NAMES = ["cat", "dog", "cow"]
 
@@ -62,7 +63,11 @@ WAYS = [
 
 
 @pytest.mark.parametrize("memory_options", WAYS, ids=lambda options: options.get("clustering", str(len(options))))
-def test_class_with_one_image(tmp_path, caplog, memory_options):
+def test_class_with_one_image(tmp_path, caplog, monkeypatch, memory_options):
+    tables = {}
+    monkeypatch.setattr(
+        region_memory, "log_table", lambda _, name, columns, rows: tables.update({name: (columns, rows)})
+    )
     with caplog.at_level(logging.WARNING, "rca_lightning"):
         module, owner, _ = fit(tmp_path, batches([0, 1, 0, 1, 0, 2]), **memory_options)
     _, valid = module.network.aggregation.by_class()
@@ -70,6 +75,10 @@ def test_class_with_one_image(tmp_path, caplog, memory_options):
     assert valid[2].any()
     assert len({owner.memory.image_id(2, slot) for slot in range(int(owner.memory.counts[2]))}) == 1
     assert owner.diagnostics["cow"]["regions"] == int(owner.memory.counts[2])
+    columns, rows = tables["prototypes/by_class"]
+    assert [dict(zip(columns, row, strict=True)) for row in rows] == [
+        {"class": name, **of_class} for name, of_class in owner.diagnostics.items()
+    ]
     assert "no region in memory" not in caplog.text
 
 

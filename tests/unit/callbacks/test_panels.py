@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.unit.callbacks.panel_runs import OtherRank, build, loader, names, samples, trainer
+from tests.unit.callbacks.panel_runs import OtherRank, Recorder, build, loader, names, samples, trainer
 
 from rca_lightning.callbacks.panels import PanelCallback
 from rca_lightning.data.sample import collate
@@ -83,23 +83,6 @@ def test_each_epoch_of_training_has_its_panel_and_the_sanity_check_none(tmp_path
         ("val/panel", step, {"dataformats": "HWC"}) for step in (1, 2)
     ]
     assert added[0][1][2] == 3
-
-
-class Recorder(WandbLogger):
-    """Takes the place of Weights & Biases, which need not be installed."""
-
-    def __init__(self) -> None:
-        Logger.__init__(self)
-        self.images: list[tuple[str, tuple[int, ...], int]] = []
-
-    name = version = save_dir = experiment = None
-
-    def log_hyperparams(self, *args, **options) -> None: ...
-    def log_metrics(self, *args, **options) -> None: ...
-    def after_save_checkpoint(self, *args) -> None: ...
-    def finalize(self, status: str) -> None: ...
-    def log_image(self, key, images, step=None, **options) -> None:
-        self.images.append((key, images[0].shape, step))
 
 
 def test_panels_go_to_every_logger_that_takes_pictures(tmp_path):

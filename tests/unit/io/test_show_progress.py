@@ -6,6 +6,8 @@ import logging
 import sys
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from rca_lightning.io import progress
 from rca_lightning.io.progress import duration_in_words, progress_told_to, show_progress, show_work
@@ -29,7 +31,7 @@ def test_without_a_terminal_a_line_comes_every_30_seconds_and_says_what_is_left(
         "convert: image 2 of 7, about 1 min 15 s left",  # 30 s for two
         "convert: image 5 of 7, about 24 s left",
     ]
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr().out == ""
 
 
 def test_in_a_terminal_a_bar_is_drawn_on_stderr(monkeypatch, caplog, capsys):
@@ -44,6 +46,21 @@ def test_in_a_terminal_a_bar_is_drawn_on_stderr(monkeypatch, caplog, capsys):
     with show_work("writing a.onnx"):
         pass
     assert "writing a.onnx" in capsys.readouterr().err
+
+
+def test_beside_a_bar_no_other_is_drawn(monkeypatch, caplog, capsys):
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Progress(console=Console(stderr=True, force_terminal=True)) as other, caplog.at_level(logging.INFO):
+        other.add_task("other", total=1)
+        list(show_progress("x", what="convert", total=1))
+        with show_work("writing"):
+            pass
+    assert caplog.messages == ["convert: image 0 of 1"]
+    shown = capsys.readouterr().err
+    assert "other" in shown
+    assert "100%" not in shown
+    assert "writing" not in shown
 
 
 def test_another_process_than_the_first_shows_nothing(monkeypatch, capsys):

@@ -33,6 +33,7 @@ GOOD = {
     "attention_background_threshold": 0.05,
     "propagation_steps": 1,
     "propagation_power": 2.0,
+    "propagation_affinity": "cosine",
     "region_threshold": 0.5,
     "background_threshold": 0.05,
     "confidence": 0.5,
@@ -107,6 +108,15 @@ def test_value_out_of_range_names_the_argument(name, value):
     with pytest.raises(ArgumentError) as caught:
         checked_arguments({**GOOD, name: value})
     assert str(caught.value).startswith(f"{name}={value!r}: ")
+
+
+@pytest.mark.parametrize("kind", ["attention", "keys"])
+def test_affinity_of_a_transformer_is_refused_where_nothing_is_propagated_or_there_is_none(kind):
+    checked_arguments({**GOOD, "propagation_affinity": kind})
+    with pytest.raises(ArgumentError, match=rf"propagation_affinity='{kind}': nothing is propagated"):
+        checked_arguments({**GOOD, "propagation_affinity": kind, "propagation_steps": 0})
+    with pytest.raises(ArgumentError, match=r"backbone='ResNet': it has no attention"):
+        RCAModule(num_classes=2, backbone="resnet14", propagation_affinity=kind)
 
 
 def test_module_checks_before_it_builds_and_keeps_no_path():

@@ -208,6 +208,7 @@ OF_SEGMENTER = {"eval_tags": "image", "predict_tags": "image"}
 ELSEWHERE = {"optimizer", "lr", "new_layer_lr_ratio", "weight_decay", "momentum", "poly_power"} | {
     "weights",
     "weights_sha256",
+    "propagation_affinity",  # another than the default needs a transformer; test_transformer_fit.py
 }
 
 

@@ -27,6 +27,9 @@ class Brightness(nn.Module):
         self.images = images
         return [F.avg_pool2d(images, 4, ceil_mode=True)]
 
+    def split(self, stages: list[torch.Tensor]) -> tuple[list[torch.Tensor], None]:
+        return stages, None
+
     def coarse_head(self, pooled: torch.Tensor) -> torch.Tensor:
         return torch.einsum("lc,bchw->blhw", self.weight, pooled)
 

@@ -127,3 +127,32 @@ def test_refused(options, message):
     maps, features = random_case()
     with pytest.raises(ArgumentError, match=message):
         random_walk(**({"maps": maps, "features": features} | options))
+
+
+@pytest.mark.parametrize("radius", [1.0, 2.3, 9.0])
+def test_rows_of_an_affinity_are_walked_as_by_a_loop(radius):
+    maps, _ = random_case()
+    batch, _, height, width = maps.shape
+    places = [(y, x) for y in range(height) for x in range(width)]
+    affinity = torch.rand(batch, len(places), len(places), generator=torch.Generator().manual_seed(3))
+    affinity[0, 3] = 0  # reads nothing, so it keeps its values
+    expected = maps.double().flatten(2).clone()
+    for image in range(batch):
+        dense = torch.zeros(len(places), len(places), dtype=torch.float64)
+        for i, one in enumerate(places):
+            for j, other in enumerate(places):
+                if (one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2 <= radius**2:
+                    dense[i, j] = affinity[image, i, j]
+            if not dense[i].any():
+                dense[i, i] = 1
+            dense[i] /= dense[i].sum()
+        for _ in range(3):
+            expected[image] = expected[image] @ dense.T
+    rows = affinity.transpose(1, 2).reshape(batch, len(places), height, width)  # in each cell its row
+    found = random_walk(maps, rows, radius=radius, steps=3, by_rows=True)
+    torch.testing.assert_close(found.flatten(2).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_for_other_cells_are_refused():
+    with pytest.raises(ArgumentError, match=r"features=\(1, 3, 2, 2\): give 4 channels by rows"):
+        random_walk(torch.zeros(1, 1, 2, 2), torch.zeros(1, 3, 2, 2), by_rows=True)

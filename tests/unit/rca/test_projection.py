@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca.projection import Moments, PCAProjection
+from rca_lightning.rca.projection import project as project_levels
 
 
 def cells(count: int = 400, channels: int = 6) -> torch.Tensor:
@@ -89,3 +90,10 @@ def test_cells_that_tell_nothing_are_refused():
         learned(cells(1), 2)
     with pytest.raises(ArgumentError, match="moments='non-finite'"):
         learned(cells().index_fill(0, torch.tensor([3]), float("nan")), 2)
+
+
+def test_channels_that_no_projection_reads_stay_behind_the_projected():
+    projection, features = learned(cells(), 3), torch.randn(2, 9, 4, 5)
+    [found] = project_levels([projection], [features])
+    torch.testing.assert_close(found[:, :3], projection(features[:, :6]))
+    assert torch.equal(found[:, 3:], features[:, 6:])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.rca import propagation
-from rca_lightning.rca.propagation import propagate
+from rca_lightning.rca.propagation import mirror_rows, propagate, propagate_by
 
 
 def loop(maps: torch.Tensor, embeddings: torch.Tensor, power: float) -> torch.Tensor:
@@ -120,3 +120,26 @@ def test_no_map_and_half_precision():
 def test_what_does_not_fit_is_refused(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         propagate(torch.ones(1, 1, 2, 2), **{"embeddings": torch.ones(1, 3, 2, 2), **arguments})
+
+
+def test_propagation_by_relations_takes_the_place_of_the_embeddings():
+    maps, embeddings, keys = draw(2, 3, 2, 4), draw(2, 5, 2, 4, seed=1), draw(2, 7, 2, 4, seed=2)
+    rows = draw(2, 8, 2, 4, seed=3).abs()
+    assert torch.equal(propagate_by("cosine", maps, embeddings, None, power=3), propagate(maps, embeddings, power=3))
+    assert torch.equal(propagate_by("keys", maps, embeddings, keys, power=3), propagate(maps, keys, power=3))
+    expected = torch.zeros(2, 3, 8)
+    for image in range(2):
+        for cell in range(8):
+            row = rows[image].flatten(1)[:, cell]  # what is in the cell
+            expected[image, :, cell] = (maps[image].flatten(1) * row).sum(1) / row.sum()
+    found = propagate_by("attention", maps, embeddings, rows)
+    torch.testing.assert_close(found.flatten(2), expected)
+    with pytest.raises(ArgumentError, match=r"relation=None: 'keys' needs it"):
+        propagate_by("keys", maps, embeddings, None)
+
+
+def test_rows_of_the_mirror_image_propagate_the_mirrored_map():
+    maps, rows = draw(2, 3, 2, 4), draw(2, 8, 2, 4, seed=3).abs()
+    expected = propagate_by("attention", maps, maps, rows).flip(3)
+    torch.testing.assert_close(propagate_by("attention", maps.flip(3), maps, mirror_rows(rows)), expected)
+    assert torch.equal(mirror_rows(mirror_rows(rows)), rows)
