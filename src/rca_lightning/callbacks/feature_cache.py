@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import lightning as L
@@ -28,6 +28,7 @@ from rca_lightning.data.sample import SkippedImage
 from rca_lightning.distributed import broadcast_from_first, gather_objects, world_size_and_rank
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError
 from rca_lightning.io.download import cache_folder
+from rca_lightning.io.progress import show_progress
 from rca_lightning.io.tensor_file import tensor_digest
 from rca_lightning.modules.affinity_module import AffinityModule
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
@@ -46,12 +47,13 @@ from rca_lightning.rca.projection import (
 logger = logging.getLogger(__name__)
 _info = rank_zero_only(logger.info)
 
+_Photograph = tuple[int, Tensor | SkippedImage]
+
 _FORMAT = 1  # raise it whenever other features come out for the same key
 _PROJECTION = "projection.pt"
 _SAMPLE = 64  # photographs that the projection is learned from
 _CELLS = 256  # of each of them, evenly spread
 _KEPT_NUMBERS = 2**27  # of their features, which are projected and not computed again
-_EVERY = 30.0  # seconds between two lines of progress
 
 
 class FeatureCacheCallback(L.Callback):
@@ -305,7 +307,8 @@ class FeatureCacheCallback(L.Callback):
         moments: list[Moments] | None = None
         kept: dict[int, list[Tensor]] = {}
         self._sampled = len(rows)
-        for number, (row, image) in enumerate(_photographs(images, rows, workers)):
+        read = _photographs(images, rows, workers)
+        for number, (row, image) in enumerate(self._shown(read, len(rows))):
             if self.each is not None:
                 self.each(number, len(rows) + len(images))
             if isinstance(image, SkippedImage):
@@ -352,13 +355,13 @@ class FeatureCacheCallback(L.Callback):
             _info("features: all are in %s", self.cache.folder)
             return []
         _info("features: computing those of %d photographs into %s", total, self.cache.folder)
-        started = last = time.monotonic()
+        started = time.monotonic()
         done, before, share = 0, 0, len(range(rank, total, processes))
         unread: list[SkippedImage] = []
         for images, rows in zip(splits, missing, strict=True):
             own = rows[(rank - before) % processes :: processes]
             before += len(rows)
-            for row, image in _photographs(images, own, workers):
+            for row, image in self._shown(_photographs(images, own, workers), len(own)):
                 if isinstance(image, SkippedImage):
                     unread.append(image)
                 else:
@@ -366,14 +369,13 @@ class FeatureCacheCallback(L.Callback):
                 done += 1
                 if self.each is not None:
                     self.each(self._sampled + done, self._sampled + share)
-                now = time.monotonic()
-                if now - last > _EVERY:
-                    last, each = now, (now - started) / done
-                    minutes = each * (share - done) / 60
-                    _info("features: photograph %d of %d, %.1f minutes left", done, share, minutes)
         everywhere = [image for of_rank in gather_objects(unread) for image in of_rank]
         _info("features: computed in %.0f seconds", time.monotonic() - started)
         return everywhere
+
+    def _shown(self, photographs: Iterable[_Photograph], total: int) -> Iterable[_Photograph]:
+        """Photographs as they come, with progress where nobody else shows it."""
+        return photographs if self.each is not None else show_progress(photographs, what="features", total=total)
 
     def _lack(self, images: TaggedImages) -> npt.NDArray[np.bool_]:
         """Which photographs have a view without features."""
@@ -461,7 +463,7 @@ def _to(image: Tensor, module: FrozenBackboneMixin) -> Tensor:
 
 def _photographs(
     images: TaggedImages, rows: Sequence[int] | npt.NDArray[np.int64], workers: int
-) -> Iterator[tuple[int, Tensor | SkippedImage]]:
+) -> Iterator[_Photograph]:
     """Row and pixels `(1, 3, H, W)` of photographs; of one that cannot be read and is skipped, why."""
     for row, sample in zip(rows, photograph_loader(images, rows, num_workers=workers), strict=True):
         yield row, sample if isinstance(sample, SkippedImage) else sample["image"][None]

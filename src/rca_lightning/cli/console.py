@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import warnings
+from typing import Any
 
 from rca_lightning.errors import RCAError
+from rca_lightning.io.progress import show_work
 
 _TIPS = "💡 Tip: For seamless cloud "  # to install litlogger, litmodels
 _WARNINGS = (
@@ -45,6 +48,12 @@ def set_up_console() -> None:
 
 def _is_no_tip(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_TIPS)
+
+
+def load(module: str) -> Any:
+    """Imports a module that may bring torch and Lightning, and shows in a terminal that this takes seconds."""
+    with show_work("loading"):
+        return importlib.import_module(module)
 
 
 def own_reason(error: BaseException | None) -> str | None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rca_lightning.cli.console import load
 from rca_lightning.errors import ArgumentError
 
 _ENDINGS = (".onnx", ".pt2")
@@ -23,9 +24,7 @@ def main(words: Sequence[str]) -> None:
     """
     given = _parser().parse_args(list(words))
     _check_out(given.out)
-    from rca_lightning.cli.run_export import run  # after the words, as it imports torch and Lightning
-
-    run(given.ckpt_path, given.out)
+    load("rca_lightning.cli.run_export").run(given.ckpt_path, given.out)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from rca_lightning.cli.console import own_reason, set_up_console
+from rca_lightning.cli.console import load, own_reason, set_up_console
 from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.version import __version__
 
@@ -41,7 +40,7 @@ ABOUT = {
     "export": "A trained segmentation network as ONNX or torch.export program.",
     "check": "Whether files for a benchmark server are as it wants them.",
     "weights": "Published weights of backbones.",
-    "prompts": "Text embeddings of classes by a language-image model.",
+    "prompts": "Text embeddings of classes, for a head that nobody has to train.",
 }
 EPILOG = "rca masks does all at once: rca masks photographs/ --out masks/. Each command has a --help of its own."
 
@@ -71,13 +70,13 @@ def main(args: list[str] | dict[str, Any] | None = None) -> TaskCLI | None:
             print(f"rca {__version__}")
             raise SystemExit(0)
         if first in COMMANDS:
-            importlib.import_module(COMMANDS[first]).main(words[1:])
+            load(COMMANDS[first]).main(words[1:])
             return None
         if first is None or not (first in ABOUT or str(first).startswith("-")):
             near = difflib.get_close_matches(str(first), ABOUT, n=1)
             meant = f"did you mean {near[0]}? " if near else ""
             raise ArgumentError("command", first, f"{meant}give one of {', '.join(ABOUT)}; see rca --help")
-    return importlib.import_module("rca_lightning.cli.tasks").run_task(args)  # type: ignore[no-any-return]
+    return load("rca_lightning.cli.tasks").run_task(args)  # type: ignore[no-any-return]
 
 
 def _help() -> str:

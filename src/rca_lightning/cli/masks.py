@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn, get_args
 
 from rca_lightning.backbones.registry import StrideIn
+from rca_lightning.cli.console import load
 from rca_lightning.cli.run_folder import Part
 from rca_lightning.errors import ArgumentError, require_extra
 from rca_lightning.io.listing import require_folder
@@ -29,9 +30,7 @@ def main(words: Sequence[str]) -> None:
     """
     given = _parser().parse_args(list(words))
     _check(given)
-    from rca_lightning.cli.run_masks import run  # after the words, as it imports torch and Lightning
-
-    run(given, ["rca", "masks", *words])
+    load("rca_lightning.cli.run_masks").run(given, ["rca", "masks", *words])
 
 
 def _check(given: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from rca_lightning.checkpoints.reading import read_checkpoint, task_of
 from rca_lightning.errors import OutputError
 from rca_lightning.export.onnx import require_onnx, save_onnx
 from rca_lightning.export.program import save_program
+from rca_lightning.io.progress import show_work
 from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
 from rca_lightning.modules.label_prediction import LabelPrediction
 from rca_lightning.modules.one_stage_module import OneStageModule
@@ -35,7 +36,8 @@ def run(ckpt_path: str, out: Path) -> None:
     }
     module = kinds.get(task, SegmentationModule).load_from_checkpoint(ckpt_path, map_location="cpu")
     try:
-        _WRITERS[out.suffix](module.segmenter, module.class_names, out)
+        with show_work(f"writing {out}"):
+            _WRITERS[out.suffix](module.segmenter, module.class_names, out)
     except OSError as error:
         raise OutputError(f"out={str(out)!r} cannot be written ({error}); give another file") from error
     labels = len(module.class_names) + 1

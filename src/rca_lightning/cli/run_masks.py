@@ -29,6 +29,7 @@ from rca_lightning.data.tag_checks import TagStatistics
 from rca_lightning.data.tagged_folder import tag_names
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.io.listing import first_few
+from rca_lightning.io.progress import show_progress
 from rca_lightning.pseudo_labels.summary import score_label_files
 from rca_lightning.report.entries import ReportEntry
 from rca_lightning.report.page import write_report
@@ -278,7 +279,7 @@ def _write_page(
     """Writes `report.html`."""
 
     def entries() -> Iterator[ReportEntry]:
-        for record in records:
+        for record in show_progress(records, what="report", total=len(records)):
             label, maps = run.labels / f"{record.image_id}.png", run.maps / f"{record.image_id}.npz"
             yield ReportEntry(
                 image_id=record.image_id,

@@ -12,6 +12,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from rca_lightning.io.progress import SECONDS, duration_in_words, progress_told_to
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +44,7 @@ class Steps:
         ['look']
     """
 
-    def __init__(self, expected: dict[str, float], *, every: float = 30.0) -> None:
+    def __init__(self, expected: dict[str, float], *, every: float = SECONDS) -> None:
         self._steps = {name: _Step(name, seconds) for name, seconds in expected.items()}
         self._every = every
         self._current: _Step | None = None
@@ -50,9 +52,11 @@ class Steps:
         self._since: tuple[float, float] | None = None  # when the step had done a first part, and which share
         self._share = 0.0
         self._bar: Progress | None = None
+        self._loops = progress_told_to(self.update)
 
     def __enter__(self) -> Steps:
-        """Start the bar."""
+        """Start the bar; loops that show their progress now do so as that of the step that runs."""
+        self._loops.__enter__()
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
             self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True))
@@ -64,6 +68,7 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the bar."""
+        self._loops.__exit__(kind, error, trace)
         if self._bar is not None:
             self._bar.stop()
 
@@ -136,22 +141,14 @@ class Steps:
         spent = sum(step.spent or 0.0 for step in self._steps.values()) + (now - self._begun if self._current else 0.0)
         if self._bar is not None:
             done = spent / max(spent + left, 1e-9)
-            self._bar.update(self._task, completed=done, description=text, left=f"about {_time(left)} left")
+            self._bar.update(self._task, completed=done, description=text, left=f"about {_estimate(left)} left")
         elif always or now - self._shown >= self._every:
-            print(f"{text}, about {_time(left)} left", file=sys.stderr, flush=True)
+            print(f"{text}, about {_estimate(left)} left", file=sys.stderr, flush=True)
         else:
             return
         self._shown = now
 
 
-def _time(seconds: float) -> str:
-    """A time in words.
-
-    Example:
-        >>> _time(42), _time(300), _time(7300)
-        ('42 s', '5 min', '2 h 2 min')
-    """
-    if seconds < 99:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+def _estimate(seconds: float) -> str:
+    """A time in words, no more exact than it can be known: in seconds, from 100 on in minutes."""
+    return duration_in_words(round(seconds) if seconds < 99 else 60 * round(seconds / 60))

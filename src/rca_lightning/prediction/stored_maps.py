@@ -25,6 +25,7 @@ from rca_lightning.errors import (
     refuse_removed,
 )
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
+from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
@@ -38,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 _OF_THE_MAPS = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
 _STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
-_EVERY = 100  # images between two lines of progress
 
 
 @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
@@ -136,12 +136,10 @@ def label_stored_maps(
         data.bad_images.note(unread)
     queue = WorkQueue(workers, threads=not generator.is_slow)
     try:
-        for count, record in enumerate(records, start=1):
+        for record in show_progress(records, what="labels", total=len(records)):
             if folder.claim(record.image_id) and record.image_id not in done:
                 with folder.output_errors():
                     _label(record, source, generator, affinity, proposals, queue, folder, data.num_classes)
-            if count % _EVERY == 0 or count == len(records):
-                logger.info("labels: image %d of %d", count, len(records))
         with folder.output_errors():
             queue.join()
     finally:

@@ -19,6 +19,7 @@ from rca_lightning.evaluation.mask_classes import MaskClasses
 from rca_lightning.evaluation.report import Scores, print_report, write_report
 from rca_lightning.evaluation.seed_iou import TagSource
 from rca_lightning.io.output_folder import PredictionFolder
+from rca_lightning.io.progress import show_progress
 from rca_lightning.pseudo_labels.files import read_qualities
 from rca_lightning.pseudo_labels.quality import quality_report
 
@@ -41,7 +42,7 @@ def score_label_files(folder: str | Path, records: Sequence[Record], *, num_clas
     """
     # One process scores all, and the others do not come here.
     metric, counted = LabelIoU(num_classes, over_ranks=False), MaskClasses(num_classes, over_ranks=False)
-    for record in records:
+    for record in show_progress(records, what="scores", total=len(records)):
         path = Path(folder) / f"{record.image_id}.png"
         if record.mask is None or not path.is_file():
             continue
@@ -76,7 +77,8 @@ def write_summary(
     """
     kind = "quality" if "quality" in folder.kinds else "cams"
     files = [(image_id, folder.paths(image_id)[kind]) for image_id in folder.complete_ids()]
-    report = quality_report(read_qualities(files, num_classes=len(class_names)), class_names)
+    qualities = read_qualities(show_progress(files, what="quality", total=len(files)), num_classes=len(class_names))
+    report = quality_report(qualities, class_names)
     write_report(report, folder.root / "quality.json")
     logger.info("%d of %d labels look odd: %s", report["odd"], len(files), folder.root / "quality.json")
     scores = score_label_files(folder.root / "pseudo_labels", records, num_classes=len(class_names))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.atlas.page import Row
+from rca_lightning.io.progress import duration_in_words
 from rca_lightning.report.curves import curves, histogram_figure
 from rca_lightning.report.entries import Measured, encode_jpeg
 
@@ -118,7 +119,7 @@ def summary_section(totals: Totals, run: Mapping[str, Any], classes: Sequence[st
         tiles.append(("mIoU", f"{100 * scores['miou']:.1f}"))
     tiles += [("to look at", f"{totals.odd:,}"), ("skipped", f"{totals.num_skipped:,}")]
     if seconds:
-        tiles.append(("time", duration(seconds)))
+        tiles.append(("time", duration_in_words(seconds)))
     warnings = list(run.get("warnings") or ())
     notes = "".join(f"<li>{html.escape(str(warning))}</li>" for warning in warnings)
     box = f'<div class="note" role="note"><h3>Worth knowing</h3><ul>{notes}</ul></div>' if warnings else ""
@@ -208,7 +209,7 @@ def settings_section(run: Mapping[str, Any]) -> str:
         longest = max([*seconds.values(), 1e-9])
         rows = "".join(
             f'<tr><th scope="row">{html.escape(str(step))}</th><td class="iou">{_bar(value / longest)}'
-            f"<span>{duration(value)}</span></td></tr>"
+            f"<span>{duration_in_words(value)}</span></td></tr>"
             for step, value in seconds.items()
         )
         parts.append(f"<h3>Time</h3><table>{rows}</table>")
@@ -235,21 +236,6 @@ def skipped_section(totals: Totals) -> str:
         f'{note}<div class="scroll wide" tabindex="0" role="region" aria-label="Skipped photographs"><table><thead><tr>'
         f'<th scope="col">photograph</th><th scope="col">why</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
-
-
-def duration(seconds: float) -> str:
-    """A time in words.
-
-    Example:
-        >>> duration(3725), duration(64.2), duration(1.25)
-        ('1 h 2 min', '1 min 4 s', '1.2 s')
-    """
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 _DOT = '<circle cx="4" cy="4" r="4"/>'

@@ -184,11 +184,11 @@ def test_fit_computes_further_splits_and_none_that_it_does_not_validate_on(root,
 
 
 def test_progress_is_told(root, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("rca_lightning.callbacks.feature_cache._EVERY", 0.0)
+    monkeypatch.setattr("rca_lightning.io.progress.SECONDS", 0.0)
     monkeypatch.setattr("rca_lightning.callbacks.feature_cache._SAMPLE", 2)
     with caplog.at_level(logging.INFO):
         fit(root, tmp_path, frozen(), epochs=1, limit_val_batches=0)
-    assert f"features: photograph {TRAIN - 2} of {TRAIN - 2}" in caplog.text
+    assert f"features: image {TRAIN - 3} of {TRAIN - 2}, about " in caplog.text
     assert f"the first head is fitted to {TRAIN} photographs" in caplog.text
 
 

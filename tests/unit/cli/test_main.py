@@ -43,6 +43,7 @@ print("imported", sorted(set(sys.modules) & set({HEAVY})))
         ("check --help", "--annotations"),
         ("check --layout voc2012 --results x", "rca: ids=None: give --ids"),
         ("export --help", "--ckpt_path"),
+        ("app --help", "--port"),
         ("export --ckpt_path x.ckpt --out x.pt", "rca: out='x.pt': give a name that ends in .onnx or .pt2"),
     ],
 )

@@ -19,7 +19,7 @@ from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.atlas.page import IndexEntry, Row, Tile
 from rca_lightning.errors import ArgumentError, OutputError
 from rca_lightning.report.page import write_report
-from rca_lightning.report.sections import class_colours, duration
+from rca_lightning.report.sections import class_colours
 
 RUN = {
     "command": ["rca", "masks", "my photographs", "--out", "<out>"],
@@ -180,7 +180,3 @@ def test_colours_of_80_classes_differ_and_are_bright():
     assert gaps.min() > 0
     assert gaps[:20, :20].min() >= 20
     assert (colours @ [0.2126, 0.7152, 0.0722]).min() > 80
-
-
-def test_durations():
-    assert [duration(seconds) for seconds in (0.04, 59.6, 3600)] == ["0.0 s", "1 min 0 s", "1 h 0 min"]
