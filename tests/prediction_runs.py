@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import lightning as L
 import torch
 import torch.nn.functional as F
@@ -36,8 +38,8 @@ class Photographs(L.LightningDataModule):
         self.left_out: set[str] = set()
         self.predict_records: list[Record] = []
 
-    def leave_out_of_prediction(self, image_ids: set[str]) -> None:
-        self.left_out = set(image_ids)
+    def leave_out_of_prediction(self, image_ids: Container[str]) -> None:
+        self.left_out = {sample["image_id"] for sample in self.samples if sample["image_id"] in image_ids}
 
     def predict_dataloader(self) -> DataLoader:
         rest = [sample for sample in self.samples if sample["image_id"] not in self.left_out]

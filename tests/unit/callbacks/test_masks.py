@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from types import SimpleNamespace
 
 import lightning as L
@@ -65,8 +66,8 @@ class Photographs(L.LightningDataModule):
         self.samples, self.left_out = tagged_images(*ids, height=H, width=W), set()
         self.predict_records = [SimpleNamespace(image_id=image_id) for image_id in ids]
 
-    def leave_out_of_prediction(self, image_ids: set[str]) -> None:
-        self.left_out = set(image_ids)
+    def leave_out_of_prediction(self, image_ids: Container[str]) -> None:
+        self.left_out = {sample["image_id"] for sample in self.samples if sample["image_id"] in image_ids}
 
     def predict_dataloader(self) -> DataLoader:
         rest = [sample for sample in self.samples if sample["image_id"] not in self.left_out]
