@@ -33,11 +33,11 @@ class Photographs(L.LightningDataModule):
     def __init__(self, *ids: str) -> None:
         super().__init__()
         self.samples: list[Sample] = tagged_images(*ids, height=32, width=40)
-        self.left_out: set[str] = set()
+        self.left_out: Container[str] = ()
         self.predict_records: list[Record] = []
 
-    def leave_out_of_prediction(self, image_ids: set[str]) -> None:
-        self.left_out = set(image_ids)
+    def leave_out_of_prediction(self, image_ids: Container[str]) -> None:
+        self.left_out = image_ids
 
     def predict_dataloader(self) -> DataLoader:
         rest = [sample for sample in self.samples if sample["image_id"] not in self.left_out]

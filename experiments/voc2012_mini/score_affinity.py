@@ -4,7 +4,7 @@ python experiments/voc2012_mini/score_affinity.py --config experiments/voc2012_m
     --ckpt runs/voc2012_mini/rca/checkpoints/last.ckpt --out scores.json
 
 What a random transformer holds for alike says nothing, so it has to lose: a stand-in for what a trained one would have
-to win. Scale 1.0, no mirror image, tags given. The threshold is chosen on train_a, and scores are of train_b. Needs timm.
+to win. Scale 1.0, no mirror image, tags given. The threshold is chosen on train_a, scores are of train_b. Needs timm.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def test_read_only_cache(served: FileServer, target: Path, config: Path, monkeyp
         patch.setattr(tempfile, "TemporaryFile", read_only)
         line = failed(monkeypatch, capsys, config)
         assert re.search(r"RCA_CACHE='.*' cannot be written to \(.*Read-only file system\); set RCA_CACHE", line)
-        assert line.endswith("or give a local file (--model.weights FILE)")
+        assert line.endswith("or give a local file as weights")
         assert served.asked == []
         target.write_bytes(served.files[f"/models/{NAME}"])
         assert registry.weights_file(registry.REGISTRY[0]) == target  # a file that is there is only read

@@ -20,7 +20,7 @@ import rca_lightning
 from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError
 
-RECORDS = {"IntermediateLabel", "TaggedFolder"}  # made by the library alone, of checked arguments
+RECORDS = {"Choices", "IntermediateLabel"}  # made by the library alone, of checked arguments
 
 
 def has_literal(hint: Any) -> bool:

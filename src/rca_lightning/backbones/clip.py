@@ -31,6 +31,7 @@ class ClipBackbone(TimmBackbone):
         ArgumentError: for a model that timm does not know, or without a projection.
     """
 
+    @check_arguments
     def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16) -> None:
         self._projects = False  # while the parts that both kinds have are built
         super().__init__(model, output_stride=output_stride, keeps_head=True)

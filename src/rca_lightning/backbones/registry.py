@@ -99,7 +99,7 @@ def find_weights(backbone: str, name: str = "imagenet") -> PublishedWeights:
         if (entry.backbone, entry.name) == (backbone, name):
             return entry
     known = ", ".join(entry.backbone for entry in REGISTRY if entry.name == name)
-    remedy = f"none are known for {backbone}; give a local file (--model.weights FILE), or take one of {known}"
+    remedy = f"none are known for {backbone}; give a local file as weights, or take one of {known}"
     raise ArgumentError("weights", name, remedy)
 
 
@@ -116,7 +116,7 @@ def weights_file(entry: PublishedWeights) -> Path:
         except WeightsError as error:  # somebody may have put it there by hand, so it is not replaced
             raise WeightsError(f"{error}, or remove this one and it is downloaded") from error
         return entry.path
-    otherwise = "give a local file (--model.weights FILE)"
+    otherwise = "give a local file as weights"
     try:
         return fetch(entry.url, sha256=entry.sha256, name=entry.path.name)
     except OutputError as error:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import difflib
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rca_lightning.cli.console import load, own_reason, set_up_console
 from rca_lightning.errors import ArgumentError, RCAError
 from rca_lightning.version import __version__
 
 if TYPE_CHECKING:
-    from lightning.pytorch.cli import ArgsType
-
     from rca_lightning.cli.trainer import TaskCLI
 
 # Commands that need no configuration of a Trainer, each in a module whose `main` takes the words after it. It parses
@@ -42,16 +40,16 @@ ABOUT = {
     "export": "A trained segmentation network as ONNX or torch.export program.",
     "check": "Whether files for a benchmark server are as it wants them.",
     "weights": "Published weights of backbones.",
-    "prompts": "Text embeddings of classes, for a head that nobody has to train.",
+    "prompts": "Text embeddings of classes by a language-image model.",
 }
 EPILOG = "rca masks does all at once: rca masks photographs/ --out masks/. Each command has a --help of its own."
 
 
-def main(args: ArgsType = None) -> TaskCLI | None:
+def main(args: list[str] | dict[str, Any] | None = None) -> TaskCLI | None:
     """Runs the command line in this process.
 
     Args:
-        args: words after `rca`; default those of the process.
+        args: words after `rca`, or a configuration; default the words of the process.
 
     Returns:
         The CLI object, with `model`, `datamodule` and `trainer`; `None` for a command without a Trainer, and after

@@ -69,7 +69,7 @@ def _table() -> Iterator[str]:
     for channels, mean, std in sorted({(entry.channels, entry.mean, entry.std) for entry in REGISTRY}):
         yield f"images: {channels} in 0..1, less {mean}, divided by {std}; the library does it"
     yield f"licence: of {', '.join(sorted({entry.source for entry in REGISTRY}))}; ImageNet has terms of its own"
-    yield f"none known: {', '.join(UNPUBLISHED)}; give a local file (--model.weights FILE)"
+    yield f"none known: {', '.join(UNPUBLISHED)}; give a local file as weights"
     yield f"cache folder: {cache_folder()} (environment variable RCA_CACHE)"
 
 

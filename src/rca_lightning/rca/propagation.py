@@ -90,6 +90,8 @@ def propagate_by(
 ) -> Tensor:
     """Propagates maps as `propagate` does, over cells that are alike by their embeddings or to a transformer.
 
+    This is equation (10) of docs/method.md, with the `A` that is asked for.
+
     Args:
         kind: "cosine" of the embeddings, or of the "keys" of a transformer, or its "attention" between cells.
         maps: `(B, K, H, W)`.

@@ -60,7 +60,7 @@ def test_images_come_as_published_weights_expect_them(entry: registry.PublishedW
 
 @pytest.mark.parametrize("name", registry.UNPUBLISHED)
 def test_backbone_without_published_weights_names_the_ways_out(name: str) -> None:
-    with pytest.raises(ArgumentError, match=r"--model.weights FILE.*resnet50"):
+    with pytest.raises(ArgumentError, match=r"a local file as weights.*resnet50"):
         build_backbone(name, weights="imagenet")
 
 
