@@ -40,7 +40,7 @@ ABOUT = {
     "export": "A trained segmentation network as ONNX or torch.export program.",
     "check": "Whether files for a benchmark server are as it wants them.",
     "weights": "Published weights of backbones.",
-    "prompts": "Text embeddings of classes, for a head that nobody has to train.",
+    "prompts": "Text embeddings of classes by a language-image model.",
 }
 EPILOG = "rca masks does all at once: rca masks photographs/ --out masks/. Each command has a --help of its own."
 
