@@ -143,7 +143,7 @@ def read_text_embeddings(path: Path, class_names: Sequence[str]) -> TextEmbeddin
         DatasetNotFoundError: no such file.
         DataError: damaged, of another form, not finite, or without a row for a class.
     """
-    arrays = read_npz(path, {"embeddings": _MOST_NUMBERS, "names": _MOST_PROMPTS}, remedy=_REMEDY)
+    arrays = read_npz(path, {"embeddings": _MOST_NUMBERS, "names": _MOST_PROMPTS}, remedy=_REMEDY, texts=("names",))
     embeddings, names = torch.from_numpy(arrays["embeddings"]).float(), [str(name) for name in arrays["names"].flat]
     if embeddings.ndim != 2 or len(embeddings) != len(names):
         shape = tuple(embeddings.shape)
@@ -170,7 +170,7 @@ def count_text_embeddings(path: Path) -> int:
         DatasetNotFoundError: no such file.
         DataError: damaged or of another form.
     """
-    return int(read_npz(path, {"names": _MOST_PROMPTS}, remedy=_REMEDY)["names"].size)
+    return int(read_npz(path, {"names": _MOST_PROMPTS}, remedy=_REMEDY, texts=("names",))["names"].size)
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ class RegionMemoryCallback(L.Callback):
             require_extra("faiss", extra="cpu", needed_for="k-means with backend='faiss'")
         if self.drop_below is not None and pl_module.network.projection is not None:
             raise ArgumentError("drop_below", self.drop_below, "leave it out: no head scores projected embeddings")
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(trainer, "datamodule", None)
         if pl_module.reads_seeds and isinstance(data, WSSSDataModule):
             data.open_seeds()
         slots = self.slots or (_slots_of_a_round(trainer, pl_module) if pl_module.is_frozen else _SLOTS)
@@ -218,11 +218,11 @@ class RegionMemoryCallback(L.Callback):
             self.memory.clear()
             self._cells.clear()
             self._change.begin_round()
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(trainer, "datamodule", None)
         seeds = getattr(data, "seed_maps", None)
         if seeds is None or not isinstance(pl_module, RCAModule):
             return
-        if data.seed_rounds == "all" or pl_module.cuts_from_cam:
+        if getattr(data, "seed_rounds", None) == "all" or pl_module.cuts_from_cam:
             batch["seeds"] = [seeds.read(image_id) for image_id in batch["image_id"]]
 
     def on_train_batch_end(

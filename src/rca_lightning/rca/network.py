@@ -479,7 +479,7 @@ def build_network(
     num_prototypes: int,
     background_prototypes: int,
     propagation_affinity: PropagationAffinity,
-    num_prompts: int | None = None,
+    num_prompts: int | None,
 ) -> RCANetwork:
     """Build the network with only those parts that training or reading it needs.
 

@@ -243,7 +243,10 @@ def test_dropout_of_resnet38d_is_off_in_frozen_stages_only():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"name": "resnet51"}, "resnet51.*resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, or timm:"),
+        (
+            {"name": "resnet51"},
+            "resnet51.*resnet18, resnet34, resnet50, resnet101, vgg16, resnet38d, timm:<model> or clip:",
+        ),
         ({"name": "resnet18", "output_stride": 4}, "output_stride=4"),
         ({"name": "resnet18", "padding_mode": "reflect"}, "padding_mode='reflect'.*zeros.*replicate"),
         ({"name": "resnet50", "stride_in": "5x5"}, "stride_in='5x5'"),

@@ -208,6 +208,8 @@ OF_SEGMENTER = {"eval_tags": "image", "predict_tags": "image"}
 ELSEWHERE = {"optimizer", "lr", "new_layer_lr_ratio", "weight_decay", "momentum", "poly_power"} | {
     "weights",
     "weights_sha256",
+    "prompts",  # a head of text needs a backbone of CLIP; integration/test_prompts.py
+    "num_prompts",
     "propagation_affinity",  # another than the default needs a transformer; test_transformer_fit.py
 }
 
