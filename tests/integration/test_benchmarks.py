@@ -67,7 +67,10 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def stand_in(words: list[str], **how: object) -> subprocess.CompletedProcess[str]:
         commands.append(words)
-        return subprocess.CompletedProcess(words, 0, stdout='region memory: 1\n{"peak_mib": 2.0}\n')
+        told = 'region memory: 1\n{"peak_mib": 2.0}'
+        if Path(words[1]).name == "listing.py":
+            told = '[{"step": "list photographs and tags", "seconds": 1.0, "mib": 2.0}]'
+        return subprocess.CompletedProcess(words, 0, stdout=f"{told}\n")
 
     def spawn(work: Callable[..., None], args: tuple[object, ...], nprocs: int) -> None:
         torch.multiprocessing.start_processes(work, args, nprocs, start_method="fork")

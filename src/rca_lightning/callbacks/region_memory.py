@@ -347,7 +347,8 @@ class RegionMemoryCallback(L.Callback):
         module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
         columns = list(next(iter(self.diagnostics.values())))
         by_class = [[name, *of_class.values()] for name, of_class in self.diagnostics.items()]
-        log_table(module.trainer, "prototypes/by_class", ["class", *columns], by_class)
+        if module._trainer is not None:
+            log_table(module._trainer, "prototypes/by_class", ["class", *columns], by_class)
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, cells and labels of a round and the last diagnostics, as tensors and numbers."""
