@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import lightning as L
 import torch
 import torch.nn.functional as F
