@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -30,6 +31,10 @@ FIRST, NEW = 12, 3
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each forward pass of a backbone has seen."""
+    return count_seen(monkeypatch)
+
+
+def count_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = torch.nn.Module.__call__
 
@@ -80,6 +85,28 @@ def folder(tmp_path: Path, synthetic_root: Path) -> Folder:
     return Folder(tmp_path, synthetic_root)
 
 
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory, synthetic_root: Path) -> tuple[Folder, Path, int]:
+    """A folder that is labelled, a copy of all its files, and how many images the backbone has seen."""
+    root = tmp_path_factory.mktemp("labelled")
+    folder = Folder(root / "run", synthetic_root)
+    with pytest.MonkeyPatch.context() as patch:
+        seen = count_seen(patch)
+        folder.label()
+    shutil.copytree(root / "run", root / "copy", symlinks=True)
+    return folder, root / "copy", sum(seen)
+
+
+@pytest.fixture
+def labelled(first_run: tuple[Folder, Path, int]) -> Folder:
+    """The labelled folder as its first run has left it, at the path where that ran."""
+    folder, kept, _ = first_run
+    run = folder.photographs.parent
+    shutil.rmtree(run)
+    shutil.copytree(kept, run, symlinks=True)
+    return copy.deepcopy(folder)
+
+
 def test_masks_overlays_checkpoint_and_score(folder: Folder, synthetic_root: Path, capsys):
     masks = synthetic_root / "SegmentationClass"
     classes = folder.photographs / "classes.txt"
@@ -122,12 +149,10 @@ def test_masks_overlays_checkpoint_and_score(folder: Folder, synthetic_root: Pat
     assert "left" in told.err
 
 
-def test_again_computes_nothing_and_new_photographs_alone(folder: Folder, seen: list[int], capsys):
-    folder.label()
+def test_again_computes_nothing_and_new_photographs_alone(labelled: Folder, seen: list[int], capsys):
+    folder = labelled
     before = folder.times()
-    assert sum(seen) > 0
     took = folder.written()["seconds"]
-    seen.clear()
     folder.label()
     assert (seen, folder.times()) == ([], before)
     assert folder.written()["seconds"]["features"] == took["features"] > 0  # of the run that computed them
@@ -150,11 +175,9 @@ def test_again_computes_nothing_and_new_photographs_alone(folder: Folder, seen: 
     assert seen == []
 
 
-def test_changed_settings_and_tags_make_what_depends_on_them_anew(folder: Folder, seen: list[int], capsys):
-    folder.label()
+def test_changed_settings_and_tags_make_what_depends_on_them_anew(labelled: Folder, seen: list[int], capsys):
+    folder = labelled
     before, checkpoint = folder.times(), (folder.out / "rca.ckpt").stat().st_mtime_ns
-    seen.clear()
-    capsys.readouterr()
     folder.label("--threshold", "0.3")
     assert "all labels are made anew: threshold None before, 0.3 now" in capsys.readouterr().err
     assert seen == []  # features are kept
@@ -181,10 +204,9 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("place", ["rounds", "labels"])
-def test_killed_and_started_again_ends_as_without(folder: Folder, tmp_path, monkeypatch, seen, place):
-    folder.label()
+def test_killed_and_started_again_ends_as_without(labelled: Folder, tmp_path, monkeypatch, seen, place):
+    folder = labelled
     whole = {path.name: path.read_bytes() for path in (folder.out / "labels").glob("*.png")}
-    views = sum(seen)
     folder.out = tmp_path / "killed"
     with monkeypatch.context() as patch:
         if place == "rounds":
@@ -207,7 +229,7 @@ def test_killed_and_started_again_ends_as_without(folder: Folder, tmp_path, monk
             patch.setattr(PredictionFolder, "claim", until_fifth)
         with pytest.raises(KilledError):
             folder.label()
-    done = folder.times()
+    done, views = folder.times(), sum(seen)
     seen.clear()
     epochs = []
     monkeypatch.setattr(RCAModule, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
@@ -221,9 +243,9 @@ def test_killed_and_started_again_ends_as_without(folder: Folder, tmp_path, monk
     assert [number for number, _ in folder.written()["curves"]["train/label_change"]] == [2, 3, 4, 5]
 
 
-def test_page_shows_the_prototypes_of_each_class_without_a_backbone(folder: Folder, seen: list[int], monkeypatch):
-    folder.label()
-    assert sum(seen) == FIRST * 2  # scales: nothing for the outlines
+def test_page_shows_the_prototypes_of_each_class_without_a_backbone(labelled: Folder, first_run, monkeypatch):
+    folder = labelled
+    assert first_run[2] == FIRST * 2  # scales: nothing for the outlines
     page = (folder.out / "report.html").read_text()
     section = Contents(page[page.index('<section id="prototypes"') : page.index('<section id="settings"')])
     expected = {tag for name in folder.ids[:FIRST] for tag in folder.tags[name]}
@@ -242,8 +264,8 @@ def test_page_shows_the_prototypes_of_each_class_without_a_backbone(folder: Fold
     assert folder.written()["seconds"]["prototypes"] == took
 
 
-def test_page_goes_without_prototypes_where_the_model_has_no_memory(folder: Folder):
-    folder.label()
+def test_page_goes_without_prototypes_where_the_model_has_no_memory(labelled: Folder):
+    folder = labelled
     checkpoint = torch.load(folder.out / "rca.ckpt", weights_only=False)
     for state in checkpoint["callbacks"].values():
         state.pop("memory", None)

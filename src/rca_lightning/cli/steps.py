@@ -52,7 +52,7 @@ class Steps:
         self._since: tuple[float, float] | None = None  # when the step had done a first part, and which share
         self._share = 0.0
         self._bar: Progress | None = None
-        self._loops = progress_told_to(self.update)
+        self._loops = progress_told_to(self._tell)
 
     def __enter__(self) -> Steps:
         """Start the bar; loops that show their progress now do so as that of the step that runs."""
@@ -107,6 +107,11 @@ class Steps:
             return
         self._share = min(1.0, done / total)
         self._show(f"{self._current.name}: {done} of {total}")
+
+    def _tell(self, done: int, total: int) -> None:
+        """Show a loop within the step that runs, which may have several: its share says nothing of the time left."""
+        if self._current is not None:
+            self._show(f"{self._current.name}: {done} of {total}")
 
     def left(self) -> float:
         """Seconds that are left, about."""

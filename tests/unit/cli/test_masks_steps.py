@@ -13,6 +13,7 @@ from rca_lightning.cli import masks, run_masks, steps
 from rca_lightning.cli.run_folder import RunFolder
 from rca_lightning.cli.steps import Steps
 from rca_lightning.errors import ArgumentError, DataError, DatasetNotFoundError, MissingExtraError, OutputError
+from rca_lightning.io.progress import show_progress
 
 
 class Clock:
@@ -42,6 +43,27 @@ def test_time_left_is_of_this_step_and_of_later_ones(monkeypatch):
     shown.skip("two")
     assert shown.left() == pytest.approx(10.0)
     assert shown.seconds == {"one": 20.0}
+
+
+def test_loops_within_a_step_are_shown_and_do_not_spoil_the_time_left(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(steps, "time", clock)
+    with Steps({"one": 100.0}, every=0) as shown:
+        shown.begin("one")
+        for _ in show_progress("ab", what="labels", total=2):
+            clock.now += 10.0
+        assert shown.left() == 80
+        shown.update(1, 10)
+        clock.now += 10.0
+        shown.update(2, 10)
+        assert shown.left() == pytest.approx(80.0)  # ten seconds a tenth
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:4] == [
+        "one, about 2 min left",
+        "one: 0 of 2, about 2 min left",
+        "one: 1 of 2, about 1 min 30 s left",
+        "one: 2 of 2, about 1 min 20 s left",
+    ]
 
 
 def test_help_fits_a_screen(capsys):

@@ -158,8 +158,8 @@ def test_memory_does_not_grow_with_the_photographs_that_do_not_fit_nor_much_with
         return most
 
     peak(20, 20)  # imports and caches
-    assert peak(400, 50) < peak(100, 50) + (1 << 20)
-    assert peak(400, 400) < peak(100, 100) + 300 * 8192
+    assert peak(200, 25) < peak(50, 25) + (1 << 19)
+    assert peak(200, 200) < peak(50, 50) + 150 * 8192
 
 
 @pytest.mark.parametrize("arguments", [{"threshold": 1.5}, {"gallery": 0}])
