@@ -29,7 +29,7 @@ from tests.integration.running import run
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "resnet14-01234567.pth"
-BOTH_WAYS = r"Put the file at {path}, or give a local file \(--model\.weights FILE\)$"
+BOTH_WAYS = r"Put the file at {path}, or give a local file as weights$"
 
 
 @pytest.fixture
