@@ -112,7 +112,7 @@ def test_what_is_far_away_is_not_decoded(report: Path):
         page.wait_for_selector(DRAWN.format(1))
         assert page.locator("#photos .tile").count() == 60
         page.locator("#more").click()
-        assert page.locator("#photos .tile").count() == 120
+        page.wait_for_function("() => document.querySelectorAll('#photos .tile').length === 120")
         page.evaluate("scrollTo(0, 0)")
         page.wait_for_function("() => !document.querySelector('#photos li:nth-child(120) canvas')")
 
