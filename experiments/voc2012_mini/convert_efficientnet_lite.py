@@ -81,7 +81,7 @@ def convert(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compare(state: dict[str, Tensor], model: nn.Module) -> float:
-    """Largest difference of logits and last maps between the package's network and timm's, as a share of the largest."""
+    """Largest difference of logits and last maps between the package's network and timm's, relative to the largest."""
     from efficientnet_lite_pytorch import EfficientNet
 
     reference = EfficientNet.from_name("efficientnet-lite0")
