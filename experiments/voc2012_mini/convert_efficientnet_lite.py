@@ -7,7 +7,7 @@ python experiments/voc2012_mini/convert_efficientnet_lite.py \\
 
 The file then serves as --model.weights of --model.backbone timm:tf_efficientnet_lite0. `--check` runs the network of
 the package efficientnet-lite-pytorch and that of timm on the same random images and compares logits and last maps.
-`--photographs FOLDER` tells which normalisation the weights were trained with: the package names ImageNet's, timm 0.5.
+`--photographs FOLDER` tells which normalisation the weights were trained with: the package has ImageNet's, timm 0.5.
 """
 
 from __future__ import annotations
