@@ -16,13 +16,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
+from rca_lightning.errors import require_extra
 
 _MODEL = "tf_efficientnet_lite0"
 _SIDE = 224  # the package pads for images of this size alone
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare with the network of efficientnet-lite-pytorch")
     parser.add_argument("--photographs", type=Path, help="folder of JPEG files to compare normalisations on")
     given = parser.parse_args()
+    timm = require_extra("timm", extra="timm", needed_for=_MODEL)
     state = torch.load(given.weights, map_location="cpu", weights_only=True)
     model = timm.create_model(_MODEL, pretrained=False).eval()
     converted = convert(state, model)
