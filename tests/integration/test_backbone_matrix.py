@@ -25,6 +25,17 @@ def root(tmp_path_factory):
     return generated(tmp_path_factory.mktemp("images"))
 
 
+def moved_in_one_step(root, folder, module: RCAModule, precision: str) -> set[str]:
+    """Fits one batch; returns the names of the tensors that it changes, all of which are finite."""
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    options = {"limit_train_batches": 1, "precision": precision, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    _, trainer = fit(root, folder, module, epochs=1, dataset=data(root, crop_size=64), **options)
+    assert trainer.global_step == 1
+    after = module.state_dict()
+    assert all(bool(torch.isfinite(value).all()) for value in after.values() if value.is_floating_point())
+    return {key for key, value in before.items() if not torch.equal(after[key], value)}
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("mode", ["frozen", "trained"])
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -37,13 +48,7 @@ def test_one_step(root, tmp_path, family, mode, precision):
         6, backbone=name, weights="none", backbone_mode=mode, output_stride=output_stride, frozen_stages=2,
         num_prototypes=2, background_prototypes=2, confidence=0.0, embedding_dim=16 if mode == "frozen" else None,
     )  # fmt: skip
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    options = {"limit_train_batches": 1, "precision": precision, "limit_val_batches": 1, "num_sanity_val_steps": 0}
-    _, trainer = fit(root, tmp_path, module, epochs=1, dataset=data(root, crop_size=64), **options)
-    assert trainer.global_step == 1
-    after = module.state_dict()
-    assert all(bool(torch.isfinite(value).all()) for value in after.values() if value.is_floating_point())
-    moved = {key for key, value in before.items() if not torch.equal(after[key], value)}
+    moved = moved_in_one_step(root, tmp_path, module, precision)
     assert any(key.startswith("network.coarse_head") for key in moved)
     of_backbone = {key for key in moved if key.startswith("network.backbone.")}
     assert bool(of_backbone) == (mode == "trained")
@@ -68,13 +73,7 @@ def test_one_step_of_a_head_of_text(root, tmp_path, affinity, precision):
         6, names[:6], backbone=CLIP, weights="none", backbone_mode="frozen", prompts=str(tmp_path / "prompts.npz"),
         num_prototypes=2, background_prototypes=2, confidence=0.0, propagation_affinity=affinity,
     )  # fmt: skip
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    options = {"limit_train_batches": 1, "precision": precision, "limit_val_batches": 1, "num_sanity_val_steps": 0}
-    _, trainer = fit(root, tmp_path, module, epochs=1, dataset=data(root, crop_size=64), **options)
-    assert trainer.global_step == 1
-    after = module.state_dict()
-    assert all(bool(torch.isfinite(value).all()) for value in after.values() if value.is_floating_point())
-    moved = {key for key, value in before.items() if not torch.equal(after[key], value)}
+    moved = moved_in_one_step(root, tmp_path, module, precision)
     assert {"network.coarse_head.weight", "network.coarse_head.bias"} <= moved
     assert not any(key.startswith("network.backbone.") for key in moved)
     assert bool(module.network.has_prototype.any())

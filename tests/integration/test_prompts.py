@@ -11,9 +11,11 @@ import yaml
 
 from rca_lightning import RCAModule
 from rca_lightning.backbones.prompts import read_text_embeddings
+from rca_lightning.callbacks import tag_calibration
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.rca.cam import PromptHead
+from rca_lightning.rca.tag_calibration import TagCalibration
 from tests.integration.running import run
 
 pytest.importorskip("timm", reason="timm, of the extra timm, is not installed")
@@ -45,17 +47,30 @@ def write_prompts(path: Path, names: list[str], width: int) -> None:
 
 
 @pytest.mark.parametrize("affinity", ["cosine", "attention", "keys"])
-def test_head_of_prompts_from_fit_to_masks(prompted: Path, tmp_path: Path, affinity: str):
+def test_head_of_prompts_from_fit_to_masks(
+    prompted: Path, tmp_path: Path, affinity: str, monkeypatch: pytest.MonkeyPatch
+):
+    scored = []
+    monkeypatch.setattr(tag_calibration, "LEAST_IMAGES", 1)
+    monkeypatch.setattr(TagCalibration, "fit", lambda self, logits, evidence, tags: scored.append(logits))
     content = yaml.safe_load(prompted.read_text())
     content["model"]["propagation_affinity"] = affinity
     prompted.write_text(yaml.safe_dump(content))
     names = list(CLASS_NAMES)
     width = RCAModule(1, backbone=BACKBONE, weights="none").network.backbone.num_features
     write_prompts(tmp_path / "prompts.npz", [*names, "sky", "grass"], width)
-    fitted = run("fit", prompted).model
+    cli = run("fit", prompted)
+    fitted = cli.model
     assert isinstance(fitted.network.coarse_head, PromptHead)
     assert fitted.hparams["num_prompts"] == len(names) + 2
     assert "prompts" not in fitted.hparams
+    # Tags are calibrated on what the prompts say of the cells, each photograph at the scale of training.
+    for logits, sample in zip(scored[0], cli.datamodule.cached_features(), strict=True):
+        cells = max(sample["features"], key=lambda of_scale: of_scale[0, 0].numel())
+        assert cells.shape[1] > fitted.embedding_dim or affinity == "cosine"
+        with torch.no_grad():
+            maps = fitted.network.coarse_head(cells[:, : fitted.embedding_dim].float())
+        torch.testing.assert_close(logits, maps.mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-4)
     # Cells of a photograph, against the prompts themselves, without projection and cache.
     plain = PromptHead(len(names), len(names) + 2, width)
     given = read_text_embeddings(tmp_path / "prompts.npz", names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class ClipBackbone(TimmBackbone):
 
     Args:
         model: name of a vision transformer of timm with such a projection, such as
-            `vit_base_patch16_clip_quickgelu_224.openai`.
+            `vit_base_patch16_clip_quickgelu_224.openai`. Weights have to have the projection.
         output_stride: has no part in it; see `TimmBackbone`.
 
     Raises:
@@ -31,22 +31,17 @@ class ClipBackbone(TimmBackbone):
         ArgumentError: for a model that timm does not know, or without a projection.
     """
 
-    @check_arguments
-    def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16) -> None:
-        self._projects = False  # while the parts that both kinds have are built
-        super().__init__(model, output_stride=output_stride, keeps_head=True)
-        self._name = f"clip:{model}"
+    _PREFIX: ClassVar[str] = "clip:"
+    _KEEPS_HEAD: ClassVar[bool] = True
+
+    def _check_model(self, model: str) -> None:
         attention_layers(self.model, self._name)
         if not isinstance(getattr(self.model, "head", None), nn.Linear) or "clip" not in model:
             remedy = "it has no projection into a space of text; take vit_base_patch16_clip_quickgelu_224.openai"
             raise ArgumentError("backbone", self._name, remedy)
-        self._projects = True
-        self._probe(model)
 
     def _maps(self, images: Tensor, count: int | None = None) -> list[Tensor]:
         """The maps of the blocks, the last of them in the space of text embeddings."""
-        if not self._projects:
-            return super()._maps(images, count)
         kept: list[Tensor] = []
         hook = self.model.blocks[-1].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
         try:

@@ -6,7 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,32 +44,37 @@ class TimmBackbone(Backbone):
         model: name of the model, as `timm.list_models()` has it.
         output_stride: pixels per cell along each side. Networks that cannot be dilated accept only their own one.
             A vision transformer always has its patch size, whatever is asked for.
-        keeps_head: whether the model keeps its last layer, as the projection of CLIP; weights then have to have it.
 
     Raises:
         MissingExtraError: without timm.
         ArgumentError: if timm does not know the model, it cannot be run at free sizes, or has another output stride.
     """
 
+    _PREFIX: ClassVar[str] = "timm:"  # of its name as a backbone
+    _KEEPS_HEAD: ClassVar[bool] = False
     _scale: Tensor
     _shift: Tensor
 
     @check_arguments
-    def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16, keeps_head: bool = False) -> None:
+    def __init__(self, model: str, *, output_stride: Literal[8, 16, 32] = 16) -> None:
         super().__init__()
-        self._name = f"timm:{model}"
-        timm = require_extra("timm", extra="timm", needed_for=f"the backbone 'timm:{model}'")
+        self._name = f"{self._PREFIX}{model}"
+        timm = require_extra("timm", extra="timm", needed_for=f"the backbone '{self._name}'")
         if not timm.is_model(model):
-            raise ArgumentError("backbone", f"timm:{model}", "timm has no model of this name; see timm.list_models()")
-        self.model: Any = _create(timm, model, output_stride, {} if keeps_head else {"num_classes": 0})
+            raise ArgumentError("backbone", self._name, "timm has no model of this name; see timm.list_models()")
+        self.model: Any = _create(timm, model, output_stride, {} if self._KEEPS_HEAD else {"num_classes": 0})
+        self._check_model(model)
         self._activating = [name for name, layer in self.model.named_modules() if _activates(layer)]
         self._match_normalisation()
         self._transformer = hasattr(self.model, "num_prefix_tokens")
         # Of a transformer the last map alone, as in checkpoints from before its blocks were stages.
         self.embedding_stages = 1 if self._transformer else 2
         self._inner = [] if self._transformer else _inner_stages(self.model)
-        self.output_stride = _patch_size(self.model, model) if self._transformer else output_stride
-        self._probe(model)
+        self.output_stride = _patch_size(self.model, self._name) if self._transformer else output_stride
+        self._probe()
+
+    def _check_model(self, model: str) -> None:
+        """Refuses a model that this kind of backbone cannot read."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`: the stages of stride 4 and above, of a vision transformer every block."""
@@ -178,7 +183,7 @@ class TimmBackbone(Backbone):
         self.register_buffer("_scale", (given[1] / wanted[1]).view(3, 1, 1), persistent=False)
         self.register_buffer("_shift", ((given[0] - wanted[0]) / wanted[1]).view(3, 1, 1), persistent=False)
 
-    def _probe(self, name: str) -> None:
+    def _probe(self) -> None:
         """Run a small image through: sets channels and strides of the stages, and freezes what has no part in them.
 
         `feature_info` of timm tells neither whether a model runs at free sizes nor which layers only its classifier
@@ -192,16 +197,15 @@ class TimmBackbone(Backbone):
                 maps = self._maps(torch.zeros(1, 3, side, side))
                 total = maps[-1].sum()
         except Exception as error:  # whatever a foreign model raises, it does not serve
-            raise ArgumentError(
-                "backbone", f"timm:{name}", f"timm cannot run it on an image of {side} pixels ({error}); take another"
-            ) from error
+            remedy = f"timm cannot run it on an image of {side} pixels ({error}); take another"
+            raise ArgumentError("backbone", self._name, remedy) from error
         if any(stage.ndim != 4 or stage.shape[2] != stage.shape[3] for stage in maps):
-            raise ArgumentError("backbone", f"timm:{name}", "its features are no map (B, D, H, W); take another")
+            raise ArgumentError("backbone", self._name, "its features are no map (B, D, H, W); take another")
         self.stage_channels = [stage.shape[1] for stage in maps]
         self.stage_strides = [side // stage.shape[2] for stage in maps]
         if self.stage_strides[-1] != self.output_stride:
             stride = self.stage_strides[-1]
-            remedy = f"timm:{name} has the output stride {stride} whatever it is asked for; give {stride}"
+            remedy = f"{self._name} has the output stride {stride} whatever it is asked for; give {stride}"
             raise ArgumentError("output_stride", self.output_stride, remedy)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(total, trained, allow_unused=True)
@@ -274,5 +278,5 @@ def _patch_size(model: Any, name: str) -> int:
     patch: tuple[int, int] = model.patch_embed.patch_size
     rows, columns = patch
     if rows != columns:
-        raise ArgumentError("backbone", f"timm:{name}", f"its patches are {rows} x {columns}, not square; take another")
+        raise ArgumentError("backbone", name, f"its patches are {rows} x {columns}, not square; take another")
     return rows

@@ -18,7 +18,8 @@ from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.rca.aggregation import SemanticAggregation
-from rca_lightning.rca.cam import fit_head, image_logits
+from rca_lightning.rca.cam import fit_head
+from rca_lightning.rca.inference import seen_tags
 from rca_lightning.rca.memory_bank import ID_BYTES, RegionMemory
 from rca_lightning.rca.prototype_contrast import EPOCHS, contrast_prototypes
 from rca_lightning.rca.prototypes import make_prototypes
@@ -79,7 +80,7 @@ def _head_logits(module: RCAModule, images: CachedFeatures) -> Tensor:
     """Image logits `(I, L)` of the first head."""
     found, rows = [torch.zeros(0, module.num_classes, device=module.device)], []
     for row, features, _ in _share(module, images, range(len(images))):
-        found.append(image_logits(module.network.coarse_head(features)).mean(dim=0, keepdim=True))
+        found.append(seen_tags(module.network, [features], False)[0].mean(dim=0, keepdim=True))
         rows.append(row)
     gathered, order = gather_uneven(torch.cat(found), torch.tensor(rows, dtype=torch.int64, device=module.device))
     return gathered[torch.argsort(order)]

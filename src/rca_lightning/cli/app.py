@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from rca_lightning.cli.console import load
 from rca_lightning.errors import require_extra
 
 
@@ -26,11 +27,10 @@ def main(words: Sequence[str]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         require_extra("gradio", extra="app", needed_for="rca app")
-        from rca_lightning.prediction.app_server import serve  # which imports it, and torch
-        from rca_lightning.prediction.loading import load
-
-        model = load(given.ckpt_path, device=given.device)
-        with serve(model, host=given.host, port=given.port, browser=given.browser) as address:
+        # Which imports it, and torch: only for words that can be used.
+        server = load("rca_lightning.prediction.app_server")
+        model = load("rca_lightning.prediction.loading").load(given.ckpt_path, device=given.device)
+        with server.serve(model, host=given.host, port=given.port, browser=given.browser) as address:
             print(f"the page: {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rca_lightning.cli.console import load
 from rca_lightning.data.classes import COCO_CLASSES, VOC_CLASSES, read_class_file
 from rca_lightning.io.atomic import check_writable
 
@@ -26,11 +27,10 @@ def main(words: Sequence[str]) -> None:
     names = _NAMED.get(given.classes) or read_class_file(Path(given.classes))
     check_writable("out", given.out.parent)
     # torch takes seconds to be imported: only for words that can be used.
-    from rca_lightning.backbones.prompts import embed_prompts, read_prompt_texts
-
-    texts = read_prompt_texts(given.prompts)
+    prompts = load("rca_lightning.backbones.prompts")
+    texts = prompts.read_prompt_texts(given.prompts)
     weights = None if given.weights == "none" else given.weights
-    embeddings = embed_prompts(names, texts, model=given.model, weights=weights)
+    embeddings = prompts.embed_prompts(names, texts, model=given.model, weights=weights)
     embeddings.write(given.out, background_names=texts.background)
     print(f"text embeddings of {len(names)} classes and {len(texts.background)} of the background: {given.out}")
 

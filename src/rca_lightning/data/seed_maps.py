@@ -23,6 +23,7 @@ from rca_lightning.distributed import gather_objects, world_size_and_rank
 from rca_lightning.errors import DataError, RCAError
 from rca_lightning.io.listing import first_few, list_by_stem, require_folder
 from rca_lightning.io.npz import read_npy, read_npz
+from rca_lightning.io.progress import show_progress
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
@@ -38,7 +39,6 @@ _UNPICKLED = (
     "if you trust it, load it, save numpy.savez('<id>.npz', maps=<(K, H, W) numbers>, classes=<(K,) integers from 0>)"
     ", or numpy.save of (L, H, W) numbers alone"
 )
-_EVERY = 30.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,8 @@ class SeedMaps:
         share = list(self._files)[rank::processes]
         error: str | None = None
         told, started = 0, time.monotonic()
-        last = started
         silent: list[str] = []
-        for count, image_id in enumerate(share, start=1):
+        for image_id in show_progress(share, what="seed_dir", total=len(share)):
             try:
                 found = None if skip and self._lacks_photograph(image_id) else self.read(image_id)
             except RCAError as reason:
@@ -144,9 +143,6 @@ class SeedMaps:
                 break
             told += 0 if found is None else len(found.classes)
             silent += [image_id] if found is None else []
-            if (now := time.monotonic()) - last > _EVERY:
-                last = now
-                _info("seed_dir: photograph %d of %d", count, len(share))
         of_ranks = gather_objects((error, told, silent))  # so that every rank has the same error
         if errors := [reason for reason, _, _ in of_ranks if reason is not None]:
             raise DataError(errors[0])

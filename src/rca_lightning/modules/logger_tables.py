@@ -20,7 +20,7 @@ def log_table(trainer: L.Trainer, name: str, columns: Sequence[str], rows: Seque
 
     Args:
         trainer: of the run; only its first rank logs, and nothing in a sanity check.
-        name: of the table, such as `val/iou_by_class`.
+        name: of the table, such as `val/scores_by_class`.
         columns: their names.
         rows: of as many cells each; None for what has no value.
     """

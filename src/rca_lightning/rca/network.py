@@ -166,8 +166,10 @@ class RCANetwork(nn.Module):
         self._last_channels = channels
         self.register_buffer("stage_weights", weights[:, None, None], persistent=False)
         centred = self.pca is not None
-        self.coarse_head: CAMHead | PromptHead = CAMHead(channels, num_classes, bias=centred)
-        if num_prompts is not None:
+        self.coarse_head: CAMHead | PromptHead
+        if num_prompts is None:
+            self.coarse_head = CAMHead(channels, num_classes, bias=centred)
+        else:
             self.coarse_head = PromptHead(num_classes, num_prompts, channels)
         self.aggregation = aggregation
         self.context = context
@@ -378,6 +380,7 @@ class RCANetwork(nn.Module):
         """
         if self.aggregation is None:
             return None
+        stages = self.split(stages)[0]
         embeddings, prototypes = self.embed(stages), self.aggregation.prototypes[None]
         readable = self.aggregation.readable(self._readable(self.coarse_head(stages[-1]), tags))
         attention = self.aggregation.attention(embeddings, prototypes.to(embeddings.dtype), readable)

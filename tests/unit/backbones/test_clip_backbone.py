@@ -73,6 +73,15 @@ def test_last_maps_are_those_of_forward(backbone):
     assert all(torch.equal(one, other) for one, other in zip(every[-2:], last, strict=True))
 
 
+def test_training_reaches_every_part_of_the_last_map():
+    backbone = build_backbone(f"clip:{MODEL}", weights="none")
+    trained = {name: value for name, value in backbone.model.named_parameters() if value.requires_grad}
+    assert {"head.weight", "blocks.0.attn.qkv.weight", "patch_embed.proj.weight"} <= set(trained)
+    last = backbone(torch.randn(1, 3, 64, 64))[-1]
+    gradients = torch.autograd.grad((last * torch.randn_like(last)).sum(), list(trained.values()))
+    assert all(bool(gradient.any()) for gradient in gradients)
+
+
 def test_image_embeddings_are_those_of_timm(backbone):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -155,7 +164,7 @@ def test_weights_need_the_projection(backbone, tmp_path):
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet10t"])
 def test_networks_without_a_space_of_text_are_refused(model):
-    with pytest.raises(ArgumentError, match="backbone"):
+    with pytest.raises(ArgumentError, match=f"backbone='clip:{model}'"):
         build_backbone(f"clip:{model}", weights="none")
 
 

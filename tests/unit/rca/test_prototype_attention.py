@@ -63,7 +63,16 @@ def test_attention_is_the_softmax_over_readable_prototypes(classes: str, normali
 @pytest.mark.parametrize("options", [{}, {"attention_classes": "all"}, {"projection": "learned", "embedding_dim": 8}])
 @pytest.mark.parametrize("tags", [None, [0.0, 1.0, 0.0, 1.0]])
 def test_summed_by_class_it_is_what_the_network_reads(options: dict, tags: list | None):
-    network = built(**options)
+    compare_with_the_network(built(**options), tags)
+
+
+@pytest.mark.parametrize("affinity", ["attention", "keys"])
+def test_relations_of_cells_are_no_channels_of_the_embeddings(affinity: str):
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    compare_with_the_network(built(backbone="timm:test_vit", propagation_affinity=affinity), [0.0, 1.0, 0.0, 1.0])
+
+
+def compare_with_the_network(network: RCANetwork, tags: list | None):
     tags = None if tags is None else torch.tensor(tags)
     found = infer_prototype_attention(network, image(), tags)
     with torch.no_grad():
