@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
+import operator
 import sys
 import time
 from itertools import pairwise
@@ -99,6 +101,17 @@ class TaskCLI(LightningCLI):
         if self._named in (None, subcommand):
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         return self.init_parser(**kwargs)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Read whole numbers as whole: 1 batch, where 1.0 are all of them."""
+        super().add_core_arguments_to_parser(parser)
+        # Of unions that are equal, `typing` hands out whichever was made first, by any package; and the parser tries
+        # their types in that order. An order of their own have only unions made by `|`.
+        for action in parser._actions:
+            types = get_args(getattr(action, "_typehint", None))
+            if {int, float} <= set(types):
+                first_int = sorted(types, key=lambda one: one is not int)
+                action._typehint = functools.reduce(operator.or_, first_int)  # type: ignore[attr-defined]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add `--task`, and link the classes of the data to the module."""

@@ -19,7 +19,6 @@ from rca_lightning.prediction.loading import LoadedModel
 Middleware: Any = importlib.import_module("starlette.middleware").Middleware  # comes with gradio
 _VISITORS = 8  # whose results are kept; of more the one that was idle longest drops its photograph again
 _LARGEST_FILE = "256mb"
-_PORTS = range(7860, 7960)
 
 
 @contextlib.contextmanager
@@ -43,7 +42,7 @@ def serve(
     Raises:
         ArgumentError: for a host that this machine has not, or a port that is taken.
     """
-    port = _free_port(host, port)
+    _check_address(host, port)
     with tempfile.TemporaryDirectory(prefix="rca-app-", ignore_cleanup_errors=True) as folder:
         # gradio asks its own page whether it is there, which no proxy could answer.
         passed = ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy")), host, "localhost"]))
@@ -52,7 +51,7 @@ def serve(
             try:
                 page.launch(
                     server_name=f"[{host}]" if ":" in host else host,
-                    server_port=port,
+                    server_port=port,  # of None gradio finds a free one, also where another page starts now
                     inbrowser=browser,
                     share=False,
                     quiet=True,
@@ -115,28 +114,20 @@ class OwnPageOnly:
         return not any(f"{asked}http" in scope["path"].lower() for asked in ("/file=", "/proxy="))
 
 
-def _free_port(host: str, port: int | None) -> int:
-    """The port, or the first free one; refuses a host that is not here and a port that is taken."""
+def _check_address(host: str, port: int | None) -> None:
+    """Refuses a host that is not here and a port that is taken."""
     try:
         family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
         _bind(family, host, 0)
     except OSError as error:
         raise ArgumentError("host", host, f"no address of this machine ({error}); give 127.0.0.1") from error
-    wanted = _PORTS if port is None else [port]
-    found = next((one for one in wanted if _is_free(family, host, one)), None)
-    if found is None and port is None:
-        raise ArgumentError("port", None, f"{_PORTS.start} to {_PORTS.stop - 1} are all taken; give another")
-    if found is None:
-        raise ArgumentError("port", port, "it is taken, or not yours to listen at; give another, or leave it out")
-    return found
-
-
-def _is_free(family: int, host: str, port: int) -> bool:
+    if port is None:
+        return
     try:
         _bind(family, host, port)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        remedy = "it is taken, or not yours to listen at; give another, or leave it out"
+        raise ArgumentError("port", port, remedy) from error
 
 
 def _bind(family: int, host: str, port: int) -> None:
