@@ -33,8 +33,11 @@ from tests.quiet_trainer import quiet_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
-# Grids of ablations are no configurations; they have tests of their own.
-RECIPES = sorted(p.relative_to(ROOT).as_posix() for p in EXPERIMENTS.rglob("*.yaml") if "ablation" not in p.parts)
+# Grids of ablations, which lie beside their results too, are no configurations; they have tests of their own.
+CONFIGURATIONS = [
+    path for path in EXPERIMENTS.rglob("*.yaml") if path.name != "grid.yaml" and "ablation" not in path.parts
+]
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in CONFIGURATIONS)
 SEGMENT_RECIPES = [recipe for recipe in RECIPES if find_task(["--config", str(ROOT / recipe)]) == "segment"]
 BATCH_SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in EXPERIMENTS.rglob("*.sbatch"))
 
