@@ -48,6 +48,7 @@ def _child(words: list[str], folder: Path, environment: dict[str, str], before: 
         os.dup2(log, 2)
         os.environ.clear()
         os.environ.update(environment)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell started in the background
         status = _run(words, folder, before)
     except BaseException:
         traceback.print_exc()

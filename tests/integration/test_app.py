@@ -57,7 +57,11 @@ def started(checkpoint: Path, folder: Path) -> Iterator[tuple[subprocess.Popen, 
         "TMPDIR": str(folder),
         "OMP_NUM_THREADS": "1",
     }
-    code = "from rca_lightning.cli.main import console; console()"
+    # What a shell started in the background ignores Ctrl-C, and so do its children.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from rca_lightning.cli.main import console; console()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "app", "--ckpt_path", checkpoint, "--device", "cpu"],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
