@@ -233,8 +233,21 @@ def label_photographs(
     workers = max(1, min(8, os.cpu_count() or 1)) if slow else 2
     writer = LabelWriter(run, background_threshold=threshold, refine=refine, workers=workers)
     trainer = quiet_trainer(run, [features, writer, Predicted(steps)])
-    trainer.predict(module, datamodule=data, return_predictions=False)
+    # Workers refine on cores of their own; threads that wait for a core, and for one another, cost an eighth more.
+    with _threads(torch.get_num_threads() - workers if slow else torch.get_num_threads()):
+        trainer.predict(module, datamodule=data, return_predictions=False)
     steps.end()
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Lets torch compute with so many threads for a while, or with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tell(steps: Steps, done: int, total: int) -> None:

@@ -169,9 +169,9 @@ class PredictionFolder:
                 return [str(error)]
             raise
         changes = [
-            f"{key}: {stored.get(key)!r} there, {value!r} now"
-            for key, value in self._settings.items()
-            if key != _CLASSES and stored.get(key) != value
+            f"{key}: {stored.get(key)!r} there, {self._settings.get(key)!r} now"
+            for key in dict.fromkeys([*self._settings, *stored])
+            if key != _CLASSES and stored.get(key) != self._settings.get(key)
         ]
         if (other := first_other_class(stored_classes(self.root / "any"), self._settings.get(_CLASSES))) is not None:
             changes.append(f"class {other[0]}: {other[1]!r} there, {other[2]!r} now")

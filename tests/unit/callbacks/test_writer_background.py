@@ -169,8 +169,10 @@ def test_another_background_in_the_same_folder_is_refused(tmp_path, module):
     predict(module, PseudoLabelWriter(str(tmp_path), background="two_thresholds"), Photographs("a"))
     settings = json.loads((tmp_path / "predict.json").read_text())
     assert (settings["background"], settings["low"], settings["high"]) == ("two_thresholds", 0.5, 0.8)
+    gone = r"low: 0\.5 there, None now; high: 0\.8 there, None now"
+    to_power = rf"\(background: 'two_thresholds' there, 'power' now; power: None there, 8\.0 now; {gone}\)"
     for options, change in (
-        ({"background": "power"}, r"\(background: 'two_thresholds' there, 'power' now; power: None there, 8\.0 now\)"),
+        ({"background": "power"}, to_power),
         ({"background": "two_thresholds", "high": 0.9}, r"\(high: 0\.8 there, 0\.9 now\)"),
         ({"background": "two_thresholds", "refine": ["pamr"]}, r"\(refine: \[\] there, \['pamr'\] now\)"),
     ):

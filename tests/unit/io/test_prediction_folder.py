@@ -90,6 +90,7 @@ def test_settings_are_kept_as_json_and_compared_so(tmp_path):
         ({"scales": [1.0], "background": "power"}, r"background: 'fixed' there, 'power' now\)"),
         ({"scales": [0.5], "background": "power"}, r"scales: \[1.0\] there, \[0.5\] now; background: 'fixed' there"),
         ({"scales": [1.0], "background": "fixed", "power": 8}, "power: None there, 8 now"),
+        ({"scales": [1.0]}, "background: 'fixed' there, None now"),
     ],
 )
 def test_settings_that_changed_are_all_named_and_nothing_is_touched(tmp_path, now, change):
