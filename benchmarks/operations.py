@@ -1,4 +1,4 @@
-"""Target 2: RCA's own operations against the same mathematics written as loops over regions and classes."""
+"""Target 2: RCA's own operations against the same mathematics in deliberately naive loops over regions and classes."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class RCAModule(
         backbone_mode: "frozen": the backbone stays as it is. `FeatureCacheCallback` computes the features of each
             photograph once; the first head is a logistic regression on them, and each epoch is a round of regions,
             clustering and attention, without gradients. "trained": it is trained with the losses of RCA. none: frozen
-            where weights are given, which takes a third of the time for better maps (experiments/voc2012_mini).
+            where weights are given, which takes a third of the time (experiments/voc2012_mini).
         frozen_batchnorm: keep statistics and scales of the backbone's BatchNorm. On with pretrained weights and
             small batches; turn it off to train from scratch, on several GPUs with sync_batchnorm of the Trainer.
         frozen_stages: how many of the first stages to freeze, 0 to 5; of a transformer of timm up to 1 and its blocks.
