@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError, DatasetNotFoundError, OutputError
+from rca_lightning.evaluation.auto_threshold import AutoThreshold
 from tests.folder_contents import file_bytes
 from tests.integration.conftest import write_config
 from tests.integration.running import run
@@ -119,3 +121,32 @@ def test_the_old_name_of_the_background_is_refused_with_the_new_one(predicted: P
     with pytest.raises(SystemExit):
         labels(predicted.config, predicted.two / "cams", tmp_path / "out", "--rule=power")
     assert "rule: renamed in 0.2; give background=" in capsys.readouterr().err
+
+
+def test_a_threshold_that_no_mask_chose(predicted: Predicted, tmp_path: Path, capsys: pytest.CaptureFixture):
+    config, out = predicted.config, tmp_path / "predicted"
+    run("predict", config, "--ckpt_path", predicted.checkpoint, *writer(out, "background_threshold=auto"))
+    auto, strengths = AutoThreshold(), []
+    for path in sorted((out / "cams").iterdir()):
+        with np.load(path) as stored:
+            auto.update(torch.from_numpy(stored["maps"].astype(np.float32)))
+            strengths.append(stored["maps"].max(axis=0).astype(np.float32))
+    chosen = json.loads((out / "predict.json").read_text())
+    assert chosen["threshold_chosen"] == "auto"
+    assert chosen["background_threshold"] == pytest.approx(auto.compute(), abs=0.006)  # stored maps are rounded
+    for strength, label in zip(strengths, read_labels(out).values(), strict=True):
+        sure = np.abs(strength - chosen["background_threshold"]) > 1e-3
+        assert np.array_equal((label > 0)[sure], (strength > chosen["background_threshold"])[sure])
+
+    labels(config, out / "cams", tmp_path / "again", "--background_threshold=auto")
+    again = json.loads((tmp_path / "again" / "predict.json").read_text())
+    assert again["background_threshold"] == auto.compute()
+    (tmp_path / "again" / "pseudo_labels" / min(read_labels(out))).with_suffix(".png").unlink()
+    again["background_threshold"] = 0.125  # what a folder was begun with stays
+    (tmp_path / "again" / "predict.json").write_text(json.dumps(again))
+    labels(config, out / "cams", tmp_path / "again", "--background_threshold=auto")
+    assert json.loads((tmp_path / "again" / "predict.json").read_text())["background_threshold"] == 0.125
+    with pytest.raises(OutputError, match="threshold_chosen: 'auto' there, None now"):
+        labels(config, out / "cams", tmp_path / "again", "--background_threshold=0.125")
+    with pytest.raises(ArgumentError, match="background_threshold='auto': it is of background='fixed'"):
+        labels(config, out / "cams", tmp_path / "more", "--background_threshold=auto", "--background=power")

@@ -20,6 +20,8 @@ from rca_lightning.cli.main import main
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES
 from rca_lightning.data.tag_files import read_tag_names
+from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.auto_threshold import AutoThreshold
 from rca_lightning.evaluation.label_iou import LabelIoU
 from rca_lightning.io.output_folder import PredictionFolder
 from rca_lightning.modules.rca_module import RCAModule
@@ -272,3 +274,23 @@ def test_page_goes_without_prototypes_where_the_model_has_no_memory(labelled: Fo
     torch.save(checkpoint, folder.out / "rca.ckpt")
     folder.label()
     assert 'id="prototypes"' not in (folder.out / "report.html").read_text()
+
+
+def test_threshold_chosen_without_masks_once_for_a_model(folder: Folder, monkeypatch: pytest.MonkeyPatch):
+    folder.label("--threshold", "auto", "--maps")
+    first = folder.written()["settings"]
+    assert first["threshold"] == "auto"
+    auto = AutoThreshold()
+    for path in sorted((folder.out / "maps").glob("*.npz")):
+        with np.load(path) as stored:
+            auto.update(torch.from_numpy(stored["maps"].astype(np.float32)))
+    assert first["background_threshold"] == pytest.approx(auto.compute(), abs=0.006)  # stored maps are rounded
+    folder.add(folder.ids[FIRST])
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoThreshold, "compute", lambda self: pytest.fail("it was chosen before"))
+        folder.label("--threshold", "auto", "--maps")
+    assert folder.written()["settings"]["background_threshold"] == first["background_threshold"]
+    with pytest.raises(ArgumentError, match=r"threshold=1\.5: give a number in"):
+        folder.label("--threshold", "1.5")
+    with pytest.raises(SystemExit):
+        folder.label("--threshold", "most")

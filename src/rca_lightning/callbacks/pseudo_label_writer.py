@@ -15,15 +15,25 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.callbacks.attention_accumulation import AttentionAccumulation
 from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.classes import check_mask_classes
+from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
+from rca_lightning.evaluation.auto_threshold import Automatic, AutoThreshold
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.pseudo_labels.affinity import walk_class_maps
 from rca_lightning.pseudo_labels.files import write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import Background, check_count, default_thresholds
+from rca_lightning.pseudo_labels.labels import (
+    CHOSEN,
+    Background,
+    automatic_threshold,
+    check_automatic,
+    check_count,
+    default_thresholds,
+)
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
@@ -53,7 +63,8 @@ class PseudoLabelWriter(PredictionWriter):
         background_threshold: of "fixed": strength in `[0, 1]` that a class map must exceed; the one that
             `rca validate` reports on images with masks is a good start. None: 0.7 for the attention, which is flat and
             wide, 0.5 behind a frozen backbone with contrast, and 0.2 for the peaked maps of the CAM heads; about the
-            best on VOC photographs.
+            best on VOC photographs. "auto": chosen without masks, by `AutoThreshold` from the maps of 200 photographs
+            evenly spread over those that are predicted, before the first is labelled; a folder keeps its own.
         background: how background is told from classes; see `PseudoLabelGenerator`. "saliency" needs `saliency_dir` of
             the data.
         power: of "power"; 8 is for CAMs what a threshold of 0.19 is.
@@ -88,7 +99,7 @@ class PseudoLabelWriter(PredictionWriter):
     def __init__(
         self,
         output_dir: str,
-        background_threshold: float | None = None,
+        background_threshold: float | Automatic | None = None,
         background: Background = "fixed",
         power: float = 8.0,
         low: float | None = None,
@@ -111,7 +122,10 @@ class PseudoLabelWriter(PredictionWriter):
         self._proposals: ProposalFolder | None = None
         self.affinity_ckpt = affinity_ckpt
         self._affinity: AffinityModule | None = None
-        thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
+        check_automatic(background_threshold, background)
+        self.chooses_threshold = background_threshold == "auto"
+        given = None if self.chooses_threshold else background_threshold
+        thresholds = {"background_threshold": given, "low": low, "high": high}
         self._settings: dict[str, Any] = {
             "background": background,
             "power": power,
@@ -140,11 +154,38 @@ class PseudoLabelWriter(PredictionWriter):
         self._proposals = None if self.proposals_dir is None else ProposalFolder(self.proposals_dir)
         self._accumulation = AttentionAccumulation.of(module.trainer) if self.maps == "accumulated" else None
         self._not_accumulated = 0
+        chosen: dict[str, Any] = {}
+        if self.chooses_threshold:
+            self.generator = replace(self.generator, background_threshold=self._choose_threshold(module))
+            chosen = CHOSEN
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in ("class_names", *names)}
         maps = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
         proposals = describe_proposals(self.generator.refine, self._proposals)
-        return {"maps": self.maps, **self.generator.describe(), **proposals, **affinity, **settings, **maps}
+        return {"maps": self.maps, **self.generator.describe(), **chosen, **proposals, **affinity, **settings, **maps}
+
+    def _choose_threshold(self, module: RCAModule) -> float:
+        """The threshold that the folder was begun with, or that of a sample of the photographs."""
+        if self.folder.existing == "skip" and (begun := automatic_threshold(self.folder.settings())) is not None:
+            return begun
+        loader: Any = module.trainer.predict_dataloaders
+        images = getattr(loader.dataset, "images", loader.dataset)  # those of batches, or themselves
+        if not isinstance(images, TaggedImages):
+            raise ArgumentError("background_threshold", "auto", "needs photographs of WSSSDataModule; give a number")
+        auto = AutoThreshold().to(module.device)
+        for prediction, image in module.sample_predictions(images):
+            maps = self._seeds(prediction).maps
+            if self._affinity is not None:
+                maps = walk_class_maps(maps, self._affinity.boundary_maps(image[None])[0])
+            auto.update(maps)
+        self._not_accumulated = 0  # they are counted when they are labelled
+        threshold = auto.compute()
+        if threshold is None:
+            threshold = self.generator.background_threshold
+            logger.warning("background threshold: no photograph has a map to choose it from; it stays %g", threshold)
+        else:
+            logger.info("background threshold, chosen without masks: %g", threshold)
+        return threshold
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and asks the module for the features that a refinement needs."""

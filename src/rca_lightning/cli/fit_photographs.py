@@ -30,11 +30,15 @@ from rca_lightning.cli.steps import Steps
 from rca_lightning.cli.trainer_console import replace_handlers
 from rca_lightning.data.catalogue import Catalogue, CatalogueSource
 from rca_lightning.data.datamodule import WSSSDataModule
+from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.records import Source
 from rca_lightning.data.sample import Batch, SkippedImage
+from rca_lightning.errors import DataError
+from rca_lightning.evaluation.auto_threshold import AutoThreshold
 from rca_lightning.io.atomic import alone_in, write_atomically
 from rca_lightning.io.tensor_file import load_tensors
 from rca_lightning.modules.rca_module import RCAModule
+from rca_lightning.modules.seed_prediction import evenly_spread
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.rca.projection import projections_state
 
@@ -197,6 +201,47 @@ def _read_projection(run: RunFolder) -> dict[str, Tensor] | None:
     except Exception:  # pickle, zip and torch each have errors of their own for a damaged file
         return None
     return content if isinstance(content, dict) else None
+
+
+def choose_threshold(run: RunFolder, data: WSSSDataModule, steps: Steps) -> float:
+    """Chooses the background threshold without masks, once for a model, from the maps of some photographs.
+
+    Their features are kept for their labels.
+
+    Args:
+        run: the folder, with `rca.ckpt`; it keeps the threshold.
+        data: the photographs.
+        steps: with the steps "features" and "labels".
+    """
+    if (kept := kept_threshold(run)) is not None:
+        return kept
+    module = RCAModule.load_from_checkpoint(run.checkpoint, map_location="cpu").eval()
+    module.to(quiet_trainer(run, []).strategy.root_device)
+    data.setup("predict")
+    whole = data.photographs_to_predict()
+    rows = np.array(evenly_spread(len(whole)), dtype=np.int64)
+    images = TaggedImages(whole.records.take(rows), num_classes=whole.num_classes, skip_of=whole.skip_of)
+    images.scored = True
+    features = feature_cache(run)
+    features.each = partial(_tell, steps)
+    features.compute(module, data, images)
+    images.features = features.open(module)
+    steps.begin("labels")
+    auto = AutoThreshold().to(module.device)
+    for prediction, _ in module.sample_predictions(images):
+        auto.update(prediction["seeds"].maps)
+    threshold = auto.compute()
+    if threshold is None:
+        raise DataError("no photograph has a map that the threshold could be chosen from; give --threshold a number")
+    run.remember("threshold", {"share": threshold})
+    logging.getLogger(__name__).info("background threshold, chosen without masks: %g", threshold)
+    return threshold
+
+
+def kept_threshold(run: RunFolder) -> float | None:
+    """The background threshold that was chosen without masks for the model of a run."""
+    share = (run.state.get("threshold") or {}).get("share")
+    return float(share) if isinstance(share, (int, float)) else None
 
 
 @check_arguments

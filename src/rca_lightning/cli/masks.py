@@ -48,11 +48,15 @@ def _check(given: argparse.Namespace) -> None:
         require_extra("pydensecrf.densecrf", extra="crf", needed_for="--refine dense_crf")
     if given.threshold is None and given.refine == ("dense_crf",):
         given.threshold = _CRF_THRESHOLD
-    if given.threshold is not None and not 0 <= given.threshold <= 1:
-        raise ArgumentError("threshold", given.threshold, "give a number in [0, 1]")
+    if isinstance(given.threshold, float) and not 0 <= given.threshold <= 1:
+        raise ArgumentError("threshold", given.threshold, "give a number in [0, 1], or auto")
     if given.max_side < 64:
         raise ArgumentError("max_side", given.max_side, "give at least 64 pixels")
     given.shard = None if given.shard is None else Part.parse(given.shard)
+
+
+def _threshold(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-side", type=int, default=768, metavar="PIXELS", help="larger photographs are read smaller (default: 768)"
     )
-    add("--threshold", type=float, metavar="SHARE", help="background below it (default: 0.4 with dense_crf, else 0.5)")
+    add("--threshold", type=_threshold, metavar="SHARE",
+        help="background below it (default: 0.4 with dense_crf, else 0.5); auto: chosen without masks")  # fmt: skip
     add("--refine", default="auto", choices=_REFINE, metavar="HOW", help="dense_crf (default if installed), pamr, none")
     add("--maps", action="store_true", help="leave the maps of the classes in maps/ too")
     add("--segmenter", action="store_true", help="learn masks too, and draw photographs without tags by that")

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rca_lightning.cli.fit_photographs import Model, RunPhotographs, compute_features, label_photographs
+from rca_lightning.cli.fit_photographs import (
+    Model,
+    RunPhotographs,
+    compute_features,
+    kept_threshold,
+    label_photographs,
+)
 from rca_lightning.cli.fit_segmenter import segment_photographs
 from rca_lightning.cli.plan_masks import Choices, Plan, find_photographs
 from rca_lightning.cli.run_folder import RunFolder
@@ -58,7 +64,8 @@ def run_part(run: RunFolder, choices: Choices, model: Model) -> None:
             return
         labels = run.predictions()
         if not all(labels.is_complete(image_id) for image_id in catalogue.table.take(rows).iterate_ids()):
-            label_photographs(run, data, steps, threshold=choices.threshold, refine=choices.refine)
+            chosen = kept_threshold(run) if choices.threshold == "auto" else choices.threshold
+            label_photographs(run, data, steps, threshold=chosen, refine=choices.refine)
             _tell_unread([image.image_id for image in data.bad_images.skipped])
         if choices.segmenter and plan.segmenter_is_fitted:
             records = catalogue.table.take(rows)

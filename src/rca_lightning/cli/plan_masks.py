@@ -16,6 +16,7 @@ from rca_lightning.data.classes import ClassIndex, check_mask_classes
 from rca_lightning.data.tag_files import write_tag_file
 from rca_lightning.data.tagged_folder import read_tagged_folder, tag_names
 from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.auto_threshold import Automatic
 from rca_lightning.io.atomic import alone_in, write_atomically
 from rca_lightning.io.listing import first_few
 from rca_lightning.pseudo_labels.refinement import RefinementName
@@ -31,7 +32,7 @@ class Choices:
     tags: str | None
     classes: str | None
     masks: Path | None
-    threshold: float | None
+    threshold: float | Automatic | None
     refine: tuple[RefinementName, ...]
     refit: bool
     maps: bool
@@ -151,6 +152,7 @@ class Plan:
             )
         if self._begins:
             run.remove_fit()
+            run.remember("threshold", None)
             run.remember("seconds", None)
         if self.fits:
             fit = {"photographs": facts.digest_of_tagged, "tagged": facts.tagged, "number": self._number, "done": False}

@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.cli.draw_prototypes import draw_prototypes, expected_seconds
-from rca_lightning.cli.fit_photographs import Model, RunPhotographs, fit_model, label_photographs, log_to_file
+from rca_lightning.cli.fit_photographs import (
+    Model,
+    RunPhotographs,
+    choose_threshold,
+    fit_model,
+    label_photographs,
+    log_to_file,
+)
 from rca_lightning.cli.fit_segmenter import fit_segmenter, segment_photographs
 from rca_lightning.cli.part_of_masks import run_part
 from rca_lightning.cli.plan_masks import Choices, Plan, find_photographs
@@ -124,12 +131,13 @@ def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> 
         else:
             steps.skip("features", "rounds")
         run.remember("plan", plan.content)
+        chosen = choose_threshold(run, data, steps) if choices.threshold == "auto" else choices.threshold
         if is_new and run.parts is not None:
             _hand_over(run, steps, "the model" if plan.fits else "the list of what is to be labelled")
             return
         labels = run.predictions()
         if any(not labels.is_complete(image_id) and image_id not in unread for image_id in folder.table.iterate_ids()):
-            label_photographs(run, data, steps, threshold=choices.threshold, refine=choices.refine)
+            label_photographs(run, data, steps, threshold=chosen, refine=choices.refine)
             unread |= {image.image_id: image.reason for image in data.bad_images.skipped}
         else:
             data.setup("predict")
@@ -148,6 +156,7 @@ def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> 
             "settings": {
                 **asdict(model),
                 **choices.of_labels(),
+                "background_threshold": chosen,
                 "tags": facts.described,
                 "segmenter": choices.segmenter,
             },
@@ -161,7 +170,7 @@ def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> 
             "curves": run.state["fit"].get("curves", {}),
         }
         run.write_json(run.out / "run.json", content)
-        page = _write_page(run, records, folder, content, unread, atlas, threshold=choices.threshold)
+        page = _write_page(run, records, folder, content, unread, atlas, threshold=chosen)
         run.end_parts()
         steps.end()
     done = facts.images - len(unread)

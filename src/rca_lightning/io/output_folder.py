@@ -141,6 +141,10 @@ class PredictionFolder:
         self._seen.add(image_id)
         return self.existing == "overwrite" or not self.is_complete(image_id)
 
+    def settings(self) -> dict[str, Any]:
+        """Settings that the files of an earlier run were made with; empty without such files."""
+        return stored_settings(self.root / "any") if any(True for _ in self._files()) else {}
+
     def _compare(self) -> None:
         path = self.root / _SETTINGS_FILE
         file = next(self._files(), None)  # before the settings: another process may begin now, and writes them first

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
-from rca_lightning.data.sample import Batch
+from rca_lightning.data.dataset import TaggedImages
+from rca_lightning.data.sample import Batch, collate_read
+from rca_lightning.distributed import world_size_and_rank
+from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.training_guards import MetricResetMixin
 from rca_lightning.rca.inference import ClassMaps, infer_class_maps, read_class_maps
 from rca_lightning.rca.network import FinalMap, RCANetwork
 from rca_lightning.rca.tag_calibration import TagCalibration
+
+SAMPLE = 200
+"""Photographs whose maps choose the background threshold "auto": the threshold of more of them moves by hundredths."""
 
 
 class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
@@ -105,6 +112,25 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    @torch.no_grad()
+    def sample_predictions(self, images: TaggedImages) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Predicts some photographs ahead of the others, evenly spread over all; each rank its share of them.
+
+        Args:
+            images: all photographs.
+
+        Yields:
+            What `predict_step` gives, and the photograph `(3, H, W)`. One that cannot be read is passed over.
+        """
+        size, rank = world_size_and_rank()
+        rows = evenly_spread(len(images))[rank::size]
+        for row in show_progress(rows, what="threshold", total=len(rows)):
+            batch = collate_read([images[row]], num_classes=images.num_classes)
+            batch.pop("unread", None)  # noted when it is predicted
+            if batch["image_id"]:
+                batch = self.transfer_batch_to_device(batch, self.device, 0)
+                yield self.predict_step(batch, 0)[0], batch["image"][0]
+
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """For each image `image_id` and `seeds`, on the device that computed them."""
         if not batch["image_id"]:
@@ -114,6 +140,17 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
             {"image_id": image_id, "seeds": of_image}
             for image_id, of_image in zip(batch["image_id"], seeds, strict=True)
         ]
+
+
+def evenly_spread(total: int, most: int = SAMPLE) -> list[int]:
+    """Row numbers of at most `most` photographs, evenly spread over all.
+
+    Example:
+        >>> evenly_spread(9, most=3), evenly_spread(2)
+        ([0, 3, 6], [0, 1])
+    """
+    count = min(most, total)
+    return [place * total // count for place in range(count)]
 
 
 def _views(features: Iterable[Tensor], weight: Tensor) -> Iterator[tuple[list[Tensor], bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.data.datamodule import WSSSDataModule
-from rca_lightning.data.images import read_image, read_saliency
+from rca_lightning.data.images import image_size, read_image, read_saliency
 from rca_lightning.data.records import Record, RecordTable
 from rca_lightning.data.sample import SkippedImage
 from rca_lightning.data.transforms import Pixels, normalise
@@ -24,12 +25,23 @@ from rca_lightning.errors import (
     refuse_other_classes,
     refuse_removed,
 )
+from rca_lightning.evaluation.auto_threshold import Automatic, AutoThreshold
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
+from rca_lightning.modules.seed_prediction import evenly_spread
+from rca_lightning.pseudo_labels.affinity import walk_class_maps
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import BACKGROUND_SETTINGS, Background, check_count, default_thresholds
+from rca_lightning.pseudo_labels.labels import (
+    BACKGROUND_SETTINGS,
+    CHOSEN,
+    Background,
+    automatic_threshold,
+    check_automatic,
+    check_count,
+    default_thresholds,
+)
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
@@ -38,6 +50,7 @@ from rca_lightning.pseudo_labels.workers import WorkQueue
 logger = logging.getLogger(__name__)
 
 _OF_THE_MAPS = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
+_ANY = 0.5  # until it is chosen
 _STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
 
 
@@ -48,7 +61,7 @@ def label_stored_maps(
     maps: str,
     output_dir: str,
     *,
-    background_threshold: float | None = None,
+    background_threshold: float | Automatic | None = None,
     background: Background = "fixed",
     power: float = 8.0,
     low: float | None = None,
@@ -72,7 +85,7 @@ def label_stored_maps(
         maps: folder `cams` of a `PseudoLabelWriter`.
         output_dir: folder of the results, another than that of the maps.
         background_threshold: of "fixed", in `[0, 1]`; default: the one `rca predict` used, or would use, with these
-            maps.
+            maps. "auto": chosen without masks, by `AutoThreshold` from 200 of the maps; a folder keeps its own.
         background: how background is told from classes.
         power: of "power".
         low: of "two_thresholds" and "saliency"; default: that of the kind of these maps.
@@ -105,7 +118,10 @@ def label_stored_maps(
     refuse_other_classes(
         stored_classes(source), data.class_names, where="the maps", remedy="give the data that rca predict was given"
     )
-    thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
+    check_automatic(background_threshold, background)
+    is_chosen = background_threshold == "auto"
+    given = None if isinstance(background_threshold, str) else background_threshold
+    thresholds = {"background_threshold": _ANY if is_chosen else given, "low": low, "high": high}
     generator = PseudoLabelGenerator(
         background=background,
         **_with_defaults(thresholds, background, predicted),
@@ -126,10 +142,16 @@ def label_stored_maps(
     endings = {"pseudo_labels": ".png", "quality": ".npz"} | ({"overlays": ".jpg"} if overlays else {})
     folder = PredictionFolder(output_dir, endings, existing=existing)
     done = folder.done()
+    if is_chosen:
+        begun = automatic_threshold(folder.settings()) if existing == "skip" else None
+        threshold = _choose_threshold(records, source, affinity, data.num_classes) if begun is None else begun
+        generator = replace(generator, background_threshold=threshold)
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
     refined = {} if affinity is None else {"affinity": affinity.digest()}
     refined |= describe_proposals(refine, proposals)
-    folder.prepare({**source_settings, "class_names": data.class_names, **generator.describe(), **refined})
+    chosen = CHOSEN if is_chosen else {}
+    described = {**generator.describe(), **chosen, **refined}
+    folder.prepare({**source_settings, "class_names": data.class_names, **described})
     folder.begin()
     data.bad_images.begin({data.predict_split: len(records) + len(unread)}, folder=folder.root, first=True)
     with folder.output_errors():
@@ -151,6 +173,23 @@ def label_stored_maps(
     tags = predicted.get("predict_tags", "image")
     with folder.output_errors():
         write_summary(folder, records, class_names=data.class_names, split=data.predict_split, tags=tags)
+
+
+def _choose_threshold(records: RecordTable, source: Path, affinity: AffinityModule | None, num_classes: int) -> float:
+    """The background threshold of some of the maps, evenly spread, chosen without masks."""
+    rows = np.array(evenly_spread(len(records)), dtype=np.int64)
+    auto = AutoThreshold()
+    for record in show_progress(records.take(rows), what="threshold", total=len(rows)):
+        size = image_size(record.image)
+        maps = read_maps(source / f"{record.image_id}.npz", size=size, num_classes=num_classes).maps
+        if affinity is not None:
+            maps = walk_class_maps(maps, affinity.boundary_maps(normalise(Pixels(read_image(record.image)))[None])[0])
+        auto.update(maps)
+    threshold = auto.compute()
+    if threshold is None:
+        raise ArgumentError("background_threshold", "auto", "no photograph has a map to choose it from; give a number")
+    logger.info("background threshold, chosen without masks: %g", threshold)
+    return threshold
 
 
 def _with_maps(data: WSSSDataModule, source: Path) -> tuple[RecordTable, list[SkippedImage]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,6 +98,23 @@ def default_thresholds(*, attention: bool, contrasted: bool = False) -> dict[str
     of_attention = (0.5, 0.3, 0.7) if contrasted else (0.7, 0.5, 0.8)
     values = of_attention if attention else (0.2, 0.05, 0.3)
     return dict(zip(("background_threshold", "low", "high"), values, strict=True))
+
+
+CHOSEN: dict[str, Any] = {"threshold_chosen": "auto"}
+"""Setting of a folder whose background threshold is chosen without masks; it stands beside the threshold."""
+
+
+def check_automatic(threshold: object, background: Background) -> None:
+    """Refuses the threshold "auto" of a background that has no single threshold."""
+    if threshold == "auto" and background != "fixed":
+        raise ArgumentError("background_threshold", threshold, "it is of background='fixed'; leave one of them out")
+
+
+def automatic_threshold(settings: Mapping[str, Any]) -> float | None:
+    """The threshold that was chosen without masks for a folder of labels with these settings; `None`: there is none."""
+    threshold = settings.get("background_threshold")
+    is_chosen = all(settings.get(name) == value for name, value in CHOSEN.items())
+    return float(threshold) if is_chosen and isinstance(threshold, (int, float)) else None
 
 
 @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
