@@ -69,7 +69,7 @@ def _photographs(size: Photographs, classes: int) -> Batch:
 
 def _validation(network: Network, batch: Batch, thresholds: list[float]) -> Callable[[], None]:
     module = make_module(network, rca=True)[0].eval()
-    module.evaluation.seed_iou = SeedIoU(network.classes, thresholds).to(module.device)
+    module.evaluation.counter = ImageCounter(network.classes, thresholds)
 
     @torch.inference_mode()
     def validate() -> None:

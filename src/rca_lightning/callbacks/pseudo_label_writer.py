@@ -18,12 +18,13 @@ from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
+from rca_lightning.evaluation.protocol import describe_file, make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.rca_module import RCAModule
 from rca_lightning.pseudo_labels.files import write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import Background, check_count, default_thresholds
+from rca_lightning.pseudo_labels.labels import Background, check_count, default_thresholds, threshold_source
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
@@ -143,6 +144,8 @@ class PseudoLabelWriter(PredictionWriter):
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in ("class_names", *names)}
         maps = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
+        if module.hparams["num_prompts"]:  # else as in folders of before it was noted
+            maps["num_prompts"] = module.hparams["num_prompts"]
         proposals = describe_proposals(self.generator.refine, self._proposals)
         return {"maps": self.maps, **self.generator.describe(), **proposals, **affinity, **settings, **maps}
 
@@ -205,11 +208,33 @@ class PseudoLabelWriter(PredictionWriter):
         """Writes `quality.json` and the score of the labels."""
         assert isinstance(module, RCAModule)
         data = getattr(trainer, "datamodule", None)
+        tags, split = module.hparams["predict_tags"], getattr(data, "predict_split", "predict")
+        supervision = supervision_used(
+            tags=tags,
+            settings=module.hparams,
+            data=data,
+            saliency=self.generator.background == "saliency",
+            proposals=self.proposals_dir is not None,
+        )
+
+        def protocol(ids: Sequence[str]) -> dict[str, Any]:
+            return make_protocol(
+                split=split,
+                ids=ids,
+                supervision=supervision,
+                settings=module.hparams,
+                threshold=threshold_source(self.generator.background, self._settings),
+                refine=self.generator.refine,
+                checkpoint=describe_file(trainer.ckpt_path),
+                weights=module.weights_on_record,
+            )
+
         with self.folder.output_errors():
             write_summary(
                 self.folder,
                 getattr(data, "predict_records", ()),
                 class_names=module.class_names,
-                split=getattr(data, "predict_split", "predict"),
-                tags=module.hparams["predict_tags"],
+                split=split,
+                tags=tags,
+                protocol=protocol,
             )

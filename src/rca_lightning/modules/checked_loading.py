@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
+_WEIGHTS = "backbone_weights"  # key of a checkpoint
 _FILES = ("weights", "weights_sha256")  # arguments that make the network read another file
 
 
@@ -43,12 +44,15 @@ class CheckedLoading(L.LightningModule):
 
     Attributes:
         task: name of the task on the command line.
+        weights_on_record: name and SHA-256 of the weights that the training began with; `None` if unknown. Checkpoints
+            keep them.
         on_mismatch: "rebuild" starts with empty prototypes where those of a checkpoint do not fit; see
             `RegionMemoryCallback`, which sets it.
     """
 
     task: ClassVar[str]
     on_mismatch: OnMismatch = "refuse"
+    weights_on_record: dict[str, str | None] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,12 +145,14 @@ class CheckedLoading(L.LightningModule):
         """Write the format number, see `migrate`, and the time, by which the latest is found."""
         checkpoint[KEY] = FORMAT
         checkpoint[SAVED_AT] = time.time()
+        checkpoint[_WEIGHTS] = self.weights_on_record
         # An averaging callback has put its own weights here.
         checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Migrate the checkpoint; refuse that of another network or of other classes."""
         migrate(checkpoint)
+        self.weights_on_record = _sound_record(checkpoint.get(_WEIGHTS))
         check_task(checkpoint["state_dict"], self.task)
         arguments = checkpoint.get("hyper_parameters", {})
         others = differences(checkpoint, self.hparams, self.state_dict())
@@ -174,6 +180,14 @@ class CheckedLoading(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin a whole epoch."""
         begin_epoch(self.trainer)
+
+
+def _sound_record(value: Any) -> dict[str, str | None] | None:
+    """What a checkpoint says of the weights it began with, if that is a name and a digest."""
+    known = isinstance(value, Mapping) and set(value) == {"file", "sha256"}
+    if not known or not all(text is None or (isinstance(text, str) and len(text) <= 255) for text in value.values()):
+        return None
+    return dict(value)
 
 
 def _argument_names(cls: type) -> set[str]:

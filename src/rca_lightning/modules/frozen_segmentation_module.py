@@ -128,6 +128,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
             tags_by_attention=first.contrasts_prototypes,
             boundary=None if boundary is None else boundary.network,
         )
+        self.weights_on_record = first.weights_on_record
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
         self._read: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of this epoch: cells, targets and tags by image

@@ -24,12 +24,19 @@ from rca_lightning.errors import (
     refuse_other_classes,
     refuse_removed,
 )
+from rca_lightning.evaluation.protocol import make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import BACKGROUND_SETTINGS, Background, check_count, default_thresholds
+from rca_lightning.pseudo_labels.labels import (
+    BACKGROUND_SETTINGS,
+    Background,
+    check_count,
+    default_thresholds,
+    threshold_source,
+)
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
@@ -106,6 +113,7 @@ def label_stored_maps(
         stored_classes(source), data.class_names, where="the maps", remedy="give the data that rca predict was given"
     )
     thresholds = {"background_threshold": background_threshold, "low": low, "high": high}
+    given = {"power": power, "saliency_threshold": saliency_threshold}
     generator = PseudoLabelGenerator(
         background=background,
         **_with_defaults(thresholds, background, predicted),
@@ -149,8 +157,30 @@ def label_stored_maps(
         logger.warning("%s", line)
     data.bad_images.summarise()
     tags = predicted.get("predict_tags", "image")
+    supervision = supervision_used(
+        tags=tags,
+        settings=predicted,
+        data=data,
+        saliency=background == "saliency",
+        proposals=proposals_dir is not None,
+    )
+    checkpoint = predicted.get("checkpoint")
+
+    def protocol(ids: Sequence[str]) -> dict[str, Any]:
+        return make_protocol(
+            split=data.predict_split,
+            ids=ids,
+            supervision=supervision,
+            settings=predicted,
+            threshold=threshold_source(background, {**thresholds, **given}),
+            refine=tuple(refine),
+            checkpoint=None if checkpoint is None else {"file": checkpoint, "sha256": None},
+        )
+
     with folder.output_errors():
-        write_summary(folder, records, class_names=data.class_names, split=data.predict_split, tags=tags)
+        write_summary(
+            folder, records, class_names=data.class_names, split=data.predict_split, tags=tags, protocol=protocol
+        )
 
 
 def _with_maps(data: WSSSDataModule, source: Path) -> tuple[RecordTable, list[SkippedImage]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.errors import ArgumentError, refuse_removed
+from rca_lightning.evaluation.protocol import ThresholdSource
 
 # Rounding may move averages of values in [0, 1] slightly outside.
 _ROUNDING = 1e-3
@@ -87,6 +89,9 @@ BACKGROUND_SETTINGS: dict[str, tuple[str, ...]] = {  # that each background read
 }
 
 
+_DEFAULTS = {"power": 8.0, "saliency_threshold": 0.5}  # of any kind of maps
+
+
 def default_thresholds(*, attention: bool, contrasted: bool = False) -> dict[str, float]:
     """Default `background_threshold`, `low` and `high` of a kind of maps, about the best on VOC photographs.
 
@@ -97,6 +102,17 @@ def default_thresholds(*, attention: bool, contrasted: bool = False) -> dict[str
     of_attention = (0.5, 0.3, 0.7) if contrasted else (0.7, 0.5, 0.8)
     values = of_attention if attention else (0.2, 0.05, 0.3)
     return dict(zip(("background_threshold", "low", "high"), values, strict=True))
+
+
+def threshold_source(background: Background, given: Mapping[str, Any]) -> ThresholdSource:
+    """Says for the protocol of a score whether what tells the background was given, or is a default.
+
+    Args:
+        background: how the background is told.
+        given: settings by name; those that are missing, None, or what they are by default were not given.
+    """
+    values = {name: given.get(name) for name in BACKGROUND_SETTINGS[background]}
+    return "given" if any(value not in (None, _DEFAULTS.get(name)) for name, value in values.items()) else "default"
 
 
 @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")
