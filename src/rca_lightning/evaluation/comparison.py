@@ -99,7 +99,8 @@ def protocol_differences(first: Mapping[str, Any], second: Mapping[str, Any]) ->
         first: of one score file.
         second: of the other.
     """
-    unfair, told = [], []
+    unfair: list[str] = []
+    told: list[str] = []
     one, other = dict(_flat(first)), dict(_flat(second))
     for name in sorted(one.keys() | other.keys()):
         values = one.get(name), other.get(name)
