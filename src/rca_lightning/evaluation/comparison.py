@@ -61,8 +61,7 @@ class ScoreFile:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: no JSON could be read ({error}); give validate.json of rca validate") from error
-        sound = isinstance(content, dict) and all(name in content for name in _NEEDED)
-        if not sound or not _are_shares(content):
+        if not _is_score(content):
             raise DataError(f"{path}: this is no score file; give validate.json, test.json or pseudo_labels.json")
         if not isinstance(content.get("protocol"), dict):
             raise DataError(f"{path}: it says no protocol, as older versions wrote none; score again")
@@ -81,11 +80,14 @@ class ScoreFile:
         return shares
 
 
-def _are_shares(content: Mapping[str, Any]) -> bool:
-    by_class = content["per_class_iou"]
-    if not isinstance(by_class, dict) or not by_class:
+def _is_score(content: Any) -> bool:
+    if not isinstance(content, dict) or not all(name in content for name in _NEEDED):
         return False
-    values = [content["miou"], *by_class.values()]
+    by_class = content["per_class_iou"]
+    if not isinstance(by_class, dict) or not by_class or not isinstance(content["images"], int):
+        return False
+    others = [content.get(name) for name in ("miou", "threshold", "oracle_miou", "oracle_threshold")]
+    values = [*others, *by_class.values()]
     return all(value is None or (isinstance(value, (int, float)) and 0 <= value <= 1) for value in values)
 
 
@@ -114,13 +116,13 @@ def protocol_differences(first: Mapping[str, Any], second: Mapping[str, Any]) ->
     return unfair, told
 
 
-def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Entries by dotted names."""
+def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Entries, and those of entries that are groups by dotted names."""
     for name, value in entries.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from ((f"{name}.{part}", single) for part, single in value.items())
         else:
-            yield f"{prefix}{name}", value
+            yield name, value
 
 
 def _shown(value: Any) -> str:
@@ -169,11 +171,11 @@ def _lines(one: ScoreFile, other: ScoreFile, unfair: list[str]) -> Iterator[str]
         content = score.content
         threshold = content.get("threshold")
         at = "" if threshold is None else f" at threshold {threshold:g}"
-        best = content.get("oracle_miou")
-        oracle = "" if best is None else f", oracle {_percent(best)} at {content['oracle_threshold']:g}"
+        best, where = content.get("oracle_miou"), content.get("oracle_threshold")
+        oracle = "" if best is None or where is None else f", oracle {_percent(best)} at {where:g}"
         yield f"{letter}: {score.path}"
         yield f"   split {content['split']!r}, {content['images']} images, mIoU {_percent(score.miou)}{at}{oracle}"
-    flag = f"  NOT A FAIR COMPARISON ({len(unfair)} differences, below)" if unfair else ""
+    flag = f"  NOT A FAIR COMPARISON ({len(unfair)} difference{'s' * (len(unfair) > 1)}, below)" if unfair else ""
     if one.miou is None or other.miou is None:
         yield f"b - a: one has no mIoU{flag}"
         return
