@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tests.distributed.launching import free_port
-from tests.unit.evaluation.counted_images import CLASSES, NAMES, label_pairs, seed_images
 
 from rca_lightning.evaluation.image_counts import ImageCounts
 from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import Evaluation
+from tests.distributed.launching import free_port
+from tests.unit.evaluation.counted_images import CLASSES, NAMES, label_pairs, seed_images
 
 IMAGES = 7
 
