@@ -59,6 +59,7 @@ class ScoreFile:
             raise DataError(f"{path}: too large for a score file; give validate.json of rca validate")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            json.dumps(content, ensure_ascii=False).encode()  # halves of characters cannot be printed
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: no JSON could be read ({error}); give validate.json of rca validate") from error
         if not _is_score(content):
