@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 _COLUMNS = ("image", "true", "drawn", "interval", "pixels", "near")
 _TYPES = (np.int32, np.int32, np.int32, np.int16, np.int32, np.int32)
 _IMAGES_AT_ONCE = 1024
+_LEAST_CLASSES = 4096  # that a file may have, however short it is: tables are as large as their square
 _REMEDY = "score again, which writes it anew"
 
 
@@ -130,16 +131,18 @@ class ImageCounts:
             thresholds=tuple(float(value) for value in arrays["thresholds"].ravel()),
             **{name: arrays[name] for name in _COLUMNS},
         )
-        if not counts._is_sound():
+        if not counts._is_sound(max(most, _LEAST_CLASSES)):
             raise DataError(f"{path}: its numbers are none of scored images; {_REMEDY}")
         return counts
 
-    def _is_sound(self) -> bool:
+    def _is_sound(self, most_classes: int) -> bool:
         columns = [getattr(self, name) for name in _COLUMNS]
         if any(column.ndim != 1 or column.dtype.kind != "i" or len(column) != len(self.image) for column in columns):
             return False
         ordered = list(self.thresholds) == sorted(set(self.thresholds)) and bool((np.diff(self.image) >= 0).all())
-        if not self.ids or self.num_classes < 1 or not ordered:
+        if not ordered or not all(0 <= threshold <= 1 for threshold in self.thresholds):
+            return False
+        if not self.ids or not 1 <= self.num_classes <= most_classes:
             return False
         most = (len(self.ids) - 1, self.num_classes, self.num_classes + (not self.thresholds), len(self.thresholds))
         least = (0, 0, int(bool(self.thresholds)), 0)
@@ -160,7 +163,7 @@ def mean_iou(hit: Floats, true: Floats, drawn: Floats) -> Floats:
 
 def ids_digest(ids: Sequence[str]) -> str:
     """SHA-256 of the sorted names of images, one a line: two splits of one digest are the same images."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(ids)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _added(shape: tuple[int, ...], index: tuple[Integers, ...], pixels: Integers) -> Integers:

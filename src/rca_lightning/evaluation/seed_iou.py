@@ -216,7 +216,13 @@ class Evaluation(nn.Module):
             tag_threshold: of the probabilities above which tags are predicted, also `(L,)`, one a class.
             threshold: background threshold to report, one of those that are counted; `None`: the best on these masks.
             threshold_source: how it was chosen.
+
+        Raises:
+            ArgumentError: for a threshold that is not counted.
         """
+        if threshold is not None and threshold not in self.counter.thresholds:
+            remedy = "it was not counted; give it as seed_threshold when the module is made"
+            raise ArgumentError("threshold", threshold, remedy)
         probabilities = torch.stack(self.probabilities) if self.probabilities else self.none
         tags = torch.stack(self.tags) if self.tags else self.none.to(torch.int8)
         probabilities, tags = gather_uneven(probabilities, tags)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
+from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation.breakdown import background_confusion, scores_by_size, trimap_miou
 from rca_lightning.evaluation.intervals import miou_interval
 from rca_lightning.evaluation.report import Scores
@@ -161,6 +162,13 @@ def test_score_is_at_the_threshold_that_is_handed_on_and_the_best_is_told_beside
     evaluation.update(*batch)
     best = evaluation.finish()  # without one it rests on the masks, and says so
     assert (best.threshold, best.miou, best.threshold_source) == (found.oracle_threshold, found.oracle_miou, "masks")
+
+
+def test_a_threshold_that_was_not_counted_is_refused():
+    evaluation = Evaluation(3)
+    evaluation.update(*random_batch(1, seed=4))
+    with pytest.raises(ArgumentError, match=r"threshold=0\.42: it was not counted"):
+        evaluation.finish(threshold=0.42)
 
 
 def test_scores_are_kept_with_the_counts_of_each_image():
