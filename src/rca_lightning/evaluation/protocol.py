@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.evaluation.image_counts import ids_digest
 from rca_lightning.io.download import file_sha256
 from rca_lightning.version import __version__
@@ -25,6 +26,7 @@ _PATIENCE = 10.0  # seconds for git, which may wait for a network file system
 _VIEWS = ("scales", "flip", "max_side")
 
 
+@check_arguments
 def make_protocol(
     *,
     split: str,

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.evaluation.breakdown import background_confusion, scores_by_size, trimap_miou
 from rca_lightning.evaluation.image_counts import ImageCounts
 from rca_lightning.evaluation.intervals import LEVEL, SEED, miou_interval
@@ -26,6 +27,7 @@ BACKGROUND_SHARES = ("drawn_as_background", "drawn_on_background", "drawn_on_oth
 """Shares of the pixels of a class, and of the pixels drawn as it; see `background_confusion`."""
 
 
+@check_arguments
 @dataclass(kw_only=True)
 class Scores:
     """Scores of one split; class 0 is the background.

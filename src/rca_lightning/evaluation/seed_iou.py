@@ -203,6 +203,7 @@ class Evaluation(nn.Module):
         self.probabilities.extend(image.probabilities for image in seeds)
         self.tags.extend(tags.to(torch.int8))
 
+    @check_arguments
     def finish(
         self,
         tag_threshold: float | Tensor = 0.5,

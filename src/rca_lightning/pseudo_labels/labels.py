@@ -104,6 +104,7 @@ def default_thresholds(*, attention: bool, contrasted: bool = False) -> dict[str
     return dict(zip(("background_threshold", "low", "high"), values, strict=True))
 
 
+@check_arguments
 def threshold_source(background: Background, given: Mapping[str, Any]) -> ThresholdSource:
     """Says for the protocol of a score whether what tells the background was given, or is a default.
 

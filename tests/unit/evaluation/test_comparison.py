@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from tests.unit.evaluation.counted_images import NAMES, count_labels, count_seeds, drawn, label_pairs, seed_images
 
@@ -24,8 +25,6 @@ VIEWS = {"scales": [1.0], "flip": True, "max_side": 640, "final_map": "attention
 
 
 def scores_of(counts: ImageCounts, threshold: float | None = None) -> Scores:
-    import torch
-
     table = torch.from_numpy(counts.table())
     if threshold is None:
         found = confusion_scores(table, images=len(counts.ids))
@@ -35,14 +34,14 @@ def scores_of(counts: ImageCounts, threshold: float | None = None) -> Scores:
     return found
 
 
-def write(path: Path, counts: ImageCounts, *, threshold: float | None = None, **changes) -> Path:
+def write(path: Path, counts: ImageCounts, *, at: float | None = None, **changes) -> Path:
     """A score file and its counts, as `rca validate` writes them."""
     supervision = supervision_used(tags=changes.pop("tags", None), settings={}, data=None)
     options = {"split": "val", "ids": counts.ids, "supervision": supervision, "settings": VIEWS}
-    if threshold is not None:
+    if at is not None:
         options["threshold"] = "default"
     protocol = make_protocol(**(options | changes))
-    content = scores_of(counts, threshold).as_dict(split="val", class_names=NAMES, protocol=protocol)
+    content = scores_of(counts, at).as_dict(split="val", class_names=NAMES, protocol=protocol)
     counts.save(images_file(path))
     write_report(content, path)
     return path
@@ -82,7 +81,7 @@ def test_a_run_differs_from_itself_by_nothing(pair):
 
 def test_seeds_are_paired_each_at_its_own_threshold_and_the_oracle_is_told(tmp_path):
     counts = count_seeds(seed_images(6))
-    one, other = (write(tmp_path / f"{t}.json", counts, threshold=t) for t in (0.5, 0.7))
+    one, other = (write(tmp_path / f"{t}.json", counts, at=t) for t in (0.5, 0.7))
     text = compared(one, other)
     found = paired_difference(counts, counts, (0.5, 0.7))
     assert f"b - a: {100 * found.value:+.1f} mIoU" in text
@@ -92,7 +91,7 @@ def test_seeds_are_paired_each_at_its_own_threshold_and_the_oracle_is_told(tmp_p
 
 def test_seeds_at_a_default_and_labels_without_a_threshold_are_alike(tmp_path):
     images = seed_images(6)
-    one = write(tmp_path / "a.json", count_seeds(images), threshold=0.5)
+    one = write(tmp_path / "a.json", count_seeds(images), at=0.5)
     other = write(tmp_path / "b.json", count_labels([(drawn(maps, 0.5), mask.numpy()) for maps, mask in images]))
     text = compared(one, other)
     assert "b - a: +0.0 mIoU, 95 % interval +0.0 to +0.0\n" in text
