@@ -51,7 +51,7 @@ def test_score_is_without_masks_help_and_says_what_it_rests_on(
     }
     assert protocol["split"] == {"name": "val", "images": 6, "ids_sha256": ids_digest(counts.ids)}
     assert protocol["supervision"] == {
-        "tags": "image", "saliency": False, "prompts": False, "proposals": False, "seed_dir": False,
+        "tags": "image", "saliency": False, "prompts": False, "proposals": False, "seed_dir": False, "masks": False,
     }  # fmt: skip
     assert protocol["versions"]["rca_lightning"] == rca_lightning.__version__
     assert (protocol["scales"], protocol["flip"], protocol["final_map"]) == ([1.0], False, "attention")
@@ -129,6 +129,7 @@ def test_scores_of_pseudo_labels_say_what_they_rest_on(
     main(["labels", "--config", str(config), *words])
     other = json.loads((again / "pseudo_labels.json").read_text())["protocol"]
     assert (other["threshold"], other["refine"], other["scales"]) == ("given", ["pamr"], protocol["scales"])
+    assert other["supervision"] == protocol["supervision"]
     assert other["checkpoint"] == {"file": checkpoint.name, "sha256": None}
     capsys.readouterr()
     with pytest.raises(ResultsError, match=r"\n  refine: \[\] and \[\"pamr\"\]\n  threshold: "):
@@ -141,6 +142,7 @@ def test_label_images_of_a_network_have_no_threshold(segment: Path, segment_chec
     content, counts = score("validate", segment, segment_checkpoint)
     protocol = content["protocol"]
     assert (protocol["threshold"], protocol["supervision"]["tags"], protocol["final_map"]) == (None, None, None)
+    assert protocol["supervision"]["masks"] is True  # those of the data set were trained on
     assert "oracle_miou" not in content
     assert miou_interval(counts, None).value == pytest.approx(content["miou"])
     assert counts.confusion(None).sum() == np.sum(counts.pixels)

@@ -143,9 +143,11 @@ class PseudoLabelWriter(PredictionWriter):
         self._not_accumulated = 0
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in ("class_names", *names)}
-        maps = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
+        maps: dict[str, Any] = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
         if module.hparams["num_prompts"]:  # else as in folders of before it was noted
             maps["num_prompts"] = module.hparams["num_prompts"]
+        if any((module.supervision_on_record or {}).values()):
+            maps["supervision"] = module.supervision_on_record
         proposals = describe_proposals(self.generator.refine, self._proposals)
         return {"maps": self.maps, **self.generator.describe(), **proposals, **affinity, **settings, **maps}
 
@@ -212,7 +214,7 @@ class PseudoLabelWriter(PredictionWriter):
         supervision = supervision_used(
             tags=tags,
             settings=module.hparams,
-            data=data,
+            training=module.supervision_on_record,
             saliency=self.generator.background == "saliency",
             proposals=self.proposals_dir is not None,
         )

@@ -221,10 +221,11 @@ class TaskCLI(LightningCLI):
         settings = self.model.hparams
         tags = None if settings["eval_tags"] == "none" else settings["eval_tags"]
         split = self.datamodule.eval_split
+        training = self.model.supervision_on_record
         protocol = make_protocol(
             split=split,
             ids=result.image_counts.ids,
-            supervision=supervision_used(tags=tags, settings=settings, data=self.datamodule),
+            supervision=supervision_used(tags=tags, settings=settings, training=training),
             settings=settings,
             threshold=result.threshold_source,
             threshold_split=split,

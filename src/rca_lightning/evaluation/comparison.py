@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rca_lightning.errors import ArgumentError, DataError, ResultsError, first_other_class
-from rca_lightning.evaluation.image_counts import ImageCounts
+from rca_lightning.evaluation.image_counts import ImageCounts, mean_iou
 from rca_lightning.evaluation.intervals import LEVEL, Interval, paired_difference
 
 IMAGES_ENDING = "_images.npz"
@@ -21,8 +22,10 @@ IMAGES_ENDING = "_images.npz"
 
 _NEEDED = ("split", "images", "miou", "per_class_iou")
 _MOST_BYTES = 1 << 28
+_ROUNDING = 1e-6  # of a sum in another order
 # Entries of a protocol that only say what was computed with which tools; others say how it was scored.
 _TOLD = ("versions", "commit", "checkpoint", "weights", "final_map")
+_OF_THE_TRAINING = ("supervision.seed_dir", "supervision.masks")  # which older checkpoints do not know
 # Neither has seen a mask: label images of a network need no threshold.
 _WITHOUT_MASKS = (None, "default", "auto")
 
@@ -110,9 +113,9 @@ def protocol_differences(first: Mapping[str, Any], second: Mapping[str, Any]) ->
         if values[0] == values[1]:
             continue
         line = f"{name}: {_shown(values[0])} and {_shown(values[1])}"
-        alike = name.split(".")[0] in _TOLD or (
-            name == "threshold" and all(value in _WITHOUT_MASKS for value in values)
-        )
+        unknown = name in _OF_THE_TRAINING and None in values
+        without_masks = name == "threshold" and all(value in _WITHOUT_MASKS for value in values)
+        alike = name.split(".")[0] in _TOLD or unknown or without_masks
         (told if alike else unfair).append(line)
     return unfair, told
 
@@ -210,7 +213,11 @@ def _paired(one: ScoreFile, other: ScoreFile) -> Interval | str:
 def _belongs(counts: ImageCounts, score: ScoreFile) -> bool:
     threshold = score.content.get("threshold")
     counted = threshold in counts.thresholds if counts.thresholds else threshold is None
-    return counted and len(counts.ids) == score.content["images"] and counts.num_classes == len(score.by_class) - 1
+    if not counted or len(counts.ids) != score.content["images"] or counts.num_classes != len(score.by_class) - 1:
+        return False
+    matrix = counts.confusion(threshold).astype(np.float64)
+    found = float(mean_iou(np.diagonal(matrix), matrix.sum(axis=1), matrix[:, :-1].sum(axis=0)))
+    return abs(found - score.miou) < _ROUNDING if score.miou is not None else found != found
 
 
 def _table(one: ScoreFile, other: ScoreFile) -> Table:

@@ -72,7 +72,7 @@ def supervision_used(
     *,
     tags: str | None,
     settings: Mapping[str, Any],
-    data: Any,
+    training: Mapping[str, bool] | None = None,
     saliency: bool = False,
     proposals: bool = False,
 ) -> dict[str, Any]:
@@ -81,7 +81,8 @@ def supervision_used(
     Args:
         tags: "image" or "predicted"; `None`: none were given.
         settings: arguments of the module, which say whether its first head reads prompts.
-        data: the data module, which says whether regions begin with the maps of others; `None` without one.
+        training: "seed_dir" and "masks", whether the training began with maps of another model, and was trained on
+            the masks of the data set; `None` if unknown, as of checkpoints of older versions.
         saliency: whether saliency maps told the background.
         proposals: whether labels were merged over regions from files of a proposer.
     """
@@ -90,7 +91,8 @@ def supervision_used(
         "saliency": saliency,
         "prompts": bool(settings.get("num_prompts")),
         "proposals": proposals,
-        "seed_dir": getattr(data, "seed_dir", None) is not None,
+        "seed_dir": None if training is None else training["seed_dir"],
+        "masks": None if training is None else training["masks"],
     }
 
 

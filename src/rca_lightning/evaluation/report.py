@@ -204,7 +204,7 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     console.print(f"{predictions} of split {result['split']!r}, {result['images']} images{tags}", highlight=False)
     console.print(_table(result))
     for line in _lines(result):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
 
 def _table(result: Mapping[str, Any]) -> Table:

@@ -99,6 +99,7 @@ class SegmentationModule(
     """
 
     task = "segment"
+    trains_on_labels = True
 
     @check_arguments
     def __init__(

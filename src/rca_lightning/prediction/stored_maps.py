@@ -160,7 +160,7 @@ def label_stored_maps(
     supervision = supervision_used(
         tags=tags,
         settings=predicted,
-        data=data,
+        training=_stored_supervision(predicted),
         saliency=background == "saliency",
         proposals=proposals_dir is not None,
     )
@@ -181,6 +181,15 @@ def label_stored_maps(
         write_summary(
             folder, records, class_names=data.class_names, split=data.predict_split, tags=tags, protocol=protocol
         )
+
+
+def _stored_supervision(predicted: dict[str, Any]) -> dict[str, bool] | None:
+    """What the training of stored maps learned from; unknown without the settings of `rca predict`."""
+    stored = predicted.get(
+        "supervision", {"seed_dir": False, "masks": False} if "weights_digest" in predicted else None
+    )
+    known = isinstance(stored, dict) and all(isinstance(stored.get(name), bool) for name in ("seed_dir", "masks"))
+    return stored if known else None
 
 
 def _with_maps(data: WSSSDataModule, source: Path) -> tuple[RecordTable, list[SkippedImage]]:

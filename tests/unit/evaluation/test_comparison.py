@@ -21,6 +21,8 @@ from rca_lightning.evaluation.protocol import make_protocol, supervision_used
 from rca_lightning.evaluation.report import Scores, write_report
 from rca_lightning.evaluation.seed_iou import table_scores
 
+TRAINING = {"seed_dir": False, "masks": False}
+NOTHING = supervision_used(tags=None, settings={}, training=TRAINING)
 VIEWS = {"scales": [1.0], "flip": True, "max_side": 640, "final_map": "attention"}
 
 
@@ -36,7 +38,7 @@ def scores_of(counts: ImageCounts, threshold: float | None = None) -> Scores:
 
 def write(path: Path, counts: ImageCounts, *, at: float | None = None, **changes) -> Path:
     """A score file and its counts, as `rca validate` writes them."""
-    supervision = supervision_used(tags=changes.pop("tags", None), settings={}, data=None)
+    supervision = supervision_used(tags=changes.pop("tags", None), settings={}, training=TRAINING)
     options = {"split": "val", "ids": counts.ids, "supervision": supervision, "settings": VIEWS}
     if at is not None:
         options["threshold"] = "default"
@@ -101,10 +103,9 @@ def test_seeds_at_a_default_and_labels_without_a_threshold_are_alike(tmp_path):
 UNFAIR = {
     "split.name": {"split": "train"},
     "supervision.tags": {"tags": "image"},
-    "supervision.saliency": {"supervision": {**supervision_used(tags=None, settings={}, data=None), "saliency": True}},
-    "supervision.prompts": {
-        "supervision": supervision_used(tags=None, settings={"num_prompts": 3}, data=None),
-    },
+    "supervision.saliency": {"supervision": {**NOTHING, "saliency": True}},
+    "supervision.prompts": {"supervision": {**NOTHING, "prompts": True}},
+    "supervision.masks": {"supervision": {**NOTHING, "masks": True}},
     "scales": {"settings": VIEWS | {"scales": [1.0, 1.5]}},
     "flip": {"settings": VIEWS | {"flip": False}},
     "max_side": {"settings": VIEWS | {"max_side": 1280}},
@@ -162,9 +163,15 @@ def test_without_counts_a_line_says_why_there_is_no_interval(pair):
     assert "b - a: +" in text
 
 
-def test_counts_of_another_run_are_not_paired(pair):
-    count_labels(label_pairs(5)).save(images_file(pair[1]))
-    assert "is of another run than b.json" in compared(*pair)
+@pytest.mark.parametrize("pairs", [label_pairs(5), label_pairs(8, seed=9)])
+def test_counts_of_another_run_are_not_paired(pair, pairs):
+    count_labels(pairs).save(images_file(pair[1]))
+    assert "is of another run than b.json" in " ".join(compared(*pair).split())
+
+
+def test_what_an_older_checkpoint_does_not_know_is_told(pair):
+    other = write(pair[1], count_labels(label_pairs(8, seed=1)), supervision={**NOTHING, "masks": None})
+    assert "differs too: supervision.masks: false and null" in compared(pair[0], other)
 
 
 @pytest.mark.parametrize(

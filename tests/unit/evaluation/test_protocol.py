@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import faiss
 import lightning
@@ -58,15 +59,15 @@ def test_a_threshold_chosen_on_masks_names_their_split():
 
 
 def test_supervision_is_what_was_known_beside_the_pixels():
-    class Data:
-        seed_dir = "maps of another model"
-
-    nothing = supervision_used(tags=None, settings={}, data=None)
-    assert nothing == {"tags": None, "saliency": False, "prompts": False, "proposals": False, "seed_dir": False}
+    nothing = supervision_used(tags=None, settings={})
+    assert nothing == {
+        "tags": None, "saliency": False, "prompts": False, "proposals": False, "seed_dir": None, "masks": None,
+    }  # fmt: skip
+    training = {"seed_dir": True, "masks": False}
     found = supervision_used(
-        tags="image", settings={"num_prompts": 12}, data=Data(), saliency=True, proposals=True
+        tags="image", settings={"num_prompts": 12}, training=training, saliency=True, proposals=True
     )  # fmt: skip
-    assert found == {"tags": "image", "saliency": True, "prompts": True, "proposals": True, "seed_dir": True}
+    assert found == {"tags": "image", "saliency": True, "prompts": True, "proposals": True, **training}
 
 
 def test_versions_are_those_that_run():
@@ -140,12 +141,39 @@ def test_a_checkpoint_keeps_which_weights_its_training_began_with(kind, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("kind", "data", "expected"),
+    [
+        (RCAModule, {"seed_dir": None, "mask_dir": None, "train_mask_dir": None}, (False, False)),
+        (RCAModule, {"seed_dir": "maps", "mask_dir": None, "train_mask_dir": None}, (True, False)),
+        (SegmentationModule, {"seed_dir": None, "mask_dir": "masks", "train_mask_dir": "masks"}, (False, True)),
+        (SegmentationModule, {"seed_dir": None, "mask_dir": None, "train_mask_dir": "labels"}, (False, False)),
+    ],
+)
+def test_a_checkpoint_keeps_what_its_training_learned_from(kind, data, expected):
+    module = kind(3, class_names=NAMES, backbone="resnet14", weights="none")
+    assert module.supervision_on_record is None
+    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(**data))
+    module._record_supervision()
+    assert module.supervision_on_record == dict(zip(("seed_dir", "masks"), expected, strict=True))
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    other = kind(3, class_names=NAMES, backbone="resnet14", weights="none")
+    other.on_load_checkpoint(dict(checkpoint))
+    assert other.supervision_on_record == module.supervision_on_record
+    # What a training before has used counts after it goes on with something else.
+    other._trainer = SimpleNamespace(datamodule=SimpleNamespace(seed_dir=None, mask_dir=None, train_mask_dir="labels"))
+    other._record_supervision()
+    assert other.supervision_on_record == module.supervision_on_record
+
+
+@pytest.mark.parametrize(
     "value", ["text", {"file": "a"}, {"file": 1, "sha256": None}, {"file": "a" * 300, "sha256": ""}]
 )
 def test_a_strange_record_is_none(value):
     module = RCAModule(3, class_names=NAMES, backbone="resnet14", weights="none")
     checkpoint = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
-    checkpoint["backbone_weights"] = value
+    checkpoint["backbone_weights"] = checkpoint["supervision"] = value
     module.on_load_checkpoint(checkpoint)
     assert module.weights_on_record is None
+    assert module.supervision_on_record is None
