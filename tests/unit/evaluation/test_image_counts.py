@@ -230,6 +230,16 @@ def test_missing_pickled_and_swollen_files_are_refused(tmp_path):
         ImageCounts.load(path)
 
 
+def test_names_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "validate_images.npz"
+    count_labels(label_pairs(1)).save(path)
+    arrays = dict(np.load(path, allow_pickle=False))
+    arrays["ids"].view(np.uint32)[0] = 0x110000  # beyond the last character
+    np.savez_compressed(path, **arrays)
+    with pytest.raises(DataError, match=r"ids\.npy holds what is no character.*score again"):
+        ImageCounts.load(path)
+
+
 def test_digest_of_names_does_not_depend_on_their_order():
     assert ids_digest(["b", "a"]) == ids_digest(["a", "b"]) != ids_digest(["a", "c"])
     assert len(ids_digest([])) == 64
