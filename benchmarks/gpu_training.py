@@ -95,8 +95,8 @@ def _run(method: str, folder: Path, common: list[str], training: list[str]) -> I
             "method": method,
             "split": split,
             "images": score["images"],
-            "miou": score["miou"],
-            "threshold": score["threshold"],
+            "miou": score["oracle_miou"],  # at the best threshold, as in the results that are committed
+            "threshold": score["oracle_threshold"],
             "classification_map": score["classification_map"],
             "fit_minutes": fit_minutes,
             "validate_minutes": minutes,

@@ -13,10 +13,12 @@ from training_step import Size as Network
 from training_step import make_module
 
 from rca_lightning.data.sample import Batch
+from rca_lightning.evaluation.counting import ImageCounter
 from rca_lightning.evaluation.seed_iou import SeedIoU
 
 _LIMIT = 1.3
-_THRESHOLDS = {"one threshold": [0.3], "twenty thresholds": [step / 20 for step in range(20)]}
+_REPORTED = 0.3
+_THRESHOLDS = {"one threshold": [_REPORTED], "twenty thresholds": [step / 20 for step in range(20)]}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def _photographs(size: Photographs, classes: int) -> Batch:
 
 def _validation(network: Network, batch: Batch, thresholds: list[float]) -> Callable[[], None]:
     module = make_module(network, rca=True)[0].eval()
-    module.evaluation.seed_iou = SeedIoU(network.classes, thresholds).to(module.device)
+    module.evaluation.counter = ImageCounter(network.classes, thresholds)
+    module.hparams["seed_threshold"] = _REPORTED
 
     @torch.inference_mode()
     def validate() -> None:

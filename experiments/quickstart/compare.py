@@ -53,7 +53,9 @@ def main() -> None:
         method: {seed: run(method, seed, options.folder / f"{method}-{seed}") for seed in options.seeds}
         for method in METHODS
     }
-    miou = {method: {seed: 100 * found["miou"] for seed, found in runs.items()} for method, runs in scores.items()}
+    miou = {
+        method: {seed: 100 * found["oracle_miou"] for seed, found in runs.items()} for method, runs in scores.items()
+    }
     gains = [miou["rca"][seed] - miou["cam"][seed] for seed in options.seeds]
     results = {
         "command": "python experiments/quickstart/compare.py --seeds " + " ".join(map(str, options.seeds)),

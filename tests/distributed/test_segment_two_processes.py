@@ -33,8 +33,10 @@ def test_score_on_two_ranks_is_that_of_one(five_images: Path, tmp_path: Path):
     checkpoint, report = tmp_path / "run" / "last.ckpt", tmp_path / "run" / "validate.json"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3  # 24 images, 4 on each rank
     rca_started("validate", five_images, "--ckpt_path", checkpoint)
-    together = json.loads(report.read_text())
+    together, counts = json.loads(report.read_text()), report.with_name("validate_images.npz").read_bytes()
     report.unlink()
     main(["validate", "--config", str(five_images), "--ckpt_path", str(checkpoint)])
     assert together == json.loads(report.read_text())
     assert together["images"] == 5
+    assert together["miou_interval"]["low"] <= together["miou_interval"]["high"]
+    assert report.with_name("validate_images.npz").read_bytes() == counts

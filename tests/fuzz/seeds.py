@@ -152,6 +152,44 @@ def segments() -> list[bytes]:
     return [_saved(image, "PNG") for image in (wide, grey, palette)]
 
 
+def scores() -> list[bytes]:
+    """Score files of seeds and of label images."""
+    protocol = {"split": {"name": "val", "images": 2}, "threshold": "default", "scales": [1.0], "commit": None}
+    content = {
+        "split": "val",
+        "images": 2,
+        "miou": 0.5,
+        "threshold": None,
+        "per_class_iou": dict.fromkeys(("background", *CLASSES), 0.5) | {"dog": None},
+        "protocol": protocol,
+    }
+    of_seeds = content | {"threshold": 0.2, "oracle_threshold": 0.3, "oracle_miou": 0.75}
+    return [json.dumps(one, indent=2).encode() for one in (content, of_seeds)]
+
+
+def image_counts() -> list[bytes]:
+    """Counts of images beside score files of seeds and of label images."""
+    found = []
+    for thresholds in ((), (0.2, 0.3)):
+        rng, cells = np.random.default_rng(len(thresholds)), 9
+        arrays = {
+            "ids": np.array(["1", "2"]),
+            "num_classes": np.array(len(CLASSES)),
+            "thresholds": np.array(thresholds, dtype=np.float64),
+            "image": np.arange(cells, dtype=np.int32) // 5,
+            "true": rng.integers(0, len(CLASSES) + 1, cells, dtype=np.int32),
+            "drawn": rng.integers(1, len(CLASSES) + 1, cells, dtype=np.int32),
+            "interval": rng.integers(0, len(thresholds) + 1, cells, dtype=np.int16),
+            "pixels": rng.integers(5, 99, cells, dtype=np.int32),
+            "near": rng.integers(0, 5, cells, dtype=np.int32),
+        }
+        for save in (np.savez, np.savez_compressed):
+            file = io.BytesIO()
+            save(file, **arrays)
+            found.append(file.getvalue())
+    return found
+
+
 def checkpoints() -> list[bytes]:
     from tests.fuzz.tiny import Tiny
 

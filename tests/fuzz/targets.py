@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import zipfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 
 from rca_lightning.backbones.weights import load_weights
 from rca_lightning.checkpoints.reading import read_checkpoint
@@ -25,6 +27,10 @@ from rca_lightning.data.seed_maps import SeedMaps
 from rca_lightning.data.tag_files import read_id_list, read_tag_file
 from rca_lightning.data.voc import read_xml_tags
 from rca_lightning.errors import RCAError
+from rca_lightning.evaluation.breakdown import background_confusion, scores_by_size, trimap_miou
+from rca_lightning.evaluation.comparison import compare_files
+from rca_lightning.evaluation.image_counts import ImageCounts
+from rca_lightning.evaluation.intervals import paired_difference
 from rca_lightning.pseudo_labels.files import read_maps, read_qualities
 from rca_lightning.pseudo_labels.proposals import read_proposals
 from tests.fuzz import seeds
@@ -169,6 +175,23 @@ def _weights(path: Path) -> None:
     load_weights(Tiny(num_classes=3), str(path))
 
 
+def _scores(path: Path) -> None:
+    printed = io.StringIO()
+    compare_files(path, path, anyway=True, console=Console(file=printed))
+    assert "b - a" in printed.getvalue()
+    printed.getvalue().encode()
+
+
+def _image_counts(path: Path) -> None:
+    counts = ImageCounts.load(path)
+    for threshold in counts.thresholds or (None,):
+        found = paired_difference(counts, counts, (threshold, threshold), draws=2)
+        assert found.low == found.high == 0 or np.isnan(found.low)
+        scores_by_size(counts, threshold)
+        background_confusion(counts, threshold)
+        trimap_miou(counts, threshold)
+
+
 def _write_photographs(folder: Path) -> None:
     for name in ("1.jpg", "2.jpg"):
         if not (folder / name).exists():
@@ -186,6 +209,8 @@ TARGETS = {
     "array": Target("array.npy", seeds.arrays, BYTES, (_seed_maps,)),
     "proposals": Target("proposals.json", seeds.proposals, TEXT, (_proposals,)),
     "segments": Target("segments.png", seeds.segments, BYTES, (_proposals,)),
+    "scores": Target("scores.json", seeds.scores, TEXT, (_scores,)),
+    "counts": Target("scores_images.npz", seeds.image_counts, BYTES, (_image_counts,), archive=True),
     "checkpoint": Target(
         "last.ckpt", seeds.checkpoints, BYTES, (_read_checkpoint, _load_checkpoint, _weights), archive=True
     ),

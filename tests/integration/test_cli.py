@@ -45,7 +45,10 @@ def test_fit_validate_predict(config: Path, checkpoint: Path, tmp_path: Path, ca
         result
     )
     assert (result["split"], result["images"], result["tags"]) == ("val", 6, "image")
-    assert result["miou"] == pytest.approx(max(result["curve"].values()))
+    default = 0.7  # of the attention: no mask has a part in it
+    assert (result["threshold"], result["protocol"]["threshold"]) == (default, "default")
+    assert result["miou"] == result["curve"][f"{default:g}"]
+    assert result["oracle_miou"] == max(result["curve"].values())
     iou = [value for value in result["per_class_iou"].values() if value is not None]
     assert result["miou"] == pytest.approx(sum(iou) / len(iou))
 
@@ -53,7 +56,7 @@ def test_fit_validate_predict(config: Path, checkpoint: Path, tmp_path: Path, ca
         "--model.seed_threshold", 0.33)  # fmt: skip
     result = json.loads((tmp_path / "run" / "validate.json").read_text())
     assert (result["split"], result["images"], result["tags"]) == ("train", 24, "predicted")
-    assert result["threshold"] == 0.33
+    assert (result["threshold"], result["protocol"]["threshold"]) == (0.33, "given")
 
     run("predict", config, "--ckpt_path", checkpoint)
     folder = tmp_path / "run" / "predictions"

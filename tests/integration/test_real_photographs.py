@@ -60,7 +60,8 @@ def test_fit_validate_predict(name: str, shared_root: Path, folder: Path, monkey
     result = json.loads((folder / "validate.json").read_text())
     assert (result["split"], result["images"], result["tags"]) == (split, 2, "image")
     assert set(result["per_class_iou"]) == {"background", *fitted.datamodule.class_names}
-    assert result["miou"] == pytest.approx(max(result["curve"].values()))
+    assert result["oracle_miou"] == pytest.approx(max(result["curve"].values()))
+    assert 0 < result["miou_interval"]["low"] <= result["miou_interval"]["high"] < 1
     assert 0 < result["miou"] < 1
 
     rca("predict", checkpoint, "--trainer.limit_predict_batches=2")

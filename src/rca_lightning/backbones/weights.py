@@ -15,7 +15,7 @@ from rca_lightning.backbones.base import CLASSIFIER_PREFIXES, PaddingMode
 from rca_lightning.backbones.registry import WEIGHTS_NAMES, StrideIn, find_weights
 from rca_lightning.backbones.resnet import BOTTLENECK_NAMES
 from rca_lightning.errors import ArgumentError, RCAError, WeightsError, first_other_class, require_extra
-from rca_lightning.io.download import check_sha256, fetch
+from rca_lightning.io.download import check_sha256, fetch, file_sha256
 from rca_lightning.io.tensor_file import TorchScriptError, is_whole, load_tensors, plain_name
 
 logger = logging.getLogger(__name__)
@@ -239,6 +239,26 @@ def trained_stride(source: str | None, *, backbone: str, sha256: str | None = No
     if backbone not in BOTTLENECK_NAMES:
         return "3x3"
     return "1x1" if _trained_with(source, sha256).get("stride_in") == "1x1" else "3x3"
+
+
+def record_weights(source: str | None, *, backbone: str, sha256: str | None = None) -> dict[str, str | None] | None:
+    """Name and SHA-256 of weights, to be kept with what is trained from them; no path.
+
+    Args:
+        source: as for `load_weights`, or one of `WEIGHTS_NAMES`.
+        backbone: name of the backbone that they are for.
+        sha256: as for `load_weights`.
+
+    Returns:
+        "file" and "sha256"; `None` for no weights.
+    """
+    if source in (None, "none"):
+        return None
+    if source in WEIGHTS_NAMES:
+        published = find_weights(backbone, source)
+        return {"file": published.path.name, "sha256": published.sha256}
+    path = _locate(str(source), sha256)
+    return {"file": path.name, "sha256": file_sha256(path)}
 
 
 def _trained_with(source: str | None, sha256: str | None) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
 from rca_lightning.evaluation.auto_threshold import Automatic, AutoThreshold
+from rca_lightning.evaluation.protocol import describe_file, make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.rca_module import RCAModule
@@ -33,6 +34,7 @@ from rca_lightning.pseudo_labels.labels import (
     check_automatic,
     check_count,
     default_thresholds,
+    threshold_source,
 )
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName
@@ -160,7 +162,11 @@ class PseudoLabelWriter(PredictionWriter):
             chosen = CHOSEN
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in ("class_names", *names)}
-        maps = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
+        maps: dict[str, Any] = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
+        if module.hparams["num_prompts"]:  # else as in folders of before it was noted
+            maps["num_prompts"] = module.hparams["num_prompts"]
+        if any((module.supervision_on_record or {}).values()):
+            maps["supervision"] = module.supervision_on_record
         proposals = describe_proposals(self.generator.refine, self._proposals)
         return {"maps": self.maps, **self.generator.describe(), **chosen, **proposals, **affinity, **settings, **maps}
 
@@ -246,11 +252,35 @@ class PseudoLabelWriter(PredictionWriter):
         """Writes `quality.json` and the score of the labels."""
         assert isinstance(module, RCAModule)
         data = getattr(trainer, "datamodule", None)
+        tags, split = module.hparams["predict_tags"], getattr(data, "predict_split", "predict")
+        supervision = supervision_used(
+            tags=tags,
+            settings=module.hparams,
+            training=module.supervision_on_record,
+            saliency=self.generator.background == "saliency",
+            proposals=self.proposals_dir is not None,
+        )
+
+        given = self._settings | ({"background_threshold": "auto"} if self.chooses_threshold else {})
+
+        def protocol(ids: Sequence[str]) -> dict[str, Any]:
+            return make_protocol(
+                split=split,
+                ids=ids,
+                supervision=supervision,
+                settings=module.hparams,
+                threshold=threshold_source(self.generator.background, given),
+                refine=self.generator.refine,
+                checkpoint=describe_file(trainer.ckpt_path),
+                weights=module.weights_on_record,
+            )
+
         with self.folder.output_errors():
             write_summary(
                 self.folder,
                 getattr(data, "predict_records", ()),
                 class_names=module.class_names,
-                split=getattr(data, "predict_split", "predict"),
-                tags=module.hparams["predict_tags"],
+                split=split,
+                tags=tags,
+                protocol=protocol,
             )

@@ -25,12 +25,14 @@ COMMANDS = {
     "convert": "rca_lightning.cli.convert",
     "app": "rca_lightning.cli.app",
     "prompts": "rca_lightning.cli.prompts",
+    "compare": "rca_lightning.cli.compare",
 }
 ABOUT = {
     "masks": "All at once: a folder of photographs and tags to a mask of each.",
     "fit": "Trains.",
     "validate": "Scores a checkpoint on a split with masks.",
     "test": "The same, on another split.",
+    "compare": "Two scores: their difference, and whether they may be compared.",
     "predict": "Writes maps and labels, or masks.",
     "atlas": "Draws what each prototype stands for.",
     "affinity": "Learns boundaries that refine maps.",

@@ -25,6 +25,8 @@ from rca_lightning.checkpoints.reading import check_checkpoint
 from rca_lightning.checkpoints.writing import write_checkpoints_whole, writes_one_file
 from rca_lightning.cli.trainer_console import console_callbacks
 from rca_lightning.errors import ArgumentError, explain_removed
+from rca_lightning.evaluation.comparison import images_file
+from rca_lightning.evaluation.protocol import describe_file, make_protocol, supervision_used
 from rca_lightning.evaluation.report import print_report, write_report
 from rca_lightning.io.atomic import check_writable, output_errors
 
@@ -209,20 +211,30 @@ class TaskCLI(LightningCLI):
             callbacks.append(self.writer(str(self._run_folder() / "predictions")))
 
     def after_validate(self) -> None:
-        """Print the table and write `validate.json` or `test.json`."""
+        """Print the table and write `validate.json` or `test.json`, and the counts of single images beside."""
         result = self.model.evaluation.last_result
         if result is None:
             raise ArgumentError("limit_val_batches", self.trainer.limit_val_batches, "no image was scored; allow some")
         path = self._run_folder() / f"{self.subcommand}.json"  # on every rank: Lightning broadcasts the folder
         if not self.trainer.is_global_zero:
             return
-        tags = self.model.hparams["eval_tags"]
-        content = result.as_dict(
-            split=self.datamodule.eval_split,
-            tags=None if tags == "none" else tags,
-            class_names=self.model.class_names,
+        settings = self.model.hparams
+        tags = None if settings["eval_tags"] == "none" else settings["eval_tags"]
+        split = self.datamodule.eval_split
+        training = self.model.supervision_on_record
+        protocol = make_protocol(
+            split=split,
+            ids=result.image_counts.ids,
+            supervision=supervision_used(tags=tags, settings=settings, training=training),
+            settings=settings,
+            threshold=result.threshold_source,
+            threshold_split=split,
+            checkpoint=describe_file(self.trainer.ckpt_path),
+            weights=self.model.weights_on_record,
         )
+        content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names, protocol=protocol)
         with output_errors("trainer.default_root_dir", path.parent):
+            result.image_counts.save(images_file(path))  # first: scores are never beside the counts of others
             write_report(content, path)
         print_report(content)
         print(f"written to {path}")

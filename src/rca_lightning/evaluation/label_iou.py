@@ -11,8 +11,8 @@ from torchmetrics import Metric
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
-from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.counting import ImageCounter
 from rca_lightning.evaluation.mask_classes import MaskClasses
 from rca_lightning.evaluation.report import Scores, class_scores
 
@@ -60,14 +60,8 @@ class LabelIoU(Metric):
         Raises:
             ArgumentError: if the sizes differ, or one of them holds another value.
         """
-        if preds.shape != target.shape or target.ndim != 2:
-            raise ArgumentError("preds", tuple(preds.shape), f"give (H, W) as of this target: {tuple(target.shape)}")
-        self._check_values("preds", preds)
-        self._check_values("target", target)
-        scored = target != IGNORE_INDEX
-        drawn = preds[scored].long()
-        drawn = torch.where(drawn == IGNORE_INDEX, self.num_classes + 1, drawn)
-        cell = target[scored].long() * self.counts.shape[1] + drawn
+        true, drawn = drawn_labels(preds, target, num_classes=self.num_classes)
+        cell = true * self.counts.shape[1] + drawn
         self.counts += torch.bincount(cell, minlength=self.counts.numel()).reshape(self.counts.shape)
         self.images += 1
 
@@ -77,48 +71,84 @@ class LabelIoU(Metric):
 
     def compute(self) -> Scores:
         """Scores of all images so far."""
-        iou, precision, recall = class_scores(self.counts)
-        return Scores(
-            images=int(self.images),
-            miou=float(iou.nanmean()),
-            iou=iou.cpu(),
-            precision=precision.cpu(),
-            recall=recall.cpu(),
-            ignored=float(self.counts[:, -1].sum().double() / self.counts.sum()),
-        )
+        return confusion_scores(self.counts, images=int(self.images))
 
-    def _check_values(self, name: str, values: Tensor) -> None:
-        wrong = values[((values < 0) | (values > self.num_classes)) & (values != IGNORE_INDEX)]
+
+def confusion_scores(counts: Tensor, *, images: int) -> Scores:
+    """Scores of label images from a confusion matrix `(L + 1, L + 2)`."""
+    iou, precision, recall = class_scores(counts)
+    return Scores(
+        images=images,
+        miou=float(iou.nanmean()),
+        iou=iou.cpu(),
+        precision=precision.cpu(),
+        recall=recall.cpu(),
+        ignored=float(counts[:, -1].sum().double() / counts.sum()),
+    )
+
+
+def drawn_labels(preds: Tensor, target: Tensor, *, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Reads the scored pixels of an image; for the arguments see `LabelIoU.update`.
+
+    Returns:
+        Of each of the `P` pixels that are not void, `(P,)` int64: true class, and label or `L + 1` for not drawn.
+    """
+    if preds.shape != target.shape or target.ndim != 2:
+        raise ArgumentError("preds", tuple(preds.shape), f"give (H, W) as of this target: {tuple(target.shape)}")
+    for name, values in (("preds", preds), ("target", target)):
+        wrong = values[((values < 0) | (values > num_classes)) & (values != IGNORE_INDEX)]
         if values.is_floating_point() or wrong.numel():
             given = str(values.dtype) if values.is_floating_point() else sorted(set(wrong.tolist()))
-            raise ArgumentError(name, given, f"give integers 0..{self.num_classes} or {IGNORE_INDEX}")
+            raise ArgumentError(name, given, f"give integers 0..{num_classes} or {IGNORE_INDEX}")
+    scored = target != IGNORE_INDEX
+    drawn = preds[scored].long()
+    return target[scored].long(), torch.where(drawn == IGNORE_INDEX, num_classes + 1, drawn)
 
 
 class LabelEvaluation(nn.Module):
-    """Scores the label images of a split batch by batch, exact over all ranks."""
+    """Scores the label images of a split batch by batch, exact over all ranks.
 
-    def __init__(self, num_classes: int) -> None:
+    Args:
+        num_classes: foreground classes `L`.
+        over_ranks: whether `finish` gathers the counts of all ranks, each of which must call it then.
+    """
+
+    none: Tensor
+
+    def __init__(self, num_classes: int, *, over_ranks: bool = True) -> None:
         super().__init__()
-        self.label_iou = LabelIoU(num_classes)
-        self.mask_classes = MaskClasses(num_classes)
+        self.num_classes = num_classes
+        self.over_ranks = over_ranks
+        self.counter = ImageCounter(num_classes)
+        self.mask_classes = MaskClasses(num_classes, over_ranks=over_ranks)
+        self.register_buffer("none", torch.zeros(0), persistent=False)
         self.last_result: Scores | None = None
 
-    def update(self, preds: Sequence[Tensor], target: Tensor, tags: Tensor) -> None:
-        """Adds a batch: a label image `(H, W)` for each mask of the target `(B, H, W)`, and tags `(B, L)`."""
-        for labels, mask, present in zip(preds, target, tags, strict=True):
-            self.label_iou.update(labels, mask)
+    def update(self, preds: Sequence[Tensor], target: Tensor, tags: Tensor, ids: Sequence[str] | None = None) -> None:
+        """Adds a batch.
+
+        Args:
+            preds: label image `(H, W)` of each mask.
+            target: masks `(B, H, W)`.
+            tags: `(B, L)`.
+            ids: names of the images, by which one that comes twice is known; `None`: all are different ones.
+        """
+        names: Sequence[str | None] = [None] * len(target) if ids is None else ids
+        for labels, mask, present, name in zip(preds, target, tags, names, strict=True):
+            self.counter.add(name, mask, *drawn_labels(labels, mask, num_classes=self.num_classes))
             self.mask_classes.update(mask, present)
 
     def finish(self) -> Scores | None:
         """Scores over all ranks, then a reset; `None` when no image was added on any rank."""
-        (images,) = gather_uneven(self.label_iou.images[None])
+        counts = self.counter.gather(self.none.device, over_ranks=self.over_ranks)
         self.last_result = None
-        if int(images.sum()):
-            self.last_result = replace(self.label_iou.compute(), mask_classes=self.mask_classes.compute())
+        if counts is not None:
+            scores = confusion_scores(torch.from_numpy(counts.table()), images=len(counts.ids))
+            self.last_result = replace(scores, mask_classes=self.mask_classes.compute(), image_counts=counts)
         self.reset()
         return self.last_result
 
     def reset(self) -> None:
         """Forgets the images that were added; the last result stays."""
-        self.label_iou.reset()
+        self.counter.reset()
         self.mask_classes.reset()

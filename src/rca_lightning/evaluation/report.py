@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,21 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from rca_lightning.arguments import check_arguments
+from rca_lightning.evaluation.breakdown import background_confusion, scores_by_size, trimap_miou
+from rca_lightning.evaluation.image_counts import ImageCounts
+from rca_lightning.evaluation.intervals import LEVEL, SEED, miou_interval
 from rca_lightning.evaluation.mask_classes import MaskClassCounts
+from rca_lightning.evaluation.protocol import ThresholdSource
 from rca_lightning.io.atomic import write_atomically
 
 TAG_SCORES = ("classification_map", "tag_f1", "tag_f1_macro", "tag_calibration_error")
 """Scores of image probabilities and predicted tags."""
+BACKGROUND_SHARES = ("drawn_as_background", "drawn_on_background", "drawn_on_others")
+"""Shares of the pixels of a class, and of the pixels drawn as it; see `background_confusion`."""
 
 
+@check_arguments
 @dataclass(kw_only=True)
 class Scores:
     """Scores of one split; class 0 is the background.
@@ -31,6 +39,9 @@ class Scores:
         precision: `(L + 1,)`; NaN for a class never drawn.
         recall: `(L + 1,)`; NaN for a class in no mask.
         threshold: background threshold of the seeds; `None` for label images.
+        threshold_source: how it was chosen; `None` for label images.
+        oracle_threshold: the threshold with the best mIoU on these very masks; `None` for label images.
+        oracle_miou: mIoU there, which no choice without masks can exceed.
         curve: mIoU by background threshold; empty for label images.
         classification_map: mean average precision of the image probabilities; `None` where there are none.
         tag_f1: F1 of the tags predicted from them, over all pairs of image and class (micro); see `tag_f1_scores`.
@@ -38,6 +49,7 @@ class Scores:
         tag_calibration_error: see `tag_calibration_error`.
         ignored: share of the scored pixels that are 255 in the label images, NaN if none was scored; `None` for seeds.
         mask_classes: in how many of the masks each class is; `None` if that was not counted.
+        image_counts: of each image, for intervals and what else is derived from single images; `None` if not counted.
     """
 
     images: int
@@ -46,6 +58,9 @@ class Scores:
     precision: Tensor
     recall: Tensor
     threshold: float | None = None
+    threshold_source: ThresholdSource | None = None
+    oracle_threshold: float | None = None
+    oracle_miou: float | None = None
     curve: Mapping[float, float] = field(default_factory=dict)
     classification_map: float | None = None
     tag_f1: float | None = None
@@ -53,6 +68,7 @@ class Scores:
     tag_calibration_error: float | None = None
     ignored: float | None = None
     mask_classes: MaskClassCounts | None = None
+    image_counts: ImageCounts | None = None
 
     def warnings(self, class_names: Sequence[str]) -> list[str]:
         """Sentences on classes that the masks never show; see `MaskClassCounts`."""
@@ -63,6 +79,8 @@ class Scores:
         parts = [f"mIoU {_percent(_number(self.miou))}"]
         if self.threshold is not None:
             parts.append(f"background threshold {self.threshold:g}")
+        if self.oracle_miou is not None and self.threshold_source is not None:
+            parts.append(f"oracle {_percent(_number(self.oracle_miou))} at {self.oracle_threshold:g}")
         if self.classification_map is not None:
             parts.append(f"classification mAP {_percent(_number(self.classification_map))}")
         if self.tag_f1 is not None:
@@ -70,47 +88,88 @@ class Scores:
         return ", ".join(parts)
 
     def logged(self, tags: str, prefix: str) -> dict[str, Any]:
-        """Scores of seeds for the logger; the name says whose tags were used."""
-        values = (self.miou, self.threshold, *(getattr(self, name) for name in TAG_SCORES))
+        """Scores of seeds for the logger; the name says whose tags were used. Only the oracle rests on the masks."""
+        values = (self.miou, self.threshold, self.oracle_miou, *(getattr(self, name) for name in TAG_SCORES))
         return dict(zip(self.logged_names(tags, prefix), values, strict=True))
 
     @staticmethod
     def logged_names(tags: str, prefix: str) -> tuple[str, ...]:
         """Names of `logged`."""
-        names = f"seed_miou/{tags}_tags", f"seed_threshold/{tags}_tags", *TAG_SCORES
-        return tuple(f"{prefix}/{name}" for name in names)
+        names = (f"{name}/{tags}_tags" for name in ("seed_miou", "seed_threshold", "seed_miou_oracle"))
+        return tuple(f"{prefix}/{name}" for name in (*names, *TAG_SCORES))
 
-    def as_dict(self, *, split: str, class_names: Sequence[str], tags: str | None = None) -> dict[str, Any]:
+    def as_dict(
+        self,
+        *,
+        split: str,
+        class_names: Sequence[str],
+        tags: str | None = None,
+        protocol: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Content of `validate.json`; NaN becomes null.
+
+        With `image_counts` it has the bootstrap interval of the mIoU, mIoU by size and near outlines, and confusion
+        with the background.
 
         Args:
             split: name of the split.
             class_names: names of the `L` classes, without the background.
             tags: whose tags were used, "image" or "predicted"; `None`: none were.
+            protocol: what the score rests on; see `make_protocol`.
 
         Raises:
             ValueError: if there are not as many names as classes.
         """
         names = ["background", *class_names]
         by_class = {
-            f"per_class_{name}": {
-                label: _number(value) for label, value in zip(names, getattr(self, name).tolist(), strict=True)
-            }
+            f"per_class_{name}": _by_name(names, getattr(self, name).tolist())
             for name in ("iou", "precision", "recall")
         }
+        oracle = {"oracle_threshold": self.oracle_threshold, "oracle_miou": _number(self.oracle_miou)}
         content = {
             "split": split,
             "images": self.images,
             "tags": tags,
             "threshold": self.threshold,
             "miou": _number(self.miou),
+            **({} if self.threshold is None else oracle),
             "curve": {f"{threshold:g}": _number(miou) for threshold, miou in self.curve.items()},
             **by_class,
             "classification_map": _number(self.classification_map),
         }
         if self.tag_f1 is not None:
             content |= {name: _number(getattr(self, name)) for name in TAG_SCORES}
-        return content if self.ignored is None else {**content, "ignored": _number(self.ignored)}
+        if self.ignored is not None:
+            content["ignored"] = _number(self.ignored)
+        if self.image_counts is not None:
+            content |= _from_images(self.image_counts, self.threshold, names)
+        return content if protocol is None else {**content, "protocol": dict(protocol)}
+
+
+def _from_images(counts: ImageCounts, threshold: float | None, names: Sequence[str]) -> dict[str, Any]:
+    """What is derived from single images."""
+    interval = miou_interval(counts, threshold)
+    sizes = scores_by_size(counts, threshold)
+    shares = {
+        f"per_class_{name}": _by_name(names, values.tolist())
+        for name, values in zip(BACKGROUND_SHARES, background_confusion(counts, threshold).values(), strict=True)
+    }
+    return {
+        "miou_interval": {
+            "low": _number(interval.low),
+            "high": _number(interval.high),
+            "level": LEVEL,
+            "draws": interval.draws,
+            "seed": SEED,
+        },
+        "trimap_miou": _number(trimap_miou(counts, threshold)),
+        "miou_by_size": {name: {**found, "miou": _number(found["miou"])} for name, found in sizes.items()},
+        **shares,
+    }
+
+
+def _by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in zip(names, values, strict=True)}
 
 
 def class_scores(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,24 +202,55 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     tags = {None: "", "image": ", true tags", "predicted": ", predicted tags"}[result["tags"]]
     # Not the title of the table, which would be broken to its width.
     console.print(f"{predictions} of split {result['split']!r}, {result['images']} images{tags}", highlight=False)
+    console.print(_table(result))
+    for line in _lines(result):
+        console.print(line, highlight=False, markup=False)
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    """Scores by class; the last two columns are of `background_confusion`."""
+    columns = {"IoU": "iou", "precision": "precision", "recall": "recall"}
+    if "per_class_drawn_as_background" in result:
+        columns |= {"lost to bg": "drawn_as_background", "from bg": "drawn_on_background"}
     table = Table()
-    table.add_column("class")
-    for column in ("IoU", "precision", "recall"):
-        table.add_column(column, justify="right")
-    for name, iou in result["per_class_iou"].items():
-        others = (result["per_class_precision"][name], result["per_class_recall"][name])
-        table.add_row(Text(name), *(_percent(value) for value in (iou, *others)))
+    table.add_column("class", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in result["per_class_iou"]:
+        table.add_row(Text(name), *(_percent(result[f"per_class_{key}"][name]) for key in columns.values()))
     table.add_section()
-    table.add_row("mean", f"[bold]{_percent(result['miou'])}[/bold]", "", "")
-    console.print(table)
-    if result["threshold"] is not None:
-        classification = _percent(result["classification_map"])
-        console.print(f"background threshold {result['threshold']:g}, classification mAP {classification}")
+    table.add_row("mean", f"[bold]{_percent(result['miou'])}[/bold]", *[""] * (len(columns) - 1))
+    return table
+
+
+def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """What is said below the table."""
+    if "miou_interval" in result:
+        yield f"mIoU {_percent(result['miou'])}, {in_words(result['miou_interval'])}"
+    threshold, source = result["threshold"], result.get("protocol", {}).get("threshold")
+    if threshold is not None:
+        how = f" ({source})" if source else ""
+        yield f"background threshold {threshold:g}{how}, classification mAP {_percent(result['classification_map'])}"
+        if result.get("oracle_threshold") is not None:
+            best = f"mIoU {_percent(result['oracle_miou'])} at {result['oracle_threshold']:g}"
+            yield f"oracle (best threshold on these masks): {best}"
         if "tag_f1" in result:
             micro, macro, error = (_percent(result[name]) for name in TAG_SCORES[1:])
-            console.print(f"predicted tags: F1 {micro}, mean F1 of classes {macro}, calibration error {error}")
+            yield f"predicted tags: F1 {micro}, mean F1 of classes {macro}, calibration error {error}"
+    if "miou_by_size" in result:
+        groups = (
+            f"{name} {_percent(found['miou'])} ({found['pairs']})" for name, found in result["miou_by_size"].items()
+        )
+        yield f"objects by size: {', '.join(groups)}"
+        yield f"near outlines (trimap): mIoU {_percent(result['trimap_miou'])}"
     if result.get("ignored"):
-        console.print(f"{_percent(result['ignored'])} % of the pixels have no label")
+        yield f"{_percent(result['ignored'])} % of the pixels have no label"
+
+
+def in_words(interval: Mapping[str, Any]) -> str:
+    """An interval of a mIoU in a score file, in percent."""
+    ends = " to ".join(_percent(interval[end]) for end in ("low", "high"))
+    return f"{100 * interval['level']:g} % interval over images {ends}"
 
 
 def _number(value: float | None) -> float | None:

@@ -15,7 +15,9 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.counting import ImageCounter
 from rca_lightning.evaluation.mask_classes import MaskClasses
+from rca_lightning.evaluation.protocol import ThresholdSource
 from rca_lightning.evaluation.report import Scores, class_scores
 from rca_lightning.rca.cam import predicted_classes
 from rca_lightning.rca.inference import ClassMaps
@@ -79,50 +81,82 @@ class SeedIoU(Metric):
         Raises:
             ArgumentError: if the sizes differ, or the target or `classes` hold another value.
         """
-        if classes is None:
-            classes = torch.arange(self.num_classes, device=preds.device)
-        if preds.shape != (len(classes), *target.shape):
-            raise ArgumentError("preds", tuple(preds.shape), f"give {(len(classes), *target.shape)} for this target")
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
-            raise ArgumentError("classes", classes.tolist(), f"give class indices in [0, {self.num_classes})")
-        scored = target != IGNORE_INDEX
-        truth = target[scored].long()
-        if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) <= self.num_classes:
-            raise ArgumentError("target", sorted(set(truth.tolist())), f"give 0..{self.num_classes} or {IGNORE_INDEX}")
-        if len(classes) == 0:
-            preds, classes = preds.new_zeros(1, *target.shape), classes.new_zeros(1)
-        strength, winner = preds[:, scored].float().max(dim=0)
-        interval = torch.bucketize(strength, torch.tensor(self.thresholds, device=strength.device))
+        truth, strongest, interval = strongest_classes(
+            preds, target, classes, num_classes=self.num_classes, thresholds=self.thresholds
+        )
         _, num_classes, intervals = self.counts.shape
-        cell = (truth * num_classes + classes[winner]) * intervals + interval
+        cell = (truth * num_classes + strongest) * intervals + interval
         self.counts += torch.bincount(cell, minlength=self.counts.numel()).reshape(self.counts.shape)
         self.images += 1
 
     def confusion(self) -> Tensor:
         """Confusion matrices `(T, L + 1, L + 1)`: threshold, true class, drawn class."""
-        # At threshold t a pixel is drawn when more than t thresholds lie below its strength.
-        below = self.counts.cumsum(dim=2)[:, :, :-1]  # (L + 1, L, T)
-        drawn = self.counts.sum(dim=2, keepdim=True) - below
-        background = below.sum(dim=1, keepdim=True)
-        return torch.cat([background, drawn], dim=1).permute(2, 0, 1)
+        return _confusions(self.counts)
 
     def compute(self) -> Scores:
         """Scores of all images so far, at the fixed threshold or at the one with the best mIoU."""
-        iou, precision, recall = class_scores(self.confusion())  # (T, L + 1) each
-        curve = iou.nanmean(dim=1)
-        if self.fixed_threshold is None:
-            index = int(curve.nan_to_num(-1).argmax())
-        else:
-            index = self.thresholds.index(float(self.fixed_threshold))
-        return Scores(
-            images=int(self.images),
-            miou=float(curve[index]),
-            iou=iou[index].cpu(),
-            precision=precision[index].cpu(),
-            recall=recall[index].cpu(),
-            threshold=self.thresholds[index],
-            curve=dict(zip(self.thresholds, curve.tolist(), strict=True)),
-        )
+        return table_scores(self.counts, self.thresholds, self.fixed_threshold, images=int(self.images))
+
+
+def strongest_classes(
+    preds: Tensor, target: Tensor, classes: Tensor | None, *, num_classes: int, thresholds: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Reads the scored pixels of an image; for the arguments see `SeedIoU.update`.
+
+    Returns:
+        Of each of the `P` pixels that are not void, `(P,)` int64: true class, strongest class in `[0, L)`, and how many
+        thresholds lie below its strength.
+    """
+    if classes is None:
+        classes = torch.arange(num_classes, device=preds.device)
+    if preds.shape != (len(classes), *target.shape):
+        raise ArgumentError("preds", tuple(preds.shape), f"give {(len(classes), *target.shape)} for this target")
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise ArgumentError("classes", classes.tolist(), f"give class indices in [0, {num_classes})")
+    scored = target != IGNORE_INDEX
+    truth = target[scored].long()
+    if truth.numel() and not 0 <= int(truth.min()) <= int(truth.max()) <= num_classes:
+        raise ArgumentError("target", sorted(set(truth.tolist())), f"give 0..{num_classes} or {IGNORE_INDEX}")
+    if len(classes) == 0:
+        preds, classes = preds.new_zeros(1, *target.shape), classes.new_zeros(1)
+    strength, winner = preds[:, scored].float().max(dim=0)
+    interval = torch.bucketize(strength, torch.tensor(thresholds, device=strength.device))
+    return truth, classes[winner], interval
+
+
+def _confusions(counts: Tensor) -> Tensor:
+    """Confusion matrices `(T, L + 1, L + 1)` from pixels `(L + 1, L, T + 1)`."""
+    # At threshold t a pixel is drawn when more than t thresholds lie below its strength.
+    below = counts.cumsum(dim=2)[:, :, :-1]  # (L + 1, L, T)
+    drawn = counts.sum(dim=2, keepdim=True) - below
+    background = below.sum(dim=1, keepdim=True)
+    return torch.cat([background, drawn], dim=1).permute(2, 0, 1)
+
+
+def table_scores(counts: Tensor, thresholds: Sequence[float], threshold: float | None, *, images: int) -> Scores:
+    """Scores of seeds from their pixels by true class, strongest class and interval.
+
+    Args:
+        counts: `(L + 1, L, T + 1)`.
+        thresholds: `T` of them, ascending.
+        threshold: the one to report; `None`: the best.
+        images: how many were counted.
+    """
+    iou, precision, recall = class_scores(_confusions(counts))  # (T, L + 1) each
+    curve = iou.nanmean(dim=1)
+    best = int(curve.nan_to_num(-1).argmax())
+    index = best if threshold is None else list(thresholds).index(float(threshold))
+    return Scores(
+        images=images,
+        miou=float(curve[index]),
+        iou=iou[index].cpu(),
+        precision=precision[index].cpu(),
+        recall=recall[index].cpu(),
+        threshold=thresholds[index],
+        oracle_threshold=thresholds[best],
+        oracle_miou=float(curve[best]),
+        curve=dict(zip(thresholds, curve.tolist(), strict=True)),
+    )
 
 
 class Evaluation(nn.Module):
@@ -130,78 +164,94 @@ class Evaluation(nn.Module):
 
     Args:
         num_classes: foreground classes `L`.
-        fixed_threshold: see `SeedIoU`.
+        thresholds: further background thresholds to count, beside `DEFAULT_THRESHOLDS`.
     """
 
     none: Tensor
 
-    def __init__(self, num_classes: int, fixed_threshold: float | None = None) -> None:
+    @check_arguments
+    def __init__(self, num_classes: int, thresholds: Sequence[float] = ()) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.fixed_threshold = fixed_threshold
-        # Made when the first mask comes: of a thousand classes its table takes 160 MB.
-        self.seed_iou: SeedIoU | None = None
+        self.counter = ImageCounter(num_classes, sorted({*DEFAULT_THRESHOLDS, *map(float, thresholds)}))
         self.mask_classes = MaskClasses(num_classes)
         self.register_buffer("none", torch.zeros(0, num_classes), persistent=False)
         self.probabilities: list[Tensor] = []
         self.tags: list[Tensor] = []
         self.last_result: Scores | None = None
 
-    def update(self, seeds: list[ClassMaps], tags: Tensor, masks: Tensor | None) -> None:
+    def update(
+        self, seeds: list[ClassMaps], tags: Tensor, masks: Tensor | None, ids: Sequence[str] | None = None
+    ) -> None:
         """Adds a batch; one without masks is passed over.
 
         Args:
             seeds: of each image.
             tags: true tags `(B, L)`; images whose row is below 0 (unknown) do not count in the scores of tags.
             masks: `(B, H, W)`, or `None`.
+            ids: names of the images, by which one that comes twice is known; `None`: all are different ones.
         """
         if masks is None:
             return
-        metric = self._metric()
-        for image, mask in zip(seeds, masks, strict=True):
-            metric.update(image.maps, mask, image.classes)
+        names: Sequence[str | None] = [None] * len(masks) if ids is None else ids
+        known = {"num_classes": self.num_classes, "thresholds": self.counter.thresholds}
+        for image, mask, name in zip(seeds, masks, names, strict=True):
+            true, strongest, interval = strongest_classes(image.maps, mask, image.classes, **known)  # type: ignore[arg-type]
+            self.counter.add(name, mask, true, strongest + 1, interval)
         for mask, present in zip(masks, tags, strict=True):
             self.mask_classes.update(mask, present)
         self.probabilities.extend(image.probabilities for image in seeds)
         self.tags.extend(tags.to(torch.int8))
 
-    def finish(self, tag_threshold: float | Tensor = 0.5) -> Scores | None:
+    @check_arguments
+    def finish(
+        self,
+        tag_threshold: float | Tensor = 0.5,
+        *,
+        threshold: float | None = None,
+        threshold_source: ThresholdSource | None = None,
+    ) -> Scores | None:
         """Scores over all ranks, then a reset; `None` when no image had a mask on any rank.
 
         Args:
             tag_threshold: of the probabilities above which tags are predicted, also `(L,)`, one a class.
+            threshold: background threshold to report, one of those that are counted; `None`: the best on these masks.
+            threshold_source: how it was chosen.
+
+        Raises:
+            ArgumentError: for a threshold that is not counted.
         """
+        if threshold is not None and threshold not in self.counter.thresholds:
+            remedy = "it was not counted; give it as seed_threshold when the module is made"
+            raise ArgumentError("threshold", threshold, remedy)
         probabilities = torch.stack(self.probabilities) if self.probabilities else self.none
         tags = torch.stack(self.tags) if self.tags else self.none.to(torch.int8)
         probabilities, tags = gather_uneven(probabilities, tags)
+        counts = self.counter.gather(self.none.device)
         self.last_result = None
-        if len(tags):
+        if counts is not None:
             known = (tags >= 0).all(dim=1)
             probabilities, tags = probabilities[known], tags[known].long()
             micro, macro = tag_f1_scores(predicted_classes(probabilities, tag_threshold), tags)
             self.last_result = replace(
-                self._metric().compute(),
+                table_scores(torch.from_numpy(counts.table()), counts.thresholds, threshold, images=len(counts.ids)),
+                threshold_source="masks" if threshold is None else threshold_source,
                 classification_map=mean_average_precision(probabilities, tags),
                 tag_f1=micro,
                 tag_f1_macro=macro,
                 tag_calibration_error=tag_calibration_error(probabilities, tags),
                 mask_classes=self.mask_classes.compute(),
+                image_counts=counts,
             )
         self.reset()
         return self.last_result
 
     def reset(self) -> None:
         """Forgets the images that were added; the last result stays."""
-        if self.seed_iou is not None:
-            self.seed_iou.reset()
+        self.counter.reset()
         self.mask_classes.reset()
         self.probabilities.clear()
         self.tags.clear()
-
-    def _metric(self) -> SeedIoU:
-        if self.seed_iou is None:
-            self.seed_iou = SeedIoU(self.num_classes, fixed_threshold=self.fixed_threshold).to(self.none.device)
-        return self.seed_iou
 
 
 def mean_average_precision(probabilities: Tensor, tags: Tensor) -> float:

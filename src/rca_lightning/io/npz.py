@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -96,5 +97,7 @@ def _read_array(file: IO[bytes], name: str, most: int, *, text: bool = False) ->
     content = file.read(count * dtype.itemsize)
     if file.read(1):  # which also lets zipfile compare the checksum
         raise ValueError(f"{name} is longer than its shape {shape}")
+    if text and (np.frombuffer(content, f"{dtype.byteorder}u4") > sys.maxunicode).any():
+        raise ValueError(f"{name} holds what is no character")  # NumPy would end in a SystemError
     array = np.frombuffer(bytearray(content), dtype, count)
     return array.reshape(shape, order="F" if by_column else "C")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
+_WEIGHTS, _SUPERVISION = "backbone_weights", "supervision"  # keys of a checkpoint
 _FILES = ("weights", "weights_sha256")  # arguments that make the network read another file
 
 
@@ -43,12 +44,20 @@ class CheckedLoading(L.LightningModule):
 
     Attributes:
         task: name of the task on the command line.
+        weights_on_record: name and SHA-256 of the weights that the training began with; `None` if unknown. Checkpoints
+            keep them.
+        supervision_on_record: whether the training began with maps of another model ("seed_dir"), and whether it was
+            trained on the masks of the data set ("masks"); `None` if unknown. Checkpoints keep it.
+        trains_on_labels: whether the training batches of the task hold masks, or labels in their place.
         on_mismatch: "rebuild" starts with empty prototypes where those of a checkpoint do not fit; see
             `RegionMemoryCallback`, which sets it.
     """
 
     task: ClassVar[str]
     on_mismatch: OnMismatch = "refuse"
+    weights_on_record: dict[str, str | None] | None = None
+    supervision_on_record: dict[str, bool] | None = None
+    trains_on_labels: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,6 +137,7 @@ class CheckedLoading(L.LightningModule):
     def on_fit_start(self) -> None:
         """Warn of a backbone that starts from random weights without having been asked to."""
         super().on_fit_start()
+        self._record_supervision()
         backbone: Any = self.get_submodule("network.backbone")
         if not backbone.has_chosen_weights:
             _warn(
@@ -137,16 +147,28 @@ class CheckedLoading(L.LightningModule):
                 self.hparams["backbone"],
             )
 
+    def _record_supervision(self) -> None:
+        """Note what this training learns from; what one before has used counts on."""
+        data = getattr(self.trainer, "datamodule", None)
+        own = self.trains_on_labels and getattr(data, "train_mask_dir", None) == getattr(data, "mask_dir", None)
+        now = {"seed_dir": getattr(data, "seed_dir", None) is not None, "masks": own}
+        before = self.supervision_on_record or {}
+        self.supervision_on_record = {name: value or before.get(name, False) for name, value in now.items()}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the format number, see `migrate`, and the time, by which the latest is found."""
         checkpoint[KEY] = FORMAT
         checkpoint[SAVED_AT] = time.time()
+        checkpoint[_WEIGHTS] = self.weights_on_record
+        checkpoint[_SUPERVISION] = self.supervision_on_record
         # An averaging callback has put its own weights here.
         checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Migrate the checkpoint; refuse that of another network or of other classes."""
         migrate(checkpoint)
+        self.weights_on_record = _sound_weights(checkpoint.get(_WEIGHTS))
+        self.supervision_on_record = _sound_supervision(checkpoint.get(_SUPERVISION))
         check_task(checkpoint["state_dict"], self.task)
         arguments = checkpoint.get("hyper_parameters", {})
         others = differences(checkpoint, self.hparams, self.state_dict())
@@ -174,6 +196,20 @@ class CheckedLoading(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin a whole epoch."""
         begin_epoch(self.trainer)
+
+
+def _sound_weights(value: Any) -> dict[str, str | None] | None:
+    """What a checkpoint says of the weights it began with, if that is a name and a digest."""
+    known = isinstance(value, Mapping) and set(value) == {"file", "sha256"}
+    if not known or not all(text is None or (isinstance(text, str) and len(text) <= 255) for text in value.values()):
+        return None
+    return dict(value)
+
+
+def _sound_supervision(value: Any) -> dict[str, bool] | None:
+    """What a checkpoint says of its supervision, if that is what `on_save_checkpoint` writes."""
+    known = isinstance(value, Mapping) and set(value) == {"seed_dir", "masks"}
+    return dict(value) if known and all(isinstance(one, bool) for one in value.values()) else None
 
 
 def _argument_names(cls: type) -> set[str]:

@@ -77,6 +77,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
     """
 
     task = "segment_frozen"
+    trains_on_labels = True
     network: FrozenSegmenter
     reads_masks = True
     scores_features = False  # tags are scored by other features than pixels
@@ -128,6 +129,8 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
             tags_by_attention=first.contrasts_prototypes,
             boundary=None if boundary is None else boundary.network,
         )
+        self.weights_on_record = first.weights_on_record
+        self.supervision_on_record = first.supervision_on_record
         self.evaluation = LabelEvaluation(num_classes)
         self.use_crf = crf
         self._read: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of this epoch: cells, targets and tags by image

@@ -66,7 +66,8 @@ class LabelPrediction(MetricResetMixin, DataChecks):
         if "mask" in batch:
             tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
             predicted = self.label_images(batch["image"], tags)
-            self.evaluation.update([image.labels for image in predicted], batch["mask"], batch["tags"])
+            labels = [image.labels for image in predicted]
+            self.evaluation.update(labels, batch["mask"], batch["tags"], batch["image_id"])
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean IoU of the split."""

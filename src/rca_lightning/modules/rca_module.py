@@ -17,7 +17,7 @@ from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride
 from rca_lightning.backbones.prompts import TextEmbeddings, read_text_embeddings
 from rca_lightning.backbones.registry import StrideIn
-from rca_lightning.backbones.weights import load_frozen_start
+from rca_lightning.backbones.weights import load_frozen_start, record_weights
 from rca_lightning.data.dataset import CachedFeatures
 from rca_lightning.data.sample import Batch
 from rca_lightning.data.seed_maps import Seeds
@@ -155,7 +155,9 @@ class RCAModule(
         predict_tags: the same for prediction. Images whose tags are unknown always use predicted ones.
         tag_threshold: image probability above which a tag is predicted. none: of each class the one that a frozen fit
             has calibrated on the tags of its photographs, else 0.5.
-        seed_threshold: background threshold of the score; none: tuned on the masks, over 0.05, 0.10, ... 0.95.
+        seed_threshold: background threshold of the score; none: the one that pseudo labels of the kind of maps are
+            drawn with, see `PseudoLabelWriter`. Masks have no part in it; the best of 0.05, 0.10, ... 0.95 on them is
+            told as "oracle" beside.
         optimizer: "sgd" or "adamw".
         lr: learning rate of the backbone.
         new_layer_lr_ratio: rate of the heads and the projection, as a multiple of lr.
@@ -265,13 +267,14 @@ class RCAModule(
             num_prompts=self.hparams["num_prompts"],
             propagation_affinity=propagation_affinity,
         )
+        self.weights_on_record = record_weights(weights, backbone=backbone, sha256=weights_sha256)
         self._prompts = None if prompts is None else self._read_prompts(prompts)
         if weights is not None and not self.is_frozen:
             load_frozen_start(self.network, weights, sha256=weights_sha256, class_names=class_names)
         self.loss = RCALoss(
             alpha=alpha, beta=self.hparams["beta"], temperature=contrast_temperature, positives=positives
         )
-        self.evaluation = Evaluation(num_classes, fixed_threshold=seed_threshold)
+        self.evaluation = Evaluation(num_classes, () if seed_threshold is None else (seed_threshold,))
         self.tag_calibration = TagCalibration(num_classes)
         self.memory: RegionMemory | None = None
         self.cells_per_class = CELLS  # of a view, in a round; `RegionMemoryCallback` takes fewer of many photographs
@@ -401,12 +404,6 @@ class RCAModule(
     def _trains_projection(self) -> bool:
         contrasts = self.hparams["contrast"] and self.hparams["alpha"] > 0
         return contrasts or self.network.refined_head is not None
-
-    @property
-    def reads_attention(self) -> bool:
-        """Whether seeds are read from the attention of at least one class."""
-        prototyped = self.network.has_prototype
-        return self.hparams["final_map"] == "attention" and prototyped is not None and bool(prototyped.any())
 
     def on_validation_start(self) -> None:
         """Warns before `validate` of classes without a prototype."""

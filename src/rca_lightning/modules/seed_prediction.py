@@ -12,10 +12,12 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch, collate_read
 from rca_lightning.distributed import world_size_and_rank
+from rca_lightning.evaluation.protocol import ThresholdSource
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.training_guards import MetricResetMixin
+from rca_lightning.pseudo_labels.labels import default_thresholds
 from rca_lightning.rca.inference import ClassMaps, infer_class_maps, read_class_maps
 from rca_lightning.rca.network import FinalMap, RCANetwork
 from rca_lightning.rca.tag_calibration import TagCalibration
@@ -29,7 +31,7 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
 
     A module that derives from it names `DataChecks` last among its bases: that loads checkpoints, after all others.
     Its `hparams` have `scales`, `flip`, `max_side`, `final_map`, `eval_tags`, `predict_tags`, `tag_threshold`,
-    `propagation_steps` and `propagation_power`; see `RCAModule`.
+    `seed_threshold`, `propagation_steps` and `propagation_power`; see `RCAModule`.
 
     Attributes:
         network: gives the maps.
@@ -53,6 +55,23 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
         """Image probability above which a tag is predicted: one for all classes if it was given, else `(L,)`."""
         given = self.hparams["tag_threshold"]
         return self.tag_calibration.threshold if given is None else float(given)
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether seeds are read from the attention of at least one class."""
+        prototyped = self.network.has_prototype
+        return self.hparams["final_map"] == "attention" and prototyped is not None and bool(prototyped.any())
+
+    def threshold_without_masks(self) -> tuple[float, ThresholdSource]:
+        """Background threshold of the score, which no mask had a part in, and how it was chosen.
+
+        It is `seed_threshold` if that was given, else what pseudo labels of this kind of maps are drawn with.
+        """
+        given = self.hparams["seed_threshold"]
+        if given is not None:
+            return float(given), "given"
+        kind = default_thresholds(attention=self.reads_attention, contrasted=self.contrasts_prototypes)
+        return kind["background_threshold"], "default"
 
     @check_arguments
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
@@ -100,11 +119,12 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
             return  # nothing to score, or none of its images could be read
         tags = batch["tags"] if self.hparams["eval_tags"] == "image" else None
         seeds = self._batch_seeds(batch, tags)
-        self.evaluation.update(seeds, batch["tags"], batch.get("mask"))
+        self.evaluation.update(seeds, batch["tags"], batch["mask"], batch["image_id"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the score of the split."""
-        result = self.evaluation.finish(self.tag_threshold)
+        threshold, source = self.threshold_without_masks()
+        result = self.evaluation.finish(self.tag_threshold, threshold=threshold, threshold_source=source)
         if result is not None:
             self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), sync_dist=False)
         self.tell_scores(result)

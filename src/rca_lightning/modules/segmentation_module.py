@@ -10,7 +10,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.backbones.base import PaddingMode
 from rca_lightning.backbones.build import OutputStride, build_backbone
 from rca_lightning.backbones.registry import StrideIn
-from rca_lightning.backbones.weights import load_cam_head
+from rca_lightning.backbones.weights import load_cam_head, record_weights
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.dataset import TaggedImages
@@ -99,6 +99,7 @@ class SegmentationModule(
     """
 
     task = "segment"
+    trains_on_labels = True
 
     @check_arguments
     def __init__(
@@ -149,6 +150,7 @@ class SegmentationModule(
         self.network = SegmentationNetwork(
             extractor, head, num_classes + 1, tag_head=tag_weight > 0, channels_last=channels_last
         )
+        self.weights_on_record = record_weights(weights, backbone=backbone, sha256=weights_sha256)
         if self.network.tag_head is not None and weights is not None:
             load_cam_head(self.network.tag_head, weights, sha256=weights_sha256, class_names=class_names)
         self.evaluation = LabelEvaluation(num_classes)

@@ -26,6 +26,7 @@ from rca_lightning.errors import (
     refuse_removed,
 )
 from rca_lightning.evaluation.auto_threshold import Automatic, AutoThreshold
+from rca_lightning.evaluation.protocol import make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
@@ -41,6 +42,7 @@ from rca_lightning.pseudo_labels.labels import (
     check_automatic,
     check_count,
     default_thresholds,
+    threshold_source,
 )
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
 from rca_lightning.pseudo_labels.refinement import RefinementName
@@ -120,8 +122,9 @@ def label_stored_maps(
     )
     check_automatic(background_threshold, background)
     is_chosen = background_threshold == "auto"
-    given = None if isinstance(background_threshold, str) else background_threshold
-    thresholds = {"background_threshold": _ANY if is_chosen else given, "low": low, "high": high}
+    number = None if isinstance(background_threshold, str) else background_threshold
+    thresholds = {"background_threshold": _ANY if is_chosen else number, "low": low, "high": high}
+    given = {"background_threshold": background_threshold, "power": power, "saliency_threshold": saliency_threshold}
     generator = PseudoLabelGenerator(
         background=background,
         **_with_defaults(thresholds, background, predicted),
@@ -171,8 +174,39 @@ def label_stored_maps(
         logger.warning("%s", line)
     data.bad_images.summarise()
     tags = predicted.get("predict_tags", "image")
+    supervision = supervision_used(
+        tags=tags,
+        settings=predicted,
+        training=_stored_supervision(predicted),
+        saliency=background == "saliency",
+        proposals=proposals_dir is not None,
+    )
+    checkpoint = predicted.get("checkpoint")
+
+    def protocol(ids: Sequence[str]) -> dict[str, Any]:
+        return make_protocol(
+            split=data.predict_split,
+            ids=ids,
+            supervision=supervision,
+            settings=predicted,
+            threshold=threshold_source(background, {**thresholds, **given}),
+            refine=tuple(refine),
+            checkpoint=None if checkpoint is None else {"file": checkpoint, "sha256": None},
+        )
+
     with folder.output_errors():
-        write_summary(folder, records, class_names=data.class_names, split=data.predict_split, tags=tags)
+        write_summary(
+            folder, records, class_names=data.class_names, split=data.predict_split, tags=tags, protocol=protocol
+        )
+
+
+def _stored_supervision(predicted: dict[str, Any]) -> dict[str, bool] | None:
+    """What the training of stored maps learned from; unknown without the settings of `rca predict`."""
+    stored = predicted.get(
+        "supervision", {"seed_dir": False, "masks": False} if "weights_digest" in predicted else None
+    )
+    known = isinstance(stored, dict) and all(isinstance(stored.get(name), bool) for name in ("seed_dir", "masks"))
+    return stored if known else None
 
 
 def _choose_threshold(records: RecordTable, source: Path, affinity: AffinityModule | None, num_classes: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.errors import ArgumentError, refuse_removed
+from rca_lightning.evaluation.protocol import ThresholdSource
 
 # Rounding may move averages of values in [0, 1] slightly outside.
 _ROUNDING = 1e-3
@@ -88,6 +89,9 @@ BACKGROUND_SETTINGS: dict[str, tuple[str, ...]] = {  # that each background read
 }
 
 
+_DEFAULTS = {"power": 8.0, "saliency_threshold": 0.5}  # of any kind of maps
+
+
 def default_thresholds(*, attention: bool, contrasted: bool = False) -> dict[str, float]:
     """Default `background_threshold`, `low` and `high` of a kind of maps, about the best on VOC photographs.
 
@@ -115,6 +119,20 @@ def automatic_threshold(settings: Mapping[str, Any]) -> float | None:
     threshold = settings.get("background_threshold")
     is_chosen = all(settings.get(name) == value for name, value in CHOSEN.items())
     return float(threshold) if is_chosen and isinstance(threshold, (int, float)) else None
+
+
+@check_arguments
+def threshold_source(background: Background, given: Mapping[str, Any]) -> ThresholdSource:
+    """Says for the protocol of a score whether what tells the background was given, chosen, or is a default.
+
+    Args:
+        background: how the background is told.
+        given: settings by name; those that are missing, None, or what they are by default were not given.
+    """
+    values = {name: given.get(name) for name in BACKGROUND_SETTINGS[background]}
+    if values.get("background_threshold") == "auto":
+        return "auto"
+    return "given" if any(value not in (None, _DEFAULTS.get(name)) for name, value in values.items()) else "default"
 
 
 @refuse_removed(rule="renamed in 0.2; give background='fixed', 'power', 'saliency' or 'two_thresholds'")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +14,8 @@ from rca_lightning.data.dataset import load_mask
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.records import Record
 from rca_lightning.errors import DataError
-from rca_lightning.evaluation.label_iou import LabelIoU
-from rca_lightning.evaluation.mask_classes import MaskClasses
+from rca_lightning.evaluation.comparison import images_file
+from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.evaluation.report import Scores, print_report, write_report
 from rca_lightning.evaluation.seed_iou import TagSource
 from rca_lightning.io.output_folder import PredictionFolder
@@ -41,7 +41,7 @@ def score_label_files(folder: str | Path, records: Sequence[Record], *, num_clas
         DataError: if a label or a mask cannot be read, or their sizes differ.
     """
     # One process scores all, and the others do not come here.
-    metric, counted = LabelIoU(num_classes, over_ranks=False), MaskClasses(num_classes, over_ranks=False)
+    evaluation = LabelEvaluation(num_classes, over_ranks=False)
     for record in show_progress(records, what="scores", total=len(records)):
         path = Path(folder) / f"{record.image_id}.png"
         if record.mask is None or not path.is_file():
@@ -53,15 +53,21 @@ def score_label_files(folder: str | Path, records: Sequence[Record], *, num_clas
                 f"{path}: {label.shape[1]} x {label.shape[0]} pixels, but the mask of {record.image_id} has "
                 f"{mask.shape[1]} x {mask.shape[0]}; make the label of this photograph anew"
             )
+        tags = torch.tensor([index in (record.tags or ()) for index in range(num_classes)])
         target = torch.from_numpy(mask)
-        metric.update(torch.from_numpy(label), target)
-        counted.update(target, torch.tensor([index in (record.tags or ()) for index in range(num_classes)]))
-    return replace(metric.compute(), mask_classes=counted.compute()) if int(metric.images) else None
+        evaluation.update([torch.from_numpy(label)], target[None], tags[None], [record.image_id])
+    return evaluation.finish()
 
 
 @check_arguments
 def write_summary(
-    folder: PredictionFolder, records: Sequence[Record], *, class_names: Sequence[str], split: str, tags: TagSource
+    folder: PredictionFolder,
+    records: Sequence[Record],
+    *,
+    class_names: Sequence[str],
+    split: str,
+    tags: TagSource,
+    protocol: Callable[[Sequence[str]], Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes `quality.json`, and `pseudo_labels.json` with the score where there are masks; prints the latter.
 
@@ -71,6 +77,7 @@ def write_summary(
         class_names: of the `L` classes.
         split: name of the split.
         tags: whose tags the labels were made with.
+        protocol: what the score rests on, from the names of the scored images; see `make_protocol`.
 
     Raises:
         DataError: for a label or mask that cannot be read; see `score_label_files`.
@@ -83,8 +90,12 @@ def write_summary(
     logger.info("%d of %d labels look odd: %s", report["odd"], len(files), folder.root / "quality.json")
     scores = score_label_files(folder.root / "pseudo_labels", records, num_classes=len(class_names))
     if scores is not None:
-        content = scores.as_dict(split=split, class_names=class_names, tags=tags)
-        write_report(content, folder.root / "pseudo_labels.json")
+        counts, path = scores.image_counts, folder.root / "pseudo_labels.json"
+        assert counts is not None
+        rests_on = None if protocol is None else protocol(counts.ids)
+        content = scores.as_dict(split=split, class_names=class_names, tags=tags, protocol=rests_on)
+        counts.save(images_file(path))
+        write_report(content, path)
         print_report(content)
         for line in scores.warnings(class_names):
             logger.warning("%s", line)

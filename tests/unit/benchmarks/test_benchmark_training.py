@@ -27,7 +27,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
         validations = sum(words[0] == "validate" for words in commands)
         if validations == 4:
             raise RuntimeError("lost the device")
-        score = {"images": 3, "miou": validations / 4, "threshold": 0.1, "classification_map": 0.9}
+        score = {"images": 3, "oracle_miou": validations / 4, "oracle_threshold": 0.1, "classification_map": 0.9}
         (folder / "validate.json").write_text(json.dumps(score))
 
     monkeypatch.setattr(gpu_training, "rca", rca)

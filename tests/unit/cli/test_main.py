@@ -44,6 +44,9 @@ print("imported", sorted(set(sys.modules) & set({HEAVY})))
         ("check --layout voc2012 --results x", "rca: ids=None: give --ids"),
         ("export --help", "--ckpt_path"),
         ("app --help", "--port"),
+        ("compare --help", "--anyway"),
+        ("compare a.json", "the following arguments are required: B.json"),
+        ("compare a.json b.json", "rca: file='a.json': there is no such file"),
         ("export --ckpt_path x.ckpt --out x.pt", "rca: out='x.pt': give a name that ends in .onnx or .pt2"),
     ],
 )

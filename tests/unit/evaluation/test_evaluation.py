@@ -10,6 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
+from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.breakdown import background_confusion, scores_by_size, trimap_miou
+from rca_lightning.evaluation.intervals import miou_interval
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import (
     Evaluation,
@@ -26,6 +29,8 @@ KEYS = [
     "tags",
     "threshold",
     "miou",
+    "oracle_threshold",
+    "oracle_miou",
     "curve",
     "per_class_iou",
     "per_class_precision",
@@ -145,10 +150,59 @@ def test_batches_without_masks_are_passed_over():
     assert evaluation.finish().images == 2
 
 
-def test_fixed_threshold_is_handed_on():
-    evaluation = Evaluation(3, fixed_threshold=0.42)
-    evaluation.update(*random_batch(2, seed=4))
-    assert evaluation.finish().threshold == 0.42
+def test_score_is_at_the_threshold_that_is_handed_on_and_the_best_is_told_beside():
+    evaluation = Evaluation(3, [0.42])
+    batch = random_batch(2, seed=4)
+    evaluation.update(*batch)
+    found = evaluation.finish(threshold=0.42, threshold_source="given")
+    assert (found.threshold, found.threshold_source) == (0.42, "given")
+    assert found.miou == found.curve[0.42]
+    assert found.oracle_miou == max(found.curve.values()) == found.curve[found.oracle_threshold]
+    assert found.oracle_miou > found.miou
+    evaluation.update(*batch)
+    best = evaluation.finish()  # without one it rests on the masks, and says so
+    assert (best.threshold, best.miou, best.threshold_source) == (found.oracle_threshold, found.oracle_miou, "masks")
+
+
+def test_a_threshold_that_was_not_counted_is_refused():
+    evaluation = Evaluation(3)
+    evaluation.update(*random_batch(1, seed=4))
+    with pytest.raises(ArgumentError, match=r"threshold=0\.42: it was not counted"):
+        evaluation.finish(threshold=0.42)
+
+
+def test_scores_are_kept_with_the_counts_of_each_image():
+    evaluation, ids = Evaluation(3), ["b", "a"]
+    evaluation.update(*random_batch(2, seed=4), ids)
+    evaluation.update(*random_batch(2, seed=4), ids)  # as a sampler that repeats images
+    found = evaluation.finish(threshold=0.5)
+    assert found.images == 2
+    assert found.image_counts.ids == ("a", "b")
+    alone = Evaluation(3)
+    alone.update(*random_batch(2, seed=4))
+    assert found.curve == alone.finish(threshold=0.5).curve
+
+
+def test_json_has_what_single_images_tell():
+    evaluation = Evaluation(3)
+    evaluation.update(*random_batch(4, seed=4))
+    scores = evaluation.finish(threshold=0.5, threshold_source="default")
+    found = scores.as_dict(split="val", tags="image", class_names=["cat", "dog", "cow"], protocol={"commit": None})
+    counts = scores.image_counts
+    interval = miou_interval(counts, 0.5)
+    assert found["miou"] == pytest.approx(interval.value)
+    assert found["miou_interval"] == {
+        "low": interval.low, "high": interval.high, "level": 0.95, "draws": 1000, "seed": 0,
+    }  # fmt: skip
+    assert found["trimap_miou"] == trimap_miou(counts, 0.5)
+    assert found["miou_by_size"]["large"] == scores_by_size(counts, 0.5)["large"]
+    confusion = background_confusion(counts, 0.5)
+    for name, key in zip(("as_background", "on_background", "on_others"), confusion, strict=True):
+        values = found[f"per_class_drawn_{name}"]
+        assert [value for value in values.values() if value is not None] == [v for v in confusion[key] if v == v]
+        assert list(values) == ["background", "cat", "dog", "cow"]
+    assert found["protocol"] == {"commit": None}
+    json.dumps(found, allow_nan=False)
 
 
 def result_with_nan() -> Scores:
@@ -156,6 +210,8 @@ def result_with_nan() -> Scores:
         images=7,
         miou=0.25,
         threshold=0.1,
+        oracle_threshold=0.05,
+        oracle_miou=0.375,
         curve={0.05: 0.125, 0.1: 0.25, 0.5: math.nan},
         iou=torch.tensor([0.5, 0.0, math.nan]),
         precision=torch.tensor([0.75, math.nan, math.nan]),
@@ -176,6 +232,8 @@ def test_as_dict_is_the_documented_json_with_null_for_nan():
         "tags": "predicted",
         "threshold": 0.1,
         "miou": 0.25,
+        "oracle_threshold": 0.05,
+        "oracle_miou": 0.375,
         "curve": {"0.05": 0.125, "0.1": 0.25, "0.5": None},
         "per_class_iou": {"background": 0.5, "cat": 0.0, "dog": None},
         "per_class_precision": {"background": 0.75, "cat": None, "dog": None},
@@ -196,6 +254,7 @@ def test_logged_names_say_whose_tags():
     logged = result_with_nan().logged("predicted", prefix="test")
     assert logged["test/seed_miou/predicted_tags"] == 0.25
     assert logged["test/seed_threshold/predicted_tags"] == 0.1
+    assert logged["test/seed_miou_oracle/predicted_tags"] == 0.375
     assert math.isnan(logged["test/classification_map"])
     assert (logged["test/tag_f1"], logged["test/tag_calibration_error"]) == (0.75, 0.0625)
     assert "val/seed_miou/image_tags" in result_with_nan().logged("image", prefix="val")
