@@ -15,6 +15,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.constants import IGNORE_INDEX
 from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
+from rca_lightning.evaluation.auto_threshold import Automatic, AutoThreshold
 from rca_lightning.evaluation.counting import ImageCounter
 from rca_lightning.evaluation.mask_classes import MaskClasses
 from rca_lightning.evaluation.protocol import ThresholdSource
@@ -24,6 +25,7 @@ from rca_lightning.rca.inference import ClassMaps
 
 TagSource = Literal["image", "predicted"]
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
+_FINE_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
 
 
 class SeedIoU(Metric):
@@ -165,15 +167,18 @@ class Evaluation(nn.Module):
     Args:
         num_classes: foreground classes `L`.
         thresholds: further background thresholds to count, beside `DEFAULT_THRESHOLDS`.
+        chooses: whether `finish` can choose the threshold without masks; then 0.01, 0.02, ... 0.99 are counted.
     """
 
     none: Tensor
 
     @check_arguments
-    def __init__(self, num_classes: int, thresholds: Sequence[float] = ()) -> None:
+    def __init__(self, num_classes: int, thresholds: Sequence[float] = (), *, chooses: bool = False) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.counter = ImageCounter(num_classes, sorted({*DEFAULT_THRESHOLDS, *map(float, thresholds)}))
+        self.auto = AutoThreshold() if chooses else None
+        counted = _FINE_THRESHOLDS if chooses else DEFAULT_THRESHOLDS
+        self.counter = ImageCounter(num_classes, sorted({*counted, *map(float, thresholds)}))
         self.mask_classes = MaskClasses(num_classes)
         self.register_buffer("none", torch.zeros(0, num_classes), persistent=False)
         self.probabilities: list[Tensor] = []
@@ -198,6 +203,8 @@ class Evaluation(nn.Module):
         for image, mask, name in zip(seeds, masks, names, strict=True):
             true, strongest, interval = strongest_classes(image.maps, mask, image.classes, **known)  # type: ignore[arg-type]
             self.counter.add(name, mask, true, strongest + 1, interval)
+            if self.auto is not None:
+                self.auto.update(image.maps)
         for mask, present in zip(masks, tags, strict=True):
             self.mask_classes.update(mask, present)
         self.probabilities.extend(image.probabilities for image in seeds)
@@ -208,19 +215,25 @@ class Evaluation(nn.Module):
         self,
         tag_threshold: float | Tensor = 0.5,
         *,
-        threshold: float | None = None,
+        threshold: float | Automatic | None = None,
         threshold_source: ThresholdSource | None = None,
     ) -> Scores | None:
         """Scores over all ranks, then a reset; `None` when no image had a mask on any rank.
 
         Args:
             tag_threshold: of the probabilities above which tags are predicted, also `(L,)`, one a class.
-            threshold: background threshold to report, one of those that are counted; `None`: the best on these masks.
+            threshold: background threshold to report, one of those that are counted; "auto": see `AutoThreshold`, to
+                hundredths; `None`: the best on these masks.
             threshold_source: how it was chosen.
 
         Raises:
             ArgumentError: for a threshold that is not counted.
         """
+        if threshold == "auto":
+            if self.auto is None:
+                raise ArgumentError("threshold", threshold, "give it as seed_threshold when the module is made")
+            chosen = self.auto.compute()  # on every rank
+            threshold = 0.5 if chosen is None else min(0.99, max(0.01, round(chosen, 2)))
         if threshold is not None and threshold not in self.counter.thresholds:
             remedy = "it was not counted; give it as seed_threshold when the module is made"
             raise ArgumentError("threshold", threshold, remedy)
@@ -249,6 +262,8 @@ class Evaluation(nn.Module):
     def reset(self) -> None:
         """Forgets the images that were added; the last result stays."""
         self.counter.reset()
+        if self.auto is not None:
+            self.auto.reset()
         self.mask_classes.reset()
         self.probabilities.clear()
         self.tags.clear()

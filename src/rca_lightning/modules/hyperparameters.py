@@ -96,7 +96,7 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if not 0 <= kept[name] <= 1:
             raise ArgumentError(name, kept[name], "give a number in [0, 1]")
     for name in ("seed_threshold", "tag_threshold"):
-        if kept[name] is not None and not 0 <= kept[name] <= 1:
+        if kept[name] not in (None, "auto") and not 0 <= kept[name] <= 1:
             raise ArgumentError(name, kept[name], "give a number in [0, 1], or null")
     if kept["embedding_stages"] is not None and kept["embedding_stages"] < 1:
         raise ArgumentError("embedding_stages", kept["embedding_stages"], "give 1 or more, or null")

@@ -23,6 +23,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.seed_maps import Seeds
 from rca_lightning.distributed import broadcast_from_first, gather_uneven, world_size_and_rank
 from rca_lightning.errors import ArgumentError, refuse_removed
+from rca_lightning.evaluation.auto_threshold import Automatic
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import Evaluation, TagSource
 from rca_lightning.io.listing import first_few
@@ -156,7 +157,8 @@ class RCAModule(
         tag_threshold: image probability above which a tag is predicted. none: of each class the one that a frozen fit
             has calibrated on the tags of its photographs, else 0.5.
         seed_threshold: background threshold of the score; none: the one that pseudo labels of the kind of maps are
-            drawn with, see `PseudoLabelWriter`. Masks have no part in it; the best of 0.05, 0.10, ... 0.95 on them is
+            drawn with, see `PseudoLabelWriter`; "auto": chosen from the maps of the photographs that are scored, see
+            `AutoThreshold`. Masks have no part in it; the best of 0.05, 0.10, ... 0.95 on them is
             told as "oracle" beside.
         optimizer: "sgd" or "adamw".
         lr: learning rate of the backbone.
@@ -228,7 +230,7 @@ class RCAModule(
         eval_tags: TagSource = "image",
         predict_tags: TagSource = "image",
         tag_threshold: float | None = None,
-        seed_threshold: float | None = None,
+        seed_threshold: float | Automatic | None = None,
         optimizer: OptimizerName = "sgd",
         lr: float = 0.01,
         new_layer_lr_ratio: float = 10.0,
@@ -274,7 +276,8 @@ class RCAModule(
         self.loss = RCALoss(
             alpha=alpha, beta=self.hparams["beta"], temperature=contrast_temperature, positives=positives
         )
-        self.evaluation = Evaluation(num_classes, () if seed_threshold is None else (seed_threshold,))
+        fixed = (seed_threshold,) if isinstance(seed_threshold, (int, float)) else ()
+        self.evaluation = Evaluation(num_classes, fixed, chooses=seed_threshold == "auto")
         self.tag_calibration = TagCalibration(num_classes)
         self.memory: RegionMemory | None = None
         self.cells_per_class = CELLS  # of a view, in a round; `RegionMemoryCallback` takes fewer of many photographs

@@ -12,6 +12,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch, collate_read
 from rca_lightning.distributed import world_size_and_rank
+from rca_lightning.evaluation.auto_threshold import Automatic
 from rca_lightning.evaluation.protocol import ThresholdSource
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.data_checks import DataChecks
@@ -62,12 +63,14 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
         prototyped = self.network.has_prototype
         return self.hparams["final_map"] == "attention" and prototyped is not None and bool(prototyped.any())
 
-    def threshold_without_masks(self) -> tuple[float, ThresholdSource]:
+    def threshold_without_masks(self) -> tuple[float | Automatic, ThresholdSource]:
         """Background threshold of the score, which no mask had a part in, and how it was chosen.
 
         It is `seed_threshold` if that was given, else what pseudo labels of this kind of maps are drawn with.
         """
         given = self.hparams["seed_threshold"]
+        if given == "auto":
+            return "auto", "auto"
         if given is not None:
             return float(given), "given"
         kind = default_thresholds(attention=self.reads_attention, contrasted=self.contrasts_prototypes)
