@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import rca_lightning
 from rca_lightning.cli.main import main
-from rca_lightning.errors import ResultsError
+from rca_lightning.errors import ArgumentError, ResultsError
+from rca_lightning.evaluation.auto_threshold import AutoThreshold
 from rca_lightning.evaluation.image_counts import ImageCounts, ids_digest
 from rca_lightning.evaluation.intervals import miou_interval
+from rca_lightning.evaluation.threshold_calibration import calibrate_threshold
 from tests.integration.running import run
 
 
@@ -146,3 +149,26 @@ def test_label_images_of_a_network_have_no_threshold(segment: Path, segment_chec
     assert "oracle_miou" not in content
     assert miou_interval(counts, None).value == pytest.approx(content["miou"])
     assert counts.confusion(None).sum() == np.sum(counts.pixels)
+
+
+def test_threshold_is_chosen_without_masks_or_by_a_few(
+    config: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run("predict", config, "--ckpt_path", checkpoint)
+    auto = AutoThreshold()
+    for path in (tmp_path / "run" / "predictions" / "cams").iterdir():
+        with np.load(path) as stored:
+            auto.update(torch.from_numpy(stored["maps"].astype(np.float32)))
+    content, counts = score("validate", config, checkpoint, "--model.seed_threshold", "auto")
+    assert content["threshold"] == pytest.approx(auto.compute(), abs=0.011)  # to hundredths, of maps that are rounded
+    assert (content["protocol"]["threshold"], len(content["curve"])) == ("auto", 99)
+    assert content["miou"] == pytest.approx(miou_interval(counts, content["threshold"], draws=1).value)
+
+    capsys.readouterr()
+    main(["calibrate", str(tmp_path / "run" / "validate.json"), "--masks", "4"])
+    printed = capsys.readouterr().out
+    found = calibrate_threshold(counts, masks=4)
+    interval = f"95 % interval {found.low:g} to {found.high:g}"
+    assert printed.startswith(f"background threshold {found.threshold:g}, {interval}\nchosen by the masks of 4 images")
+    with pytest.raises(ArgumentError, match="masks=7: there are 6"):
+        main(["calibrate", str(tmp_path / "run" / "validate_images.npz"), "--masks", "7"])

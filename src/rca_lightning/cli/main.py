@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": "rca_lightning.cli.convert",
     "app": "rca_lightning.cli.app",
     "prompts": "rca_lightning.cli.prompts",
+    "calibrate": "rca_lightning.cli.calibrate",
     "compare": "rca_lightning.cli.compare",
 }
 ABOUT = {
@@ -32,6 +33,7 @@ ABOUT = {
     "fit": "Trains.",
     "validate": "Scores a checkpoint on a split with masks.",
     "test": "The same, on another split.",
+    "calibrate": "Chooses the background threshold from a few masks.",
     "compare": "Two scores: their difference, and whether they may be compared.",
     "predict": "Writes maps and labels, or masks.",
     "atlas": "Draws what each prototype stands for.",

@@ -103,6 +103,20 @@ class ImageCounts:
             )
             yield slice(first, last), np.stack(parts, axis=1).astype(np.float64)
 
+    def take(self, rows: Integers) -> ImageCounts:
+        """Counts of some of the images.
+
+        Args:
+            rows: their numbers, ascending, each once.
+        """
+        place = np.full(len(self.ids), -1)
+        place[rows] = np.arange(len(rows))
+        kept = place[self.image] >= 0
+        columns = {name: getattr(self, name)[kept] for name in _COLUMNS if name != "image"}
+        ids = tuple(self.ids[row] for row in rows)
+        known: dict[str, Any] = {"ids": ids, "num_classes": self.num_classes, "thresholds": self.thresholds}
+        return ImageCounts(**known, image=place[self.image][kept], **columns)
+
     def save(self, path: Path) -> None:
         """Writes an npz file without pickle, whole or not at all."""
         arrays = {name: getattr(self, name).astype(kind) for name, kind in zip(_COLUMNS, _TYPES, strict=True)}

@@ -86,6 +86,26 @@ def paired_difference(
     return _interval(other - one, draws, len(first.ids))
 
 
+def best_thresholds(counts: ImageCounts, *, draws: int = DRAWS, seed: int = SEED) -> tuple[Floats, Floats]:
+    """Background threshold of seeds with the best mean IoU, of each draw; and the curve of the images themselves.
+
+    Args:
+        counts: of the images.
+        draws: 1 or more.
+        seed: of the draws.
+
+    Returns:
+        `(draws,)` the best threshold of each draw, the lowest of several; and `(T,)` mean IoU by threshold.
+
+    Raises:
+        ArgumentError: for no draw.
+    """
+    weights = _weights(len(counts.ids), draws, seed)
+    curves = np.stack([_drawn_miou(counts, threshold, weights) for threshold in counts.thresholds], axis=1)
+    thresholds = np.array(counts.thresholds)
+    return thresholds[np.nan_to_num(curves[1:], nan=-1.0).argmax(axis=1)], curves[0]
+
+
 def _weights(images: int, draws: int, seed: int) -> Integers:
     """How often each image is in each draw, `(1 + draws, I)`; the first takes each once."""
     if draws < 1:

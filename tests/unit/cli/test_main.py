@@ -44,6 +44,8 @@ print("imported", sorted(set(sys.modules) & set({HEAVY})))
         ("check --layout voc2012 --results x", "rca: ids=None: give --ids"),
         ("export --help", "--ckpt_path"),
         ("app --help", "--port"),
+        ("calibrate --help", "--masks N"),
+        ("calibrate a.npz", "rca: a.npz: "),
         ("compare --help", "--anyway"),
         ("compare a.json", "the following arguments are required: B.json"),
         ("compare a.json b.json", "rca: file='a.json': there is no such file"),
