@@ -74,7 +74,8 @@ def test_difference_has_its_paired_interval_and_every_class(pair):
         (row,) = [line for line in text.splitlines() if f" {name} " in line]
         numbers = [f"{100 * one[name]:.1f}", f"{100 * other[name]:.1f}", f"{100 * (other[name] - one[name]):+.1f}"]
         assert row.replace("│", " ").replace("|", " ").split() == [name, *numbers]
-    assert max(map(len, text.splitlines()[2:])) <= 80
+    lines = [line for line in text.splitlines() if not line.startswith(("a: ", "b: "))]  # paths may be long
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_run_differs_from_itself_by_nothing(pair):
