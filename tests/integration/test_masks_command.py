@@ -276,7 +276,7 @@ def test_page_goes_without_prototypes_where_the_model_has_no_memory(labelled: Fo
     assert 'id="prototypes"' not in (folder.out / "report.html").read_text()
 
 
-def test_threshold_chosen_without_masks_once_for_a_model(folder: Folder, monkeypatch: pytest.MonkeyPatch):
+def test_threshold_chosen_without_masks_once_for_a_model(folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys):
     folder.label("--threshold", "auto", "--maps")
     first = folder.written()["settings"]
     assert first["threshold"] == "auto"
@@ -294,3 +294,4 @@ def test_threshold_chosen_without_masks_once_for_a_model(folder: Folder, monkeyp
         folder.label("--threshold", "1.5")
     with pytest.raises(SystemExit):
         folder.label("--threshold", "most")
+    assert "--threshold: 'most': give a number in [0, 1], or auto" in capsys.readouterr().err

@@ -56,7 +56,12 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _threshold(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number in [0, 1], or auto") from None
 
 
 class _Parser(argparse.ArgumentParser):
