@@ -37,6 +37,15 @@ def score_seeds(indices: list[int]) -> Scores | None:
     return evaluation.finish(threshold=0.5)
 
 
+def score_without_masks(indices: list[int]) -> Scores | None:
+    """At the threshold that the maps choose, which depends on all of them."""
+    evaluation, images = Evaluation(CLASSES, chooses=True), seed_images(IMAGES)
+    for index in indices:
+        maps, mask = images[index]
+        evaluation.update([maps], torch.ones(1, CLASSES), mask[None], [f"photo {index}"])
+    return evaluation.finish(threshold="auto")
+
+
 # Uneven, one of them repeated on both as a sampler does that gives every rank as many; one rank without any; none.
 SHARES = {"uneven": ([0, 2, 4, 6], [1, 3, 5, 0]), "one alone": ([], list(range(IMAGES))), "none": ([], [])}
 
@@ -54,6 +63,9 @@ def _score(rank: int, port: int, folder: str) -> None:
                 content.pop("classification_map")
                 content = {key: value for key, value in content.items() if not key.startswith("tag_")}
                 file.with_suffix(".json").write_text(json.dumps(content))
+    for name, shares in {"halves": ([0, 1, 2, 3], [4, 5, 6]), "one alone": SHARES["one alone"]}.items():
+        found = score_without_masks(shares[rank])
+        (Path(folder) / f"{name} {rank}.txt").write_text(f"{found.threshold} {found.miou}")
     dist.destroy_process_group()
 
 
@@ -75,3 +87,6 @@ def test_both_ranks_have_the_counts_of_one_process(tmp_path):
                 assert stored == {key: content[key] for key in stored}
                 assert {"miou", "miou_interval", "curve", "images"} <= stored.keys()
     assert not list(tmp_path.glob("none*"))
+    expected = score_without_masks(list(range(IMAGES)))
+    for file in ("halves 0", "halves 1", "one alone 0", "one alone 1"):
+        assert (tmp_path / f"{file}.txt").read_text() == f"{expected.threshold} {expected.miou}"
