@@ -137,6 +137,7 @@ def load(given: argparse.Namespace) -> tuple[list[Photograph], int]:
     return photographs, data.num_classes
 
 
+@torch.no_grad()
 def main() -> None:
     """Read the arguments, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,5 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()

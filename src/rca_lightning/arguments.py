@@ -122,6 +122,10 @@ def _plain_of_union(name: str, value: Any, members: Sequence[Any]) -> Any:
             except ArgumentError as error:
                 refusals.append(error)
     _, found, remedy = refusals[0].args
+    kinds = [member for member in members if member is not NoneType]
+    for member, refusal in list(zip(kinds, refusals, strict=True))[1:]:
+        if get_origin(member) is Literal:
+            remedy += f", or {refusal.args[2].removeprefix('give ')}"
     raise ArgumentError(name, found, f"{remedy}, or None" if NoneType in members else remedy)
 
 

@@ -108,7 +108,7 @@ CHOSEN: dict[str, Any] = {"threshold_chosen": "auto"}
 """Setting of a folder whose background threshold is chosen without masks; it stands beside the threshold."""
 
 
-def check_automatic(threshold: object, background: Background) -> None:
+def check_automatic(threshold: object, background: str) -> None:
     """Refuses the threshold "auto" of a background that has no single threshold."""
     if threshold == "auto" and background != "fixed":
         raise ArgumentError("background_threshold", threshold, "it is of background='fixed'; leave one of them out")
