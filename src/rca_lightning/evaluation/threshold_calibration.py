@@ -40,7 +40,7 @@ def calibrate_threshold(
     """Chooses the background threshold of seeds from the masks of a few images.
 
     Each draw takes as many images as there are, with replacement, and finds the best of the thresholds that were
-    counted for them. The middle one of these errs less than the best one of the images as they are.
+    counted for them; the middle one of these is taken.
 
     Args:
         counts: of images with masks, by `rca validate`.

@@ -24,7 +24,7 @@ from rca_lightning.rca.network import FinalMap, RCANetwork
 from rca_lightning.rca.tag_calibration import TagCalibration
 
 SAMPLE = 200
-"""Photographs whose maps choose the background threshold "auto": the threshold of more of them moves by hundredths."""
+"""Photographs whose maps choose the background threshold "auto", at most."""
 
 
 class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
