@@ -19,7 +19,7 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
-from rca_lightning.evaluation.auto_threshold import Automatic, AutoThreshold
+from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
 from rca_lightning.evaluation.protocol import describe_file, make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
@@ -178,20 +178,15 @@ class PseudoLabelWriter(PredictionWriter):
         images = getattr(loader.dataset, "images", loader.dataset)  # those of batches, or themselves
         if not isinstance(images, TaggedImages):
             raise ArgumentError("background_threshold", "auto", "needs photographs of WSSSDataModule; give a number")
-        auto = AutoThreshold().to(module.device)
-        for prediction, image in module.sample_predictions(images):
-            maps = self._seeds(prediction).maps
-            if self._affinity is not None:
-                maps = walk_class_maps(maps, self._affinity.boundary_maps(image[None])[0])
-            auto.update(maps)
+        sample = (self._labelled_maps(prediction, image) for prediction, image in module.sample_predictions(images))
+        threshold = choose_threshold(sample, device=module.device)
         self._not_accumulated = 0  # they are counted when they are labelled
-        threshold = auto.compute()
-        if threshold is None:
-            threshold = self.generator.background_threshold
-            logger.warning("background threshold: no photograph has a map to choose it from; it stays %g", threshold)
-        else:
-            logger.info("background threshold, chosen without masks: %g", threshold)
         return threshold
+
+    def _labelled_maps(self, prediction: dict[str, Any], image: Tensor) -> Tensor:
+        """The maps that the background is told from."""
+        maps = self._seeds(prediction).maps
+        return maps if self._affinity is None else walk_class_maps(maps, self._affinity.boundary_maps(image[None])[0])
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the folder, and asks the module for the features that a refinement needs."""

@@ -33,8 +33,7 @@ from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.records import Source
 from rca_lightning.data.sample import Batch, SkippedImage
-from rca_lightning.errors import DataError
-from rca_lightning.evaluation.auto_threshold import AutoThreshold
+from rca_lightning.evaluation import auto_threshold
 from rca_lightning.io.atomic import alone_in, write_atomically
 from rca_lightning.io.tensor_file import load_tensors
 from rca_lightning.modules.rca_module import RCAModule
@@ -227,14 +226,9 @@ def choose_threshold(run: RunFolder, data: WSSSDataModule, steps: Steps) -> floa
     features.compute(module, data, images)
     images.features = features.open(module)
     steps.begin("labels")
-    auto = AutoThreshold().to(module.device)
-    for prediction, _ in module.sample_predictions(images):
-        auto.update(prediction["seeds"].maps)
-    threshold = auto.compute()
-    if threshold is None:
-        raise DataError("no photograph has a map that the threshold could be chosen from; give --threshold a number")
+    sample = (prediction["seeds"].maps for prediction, _ in module.sample_predictions(images))
+    threshold = auto_threshold.choose_threshold(sample, device=module.device)
     run.remember("threshold", {"share": threshold})
-    logging.getLogger(__name__).info("background threshold, chosen without masks: %g", threshold)
     return threshold
 
 

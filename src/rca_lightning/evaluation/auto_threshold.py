@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from rca_lightning.errors import ArgumentError
+from rca_lightning.errors import ArgumentError, DataError
+
+_log = logging.getLogger(__name__)
 
 Automatic = Literal["auto"]
 """Value of a threshold that is to be chosen by `AutoThreshold`."""
@@ -58,6 +62,26 @@ class AutoThreshold(Metric):
     def compute(self) -> float | None:
         """The threshold in `[0, 1]`; `None` where no image had a map."""
         return otsu_threshold(self.histogram) if int(self.images) else None
+
+
+def choose_threshold(maps: Iterable[Tensor], *, device: torch.device | str = "cpu") -> float:
+    """Chooses and logs the background threshold of class maps; every rank gives its share of them.
+
+    Args:
+        maps: of each image `(K, H, W)` in `[0, 1]`.
+        device: where they are.
+
+    Raises:
+        DataError: if no image has a map.
+    """
+    auto = AutoThreshold().to(device)
+    for of_image in maps:
+        auto.update(of_image)
+    threshold = auto.compute()
+    if threshold is None:
+        raise DataError("no photograph has a map that a background threshold could be chosen from; give a number")
+    _log.info("background threshold, chosen without masks: %g", threshold)
+    return float(threshold)
 
 
 def otsu_threshold(histogram: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rca_lightning.errors import (
     refuse_other_classes,
     refuse_removed,
 )
-from rca_lightning.evaluation.auto_threshold import Automatic, AutoThreshold
+from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
 from rca_lightning.evaluation.protocol import make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
@@ -147,8 +147,9 @@ def label_stored_maps(
     done = folder.done()
     if is_chosen:
         begun = automatic_threshold(folder.settings()) if existing == "skip" else None
-        threshold = _choose_threshold(records, source, affinity, data.num_classes) if begun is None else begun
-        generator = replace(generator, background_threshold=threshold)
+        if begun is None:
+            begun = choose_threshold(_sample_maps(records, source, affinity, data.num_classes))
+        generator = replace(generator, background_threshold=begun)
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
     refined = {} if affinity is None else {"affinity": affinity.digest()}
     refined |= describe_proposals(refine, proposals)
@@ -209,21 +210,17 @@ def _stored_supervision(predicted: dict[str, Any]) -> dict[str, bool] | None:
     return stored if known else None
 
 
-def _choose_threshold(records: RecordTable, source: Path, affinity: AffinityModule | None, num_classes: int) -> float:
-    """The background threshold of some of the maps, evenly spread, chosen without masks."""
+def _sample_maps(
+    records: RecordTable, source: Path, affinity: AffinityModule | None, num_classes: int
+) -> Iterator[torch.Tensor]:
+    """Some of the maps, evenly spread, as the background is told from them."""
     rows = np.array(evenly_spread(len(records)), dtype=np.int64)
-    auto = AutoThreshold()
     for record in show_progress(records.take(rows), what="threshold", total=len(rows)):
         size = image_size(record.image)
         maps = read_maps(source / f"{record.image_id}.npz", size=size, num_classes=num_classes).maps
         if affinity is not None:
             maps = walk_class_maps(maps, affinity.boundary_maps(normalise(Pixels(read_image(record.image)))[None])[0])
-        auto.update(maps)
-    threshold = auto.compute()
-    if threshold is None:
-        raise ArgumentError("background_threshold", "auto", "no photograph has a map to choose it from; give a number")
-    logger.info("background threshold, chosen without masks: %g", threshold)
-    return threshold
+        yield maps
 
 
 def _with_maps(data: WSSSDataModule, source: Path) -> tuple[RecordTable, list[SkippedImage]]:
