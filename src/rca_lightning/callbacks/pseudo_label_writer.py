@@ -20,6 +20,7 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
+from rca_lightning.evaluation.map_kinds import default_thresholds
 from rca_lightning.evaluation.protocol import describe_file, make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
@@ -33,7 +34,6 @@ from rca_lightning.pseudo_labels.labels import (
     automatic_threshold,
     check_automatic,
     check_count,
-    default_thresholds,
     threshold_source,
 )
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
@@ -147,8 +147,7 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(module, RCAModule):
             raise ArgumentError("model", type(module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
         check_mask_classes(module.hparams["num_classes"])
-        kind = {"attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
-        self.generator = PseudoLabelGenerator(**{**default_thresholds(**kind), **self._settings})
+        self.generator = PseudoLabelGenerator(**{**default_thresholds(module.map_kind), **self._settings})
         self.generator.check_packages()
         if self.affinity_ckpt is not None:
             self._affinity = load_affinity(self.affinity_ckpt, module.device)
@@ -179,7 +178,8 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(images, TaggedImages):
             raise ArgumentError("background_threshold", "auto", "needs photographs of WSSSDataModule; give a number")
         sample = (self._labelled_maps(prediction, image) for prediction, image in module.sample_predictions(images))
-        threshold = choose_threshold(sample, device=module.device)
+        kind = module.map_kind if self._affinity is None else None
+        threshold = choose_threshold(sample, kind=kind, device=module.device)
         self._not_accumulated = 0  # they are counted when they are labelled
         return threshold
 

@@ -227,7 +227,7 @@ def choose_threshold(run: RunFolder, data: WSSSDataModule, steps: Steps) -> floa
     images.features = features.open(module)
     steps.begin("labels")
     sample = (prediction["seeds"].maps for prediction, _ in module.sample_predictions(images))
-    threshold = auto_threshold.choose_threshold(sample, device=module.device)
+    threshold = auto_threshold.choose_threshold(sample, kind=module.map_kind, device=module.device)
     run.remember("threshold", {"share": threshold})
     return threshold
 

@@ -13,12 +13,12 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch, collate_read
 from rca_lightning.distributed import world_size_and_rank
 from rca_lightning.evaluation.auto_threshold import Automatic
+from rca_lightning.evaluation.map_kinds import MapKind, map_kind, thresholds_of
 from rca_lightning.evaluation.protocol import ThresholdSource
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.training_guards import MetricResetMixin
-from rca_lightning.pseudo_labels.labels import default_thresholds
 from rca_lightning.rca.inference import ClassMaps, infer_class_maps, read_class_maps
 from rca_lightning.rca.network import FinalMap, RCANetwork
 from rca_lightning.rca.tag_calibration import TagCalibration
@@ -73,8 +73,16 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
             return "auto", "auto"
         if given is not None:
             return float(given), "given"
-        kind = default_thresholds(attention=self.reads_attention, contrasted=self.contrasts_prototypes)
-        return kind["background_threshold"], "default"
+        return thresholds_of(self.map_kind).background, "default"
+
+    @property
+    def map_kind(self) -> MapKind:
+        """The kind of the seeds."""
+        return map_kind(
+            attention=self.reads_attention,
+            contrasted=self.contrasts_prototypes,
+            propagated=self.hparams["propagation_steps"] > 0,
+        )
 
     @check_arguments
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
@@ -127,7 +135,9 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
     def on_validation_epoch_end(self) -> None:
         """Log the score of the split."""
         threshold, source = self.threshold_without_masks()
-        result = self.evaluation.finish(self.tag_threshold, threshold=threshold, threshold_source=source)
+        result = self.evaluation.finish(
+            self.tag_threshold, threshold=threshold, threshold_source=source, kind=self.map_kind
+        )
         if result is not None:
             self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), sync_dist=False)
         self.tell_scores(result)

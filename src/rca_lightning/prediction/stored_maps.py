@@ -26,6 +26,7 @@ from rca_lightning.errors import (
     refuse_removed,
 )
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
+from rca_lightning.evaluation.map_kinds import MapKind, default_thresholds, map_kind
 from rca_lightning.evaluation.protocol import make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
@@ -41,7 +42,6 @@ from rca_lightning.pseudo_labels.labels import (
     automatic_threshold,
     check_automatic,
     check_count,
-    default_thresholds,
     threshold_source,
 )
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
@@ -148,7 +148,8 @@ def label_stored_maps(
     if is_chosen:
         begun = automatic_threshold(folder.settings()) if existing == "skip" else None
         if begun is None:
-            begun = choose_threshold(_sample_maps(records, source, affinity, data.num_classes))
+            kind = _kind(predicted) if affinity is None and "reads_attention" in predicted else None
+            begun = choose_threshold(_sample_maps(records, source, affinity, data.num_classes), kind=kind)
         generator = replace(generator, background_threshold=begun)
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
     refined = {} if affinity is None else {"affinity": affinity.digest()}
@@ -247,7 +248,16 @@ def _with_defaults(given: dict[str, float | None], background: str, predicted: d
     missing = [name for name in BACKGROUND_SETTINGS.get(background, ()) if name in given and name not in known]
     if missing and not isinstance(attention, bool):
         raise ArgumentError(missing[0], None, "give one in [0, 1]: rca predict has left none with these maps")
-    return default_thresholds(attention=attention is True, contrasted=predicted.get("contrasted") is True) | known
+    return default_thresholds(_kind(predicted)) | known
+
+
+def _kind(predicted: dict[str, Any]) -> MapKind:
+    """The kind of stored maps; of those of before it was noted, the propagated one, as is the default."""
+    return map_kind(
+        attention=predicted.get("reads_attention") is True,
+        contrasted=predicted.get("contrasted") is True,
+        propagated=predicted.get("propagation_steps", 1) > 0,
+    )
 
 
 def _label(
