@@ -26,7 +26,7 @@ from rca_lightning.errors import (
     refuse_removed,
 )
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
-from rca_lightning.evaluation.protocol import make_protocol, supervision_used
+from rca_lightning.evaluation.protocol import TagsOnRecord, make_protocol, supervision_used, tag_threshold_used
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
@@ -48,10 +48,17 @@ from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposal
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
+from rca_lightning.rca.tag_calibration import UNCALIBRATED_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_MAPS = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
+_OF_THE_MAPS = (
+    "checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention",
+)  # fmt: skip
+# Since these are recorded: they go on with what they tell, and are left out where it is not known.
+_OF_NEWER_MAPS = (
+    "checkpoint_sha256", "weights", "map_kind", "propagation_steps", "propagation_power", "propagation_affinity",
+)  # fmt: skip
 _ANY = 0.5  # until it is chosen
 _STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
 
@@ -151,6 +158,7 @@ def label_stored_maps(
             begun = choose_threshold(_sample_maps(records, source, affinity, data.num_classes))
         generator = replace(generator, background_threshold=begun)
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
+    source_settings |= {name: predicted[name] for name in _OF_NEWER_MAPS if name in predicted}
     refined = {} if affinity is None else {"affinity": affinity.digest()}
     refined |= describe_proposals(refine, proposals)
     chosen = CHOSEN if is_chosen else {}
@@ -174,31 +182,53 @@ def label_stored_maps(
     if proposals is not None and (line := proposals.summary()) is not None:
         logger.warning("%s", line)
     data.bad_images.summarise()
-    tags = predicted.get("predict_tags", "image")
-    supervision = supervision_used(
-        tags=tags,
-        settings=predicted,
-        training=_stored_supervision(predicted),
-        saliency=background == "saliency",
-        proposals=proposals_dir is not None,
-    )
-    checkpoint = predicted.get("checkpoint")
 
-    def protocol(ids: Sequence[str]) -> dict[str, Any]:
+    def protocol(ids: Sequence[str], tags: TagsOnRecord) -> dict[str, Any]:
         return make_protocol(
             split=data.predict_split,
             ids=ids,
-            supervision=supervision,
+            supervision=supervision_used(
+                tags=tags,
+                settings=predicted,
+                training=_stored_supervision(predicted),
+                saliency=background == "saliency",
+                proposals=proposals_dir is not None,
+            ),
             settings=predicted,
             threshold=threshold_source(background, {**thresholds, **given}),
             refine=tuple(refine),
-            checkpoint=None if checkpoint is None else {"file": checkpoint, "sha256": None},
+            background=generator.describe(),
+            **_protocol_of_maps(predicted, tags),
         )
 
     with folder.output_errors():
         write_summary(
-            folder, records, class_names=data.class_names, split=data.predict_split, tags=tags, protocol=protocol
+            folder,
+            records,
+            class_names=data.class_names,
+            split=data.predict_split,
+            tags=predicted.get("predict_tags", "image"),
+            protocol=protocol,
         )
+
+
+@check_arguments
+def _protocol_of_maps(predicted: dict[str, Any], tags: TagsOnRecord) -> dict[str, Any]:
+    """What `rca predict` has left with the maps on the network that drew them, as arguments of `make_protocol`."""
+    checkpoint = {"file": predicted.get("checkpoint"), "sha256": predicted.get("checkpoint_sha256")}
+    calibrated, weights = predicted.get("tags_calibrated"), predicted.get("weights")
+    threshold = tag_threshold_used(
+        tags,
+        given=predicted.get("tag_threshold"),
+        calibrated=calibrated is True,
+        default=UNCALIBRATED_THRESHOLD,
+    )
+    return {
+        "checkpoint": checkpoint if any(checkpoint.values()) else None,
+        "weights": weights if isinstance(weights, dict) else None,
+        "map_kind": predicted.get("map_kind", "unknown"),
+        "tag_threshold": None if calibrated is None and predicted.get("tag_threshold") is None else threshold,
+    }
 
 
 def _stored_supervision(predicted: dict[str, Any]) -> dict[str, bool] | None:
