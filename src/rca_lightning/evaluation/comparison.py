@@ -160,10 +160,20 @@ def protocol_name(protocol: Mapping[str, Any]) -> str:
     # A group that is None is like one whose entries are.
     known = {name: value for name, value in deciding.items() if value not in (None, False, "alike")}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{entries.get('split.name')}, {protocol_in_words(protocol)}, {digest}"
+
+
+def protocol_in_words(protocol: Mapping[str, Any]) -> str:
+    """The entries of a protocol that a score is never told without: how many images, whose tags, which threshold.
+
+    Args:
+        protocol: see `make_protocol`.
+    """
+    entries = dict(flat_entries(protocol))
     tags = TAGS_IN_WORDS.get(entries.get("supervision.tags"), "no tags")
     threshold = entries.get("threshold")
-    parts = [str(entries.get("split.name")), f"{entries.get('split.images')} images", tags]
-    return ", ".join([*parts, *([] if threshold is None else [f"threshold {threshold}"]), digest])
+    parts = [f"{entries.get('split.images')} images", tags]
+    return ", ".join([*parts, *([] if threshold is None else [f"threshold {threshold}"])])
 
 
 def _are_alike(entry: str, values: Sequence[Any]) -> bool:

@@ -229,7 +229,7 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     # Not the title of the table, which would be broken to its width.
     console.print(f"{predictions} of split {result['split']!r}, {result['images']} images{tags}", highlight=False)
     console.print(_table(result))
-    for line in _lines(result):
+    for line in score_lines(result):
         console.print(line, highlight=False, markup=False)
 
 
@@ -249,8 +249,12 @@ def _table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """What is said below the table."""
+def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is said below the table of classes: interval, threshold, oracle, sizes, outlines.
+
+    Args:
+        result: see `Scores.as_dict`.
+    """
     if "miou_interval" in result:
         yield f"mIoU {_percent(result['miou'])}, {in_words(result['miou_interval'])}"
     threshold, source = result["threshold"], result.get("protocol", {}).get("threshold")

@@ -26,11 +26,12 @@ from rca_lightning.errors import (
     refuse_removed,
 )
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
-from rca_lightning.evaluation.protocol import TagsOnRecord, make_protocol, supervision_used, tag_threshold_used
+from rca_lightning.evaluation.protocol import TagsOnRecord
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.seed_prediction import evenly_spread
+from rca_lightning.prediction.stored_protocol import stored_protocol
 from rca_lightning.pseudo_labels.affinity import walk_class_maps
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
@@ -48,7 +49,6 @@ from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposal
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.pseudo_labels.summary import write_summary
 from rca_lightning.pseudo_labels.workers import WorkQueue
-from rca_lightning.rca.tag_calibration import UNCALIBRATED_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
@@ -184,21 +184,15 @@ def label_stored_maps(
     data.bad_images.summarise()
 
     def protocol(ids: Sequence[str], tags: TagsOnRecord) -> dict[str, Any]:
-        return make_protocol(
+        return stored_protocol(
+            predicted,
             split=data.predict_split,
             ids=ids,
-            supervision=supervision_used(
-                tags=tags,
-                settings=predicted,
-                training=_stored_supervision(predicted),
-                saliency=background == "saliency",
-                proposals=proposals_dir is not None,
-            ),
-            settings=predicted,
+            tags=tags,
             threshold=threshold_source(background, {**thresholds, **given}),
-            refine=tuple(refine),
             background=generator.describe(),
-            **_protocol_of_maps(predicted, tags),
+            refine=tuple(refine),
+            proposals=proposals_dir is not None,
         )
 
     with folder.output_errors():
@@ -210,34 +204,6 @@ def label_stored_maps(
             tags=predicted.get("predict_tags", "image"),
             protocol=protocol,
         )
-
-
-@check_arguments
-def _protocol_of_maps(predicted: dict[str, Any], tags: TagsOnRecord) -> dict[str, Any]:
-    """What `rca predict` has left with the maps on the network that drew them, as arguments of `make_protocol`."""
-    checkpoint = {"file": predicted.get("checkpoint"), "sha256": predicted.get("checkpoint_sha256")}
-    calibrated, weights = predicted.get("tags_calibrated"), predicted.get("weights")
-    threshold = tag_threshold_used(
-        tags,
-        given=predicted.get("tag_threshold"),
-        calibrated=calibrated is True,
-        default=UNCALIBRATED_THRESHOLD,
-    )
-    return {
-        "checkpoint": checkpoint if any(checkpoint.values()) else None,
-        "weights": weights if isinstance(weights, dict) else None,
-        "map_kind": predicted.get("map_kind", "unknown"),
-        "tag_threshold": None if calibrated is None and predicted.get("tag_threshold") is None else threshold,
-    }
-
-
-def _stored_supervision(predicted: dict[str, Any]) -> dict[str, bool] | None:
-    """What the training of stored maps learned from; unknown without the settings of `rca predict`."""
-    stored = predicted.get(
-        "supervision", {"seed_dir": False, "masks": False} if "weights_digest" in predicted else None
-    )
-    known = isinstance(stored, dict) and all(isinstance(stored.get(name), bool) for name in ("seed_dir", "masks"))
-    return stored if known else None
 
 
 def _sample_maps(
