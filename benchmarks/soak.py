@@ -98,7 +98,7 @@ def _fit(folder: Path, steps: int, epochs: int, samples: _Samples, *, warmup: bo
             RegionMemoryCallback(slots=50),
             AttentionAccumulation(cells=16),
             PanelCallback(),
-            ModelCheckpoint(folder / "checkpoints", monitor="val/seed_miou/image_tags", mode="max", save_last=True),
+            ModelCheckpoint(folder / "checkpoints", monitor="val/miou_true_tags", mode="max", save_last=True),
             *([] if warmup else [samples]),
         ],
         plugins=[AtomicCheckpointIO()],

@@ -30,7 +30,7 @@ def test_both_ranks_go_on_and_list_each_image_once(bad_config: Path, tmp_path: P
     last = ["--ckpt_path", str(tmp_path / "run" / "last.ckpt")]
     one = main(["validate", *words, *last])
     assert one.model.evaluation.last_result.images == 4
-    name = "val/seed_miou/image_tags"
+    name = "val/miou_true_tags"
     assert float(two.trainer.callback_metrics[name]) == pytest.approx(float(one.trainer.callback_metrics[name]))
 
 

@@ -110,7 +110,7 @@ def test_cases_are_what_they_say(folder: Path):
 def test_score_counts_each_image_once(folder: Path):
     expected, found = read(folder, 1, "photographs")["scores"], read(folder, SEVERAL, "photographs")["scores"]
     assert found == pytest.approx(expected, abs=1e-4)  # a pixel may lie on a threshold; an image counts for more
-    assert 0 < expected["val/seed_miou/image_tags"] < 1
+    assert 0 < expected["val/miou_true_tags"] < 1
 
 
 def test_each_image_is_predicted_once(folder: Path):

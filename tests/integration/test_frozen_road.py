@@ -58,7 +58,7 @@ def test_fit_validate_predict_labels(frozen: Path, tmp_path: Path, capsys: pytes
     run("validate", frozen, "--ckpt_path", checkpoint)
     result = json.loads((tmp_path / "run" / "validate.json").read_text())
     assert result["images"] == 6
-    logged = float(fitted.trainer.callback_metrics["val/seed_miou/image_tags"])
+    logged = float(fitted.trainer.callback_metrics["val/miou_true_tags"])
     assert result["miou"] == pytest.approx(logged, abs=0.02)  # features there are kept in half precision
 
     run("predict", frozen, "--ckpt_path", checkpoint)

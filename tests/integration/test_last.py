@@ -25,7 +25,7 @@ def small(config: Path) -> Path:
     content["trainer"] |= {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger"}, "max_epochs": 3}
     content["trainer"]["logger"]["init_args"] = {"save_dir": content["trainer"]["default_root_dir"]}
     content["trainer"]["limit_val_batches"] = 1
-    filename = "{epoch}-{val/seed_miou/image_tags:.2f}"
+    filename = "{epoch}-{val/miou_true_tags:.2f}"
     content["trainer"]["callbacks"] = [{"class_path": SAVES, "init_args": {"filename": filename}}]
     config.write_text(yaml.safe_dump(content))
     return config

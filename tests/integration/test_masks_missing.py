@@ -112,7 +112,7 @@ def test_fit_skips_a_validation_without_masks_and_says_so_once(
 def test_monitor_of_a_validation_that_is_skipped_is_one_line_before_training(
     without_masks: Path, name: str, words: list[str], tmp_path: Path
 ):
-    monitor = "val/seed_miou/image_tags"
+    monitor = "val/miou_true_tags"
     changed(
         without_masks, trainer={"callbacks": [{"class_path": name, "init_args": {"monitor": monitor, "mode": "max"}}]}
     )

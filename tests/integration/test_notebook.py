@@ -52,7 +52,7 @@ def printed_and_drawn(outputs: list[dict[str, Any]]) -> tuple[str, int]:
 
 def test_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     printed, drawn = printed_and_drawn(outputs_of("quickstart.ipynb", tmp_path, monkeypatch))
-    assert "val/seed_miou/image_tags: 0." in printed
+    assert "val/miou_true_tags: 0." in printed
     assert "regions in memory, cosine within the class" in printed
     assert "5 images; these with a background threshold of" in printed
     assert drawn == 4  # photographs, maps, prototypes, predictions

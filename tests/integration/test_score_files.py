@@ -66,9 +66,9 @@ def test_the_logger_gets_both_scores_by_name(config: Path, checkpoint: Path):
     cli = run("validate", config, "--ckpt_path", checkpoint, "--model.eval_tags", "predicted")
     content = json.loads((config.parent / "run" / "validate.json").read_text())
     logged = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    assert logged["val/seed_miou/predicted_tags"] == pytest.approx(content["miou"], abs=1e-6)
-    assert logged["val/seed_miou_oracle/predicted_tags"] == pytest.approx(content["oracle_miou"], abs=1e-6)
-    assert logged["val/seed_threshold/predicted_tags"] == pytest.approx(content["threshold"])
+    assert logged["val/miou_predicted_tags"] == pytest.approx(content["miou"], abs=1e-6)
+    assert logged["val/miou_predicted_tags_oracle"] == pytest.approx(content["oracle_miou"], abs=1e-6)
+    assert logged["val/threshold_predicted_tags"] == pytest.approx(content["threshold"])
 
 
 def test_runs_are_compared_by_their_files(

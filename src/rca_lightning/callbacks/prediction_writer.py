@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.data.sample import Batch
+from rca_lightning.evaluation.protocol import describe_file
 from rca_lightning.io.output_folder import Existing, PredictionFolder
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,9 @@ class PredictionWriter(BasePredictionWriter, ABC):
         checkpoint = trainer.ckpt_path
         settings = {
             "checkpoint": None if checkpoint is None else Path(checkpoint).name,
+            # On the rank that writes the settings; checkpoints are large, and the others do not compare it.
+            "checkpoint_sha256": (describe_file(checkpoint) or {}).get("sha256") if trainer.is_global_zero else None,
+            "weights": getattr(pl_module, "weights_on_record", None),
             "weights_digest": weights_digest(pl_module),
             **self.describe(pl_module),
         }

@@ -21,7 +21,7 @@ from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
 from rca_lightning.evaluation.map_kinds import default_thresholds
-from rca_lightning.evaluation.protocol import describe_file, make_protocol, supervision_used
+from rca_lightning.evaluation.protocol import TagsOnRecord, describe_file, make_protocol, supervision_used
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.rca_module import RCAModule
@@ -147,7 +147,7 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(module, RCAModule):
             raise ArgumentError("model", type(module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
         check_mask_classes(module.hparams["num_classes"])
-        self.generator = PseudoLabelGenerator(**{**default_thresholds(module.map_kind), **self._settings})
+        self.generator = PseudoLabelGenerator(**{**default_thresholds(module.thresholds_kind), **self._settings})
         self.generator.check_packages()
         if self.affinity_ckpt is not None:
             self._affinity = load_affinity(self.affinity_ckpt, module.device)
@@ -161,13 +161,19 @@ class PseudoLabelWriter(PredictionWriter):
             chosen = CHOSEN
         names = ("num_classes", "backbone", "final_map", "scales", "flip", "max_side", "predict_tags", "tag_threshold")
         settings = {name: module.hparams[name] for name in ("class_names", *names)}
+        propagation = ("propagation_steps", "propagation_power", "propagation_affinity")
+        settings |= {name: module.hparams[name] for name in propagation}
         maps: dict[str, Any] = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
+        maps |= {"map_kind": self._map_kind(module), "tags_calibrated": bool(module.tag_calibration.fitted)}
         if module.hparams["num_prompts"]:  # else as in folders of before it was noted
             maps["num_prompts"] = module.hparams["num_prompts"]
         if any((module.supervision_on_record or {}).values()):
             maps["supervision"] = module.supervision_on_record
         proposals = describe_proposals(self.generator.refine, self._proposals)
         return {"maps": self.maps, **self.generator.describe(), **chosen, **proposals, **affinity, **settings, **maps}
+
+    def _map_kind(self, module: RCAModule) -> str:
+        return module.map_kind if self.maps == "network" else "running maximum of maps over training"
 
     def _choose_threshold(self, module: RCAModule) -> float:
         """The threshold that the folder was begun with, or that of a sample of the photographs."""
@@ -178,7 +184,7 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(images, TaggedImages):
             raise ArgumentError("background_threshold", "auto", "needs photographs of WSSSDataModule; give a number")
         sample = (self._labelled_maps(prediction, image) for prediction, image in module.sample_predictions(images))
-        kind = module.map_kind if self._affinity is None else None
+        kind = module.thresholds_kind if self._affinity is None else None
         threshold = choose_threshold(sample, kind=kind, device=module.device)
         self._not_accumulated = 0  # they are counted when they are labelled
         return threshold
@@ -247,27 +253,27 @@ class PseudoLabelWriter(PredictionWriter):
         """Writes `quality.json` and the score of the labels."""
         assert isinstance(module, RCAModule)
         data = getattr(trainer, "datamodule", None)
-        tags, split = module.hparams["predict_tags"], getattr(data, "predict_split", "predict")
-        supervision = supervision_used(
-            tags=tags,
-            settings=module.hparams,
-            training=module.supervision_on_record,
-            saliency=self.generator.background == "saliency",
-            proposals=self.proposals_dir is not None,
-        )
-
+        split = getattr(data, "predict_split", "predict")
         given = self._settings | ({"background_threshold": "auto"} if self.chooses_threshold else {})
 
-        def protocol(ids: Sequence[str]) -> dict[str, Any]:
+        def protocol(ids: Sequence[str], tags: TagsOnRecord) -> dict[str, Any]:
             return make_protocol(
                 split=split,
                 ids=ids,
-                supervision=supervision,
+                supervision=supervision_used(
+                    tags=tags,
+                    settings=module.hparams,
+                    training=module.supervision_on_record,
+                    saliency=self.generator.background == "saliency",
+                    proposals=self.proposals_dir is not None,
+                ),
                 settings=module.hparams,
                 threshold=threshold_source(self.generator.background, given),
                 refine=self.generator.refine,
                 checkpoint=describe_file(trainer.ckpt_path),
                 weights=module.weights_on_record,
+                background=self.generator.describe(),
+                **(module.protocol_of_maps(tags) | {"map_kind": self._map_kind(module)}),
             )
 
         with self.folder.output_errors():
@@ -276,6 +282,6 @@ class PseudoLabelWriter(PredictionWriter):
                 getattr(data, "predict_records", ()),
                 class_names=module.class_names,
                 split=split,
-                tags=tags,
+                tags=module.hparams["predict_tags"],
                 protocol=protocol,
             )

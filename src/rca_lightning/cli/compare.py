@@ -30,11 +30,11 @@ def _parser() -> argparse.ArgumentParser:
         description=(
             "Compare two scores: the difference with its paired bootstrap interval, from the file _images.npz beside "
             "each, and IoU by class. Scores that were not made alike are refused: other images, tags, supervision, "
-            "scales, flip, CRF or refinement, or a threshold chosen in another way."
+            "scales, flip, CRF or refinement, or a threshold or background chosen in another way."
         ),
         allow_abbrev=False,
     )
-    known = "validate.json, test.json or pseudo_labels.json"
+    known = "validate.json, test.json, pseudo_labels.json, or run.json of rca masks"
     parser.add_argument("first", type=Path, metavar="A.json", help=known)
     parser.add_argument("second", type=Path, metavar="B.json", help="another; the difference is B less A")
     parser.add_argument("--anyway", action="store_true", help="print an unfair comparison too, marked as such")

@@ -34,6 +34,7 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.records import Source
 from rca_lightning.data.sample import Batch, SkippedImage
 from rca_lightning.evaluation import auto_threshold
+from rca_lightning.evaluation.protocol import describe_file
 from rca_lightning.io.atomic import alone_in, write_atomically
 from rca_lightning.io.tensor_file import load_tensors
 from rca_lightning.modules.rca_module import RCAModule
@@ -227,7 +228,7 @@ def choose_threshold(run: RunFolder, data: WSSSDataModule, steps: Steps) -> floa
     images.features = features.open(module)
     steps.begin("labels")
     sample = (prediction["seeds"].maps for prediction, _ in module.sample_predictions(images))
-    threshold = auto_threshold.choose_threshold(sample, kind=module.map_kind, device=module.device)
+    threshold = auto_threshold.choose_threshold(sample, kind=module.thresholds_kind, device=module.device)
     run.remember("threshold", {"share": threshold})
     return threshold
 
@@ -307,6 +308,12 @@ class LabelWriter(PseudoLabelWriter):
     def __init__(self, run: RunFolder, **settings: Any) -> None:
         super().__init__(str(run.work), overlays=True, **settings)
         self.folder = run.predictions()
+        self._checkpoint = run.checkpoint
+
+    def describe(self, module: L.LightningModule) -> dict[str, Any]:
+        """Settings, with the digest of the checkpoint of the run, which the trainer does not know."""
+        digest = (describe_file(self._checkpoint) or {}).get("sha256")
+        return {**super().describe(module), "checkpoint_sha256": digest}
 
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
         """Refines on a grid that fits the photograph."""

@@ -46,6 +46,7 @@ def _check(given: argparse.Namespace) -> None:
     given.refine = () if given.refine == "none" else (given.refine,)
     if given.refine == ("dense_crf",):
         require_extra("pydensecrf.densecrf", extra="crf", needed_for="--refine dense_crf")
+    given.threshold_source = {None: "default", "auto": "auto"}.get(given.threshold, "given")
     if given.threshold is None and given.refine == ("dense_crf",):
         given.threshold = _CRF_THRESHOLD
     if isinstance(given.threshold, float) and not 0 <= given.threshold <= 1:

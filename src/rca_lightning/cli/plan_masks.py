@@ -17,6 +17,7 @@ from rca_lightning.data.tag_files import write_tag_file
 from rca_lightning.data.tagged_folder import read_tagged_folder, tag_names
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation.auto_threshold import Automatic
+from rca_lightning.evaluation.protocol import ThresholdSource
 from rca_lightning.io.atomic import alone_in, write_atomically
 from rca_lightning.io.listing import first_few
 from rca_lightning.pseudo_labels.refinement import RefinementName
@@ -33,6 +34,7 @@ class Choices:
     classes: str | None
     masks: Path | None
     threshold: float | Automatic | None
+    threshold_source: ThresholdSource
     refine: tuple[RefinementName, ...]
     refit: bool
     maps: bool

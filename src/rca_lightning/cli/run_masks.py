@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,9 +35,13 @@ from rca_lightning.data.near_duplicates import MOST_PAIRS, hash_photographs, nea
 from rca_lightning.data.records import Record
 from rca_lightning.data.tag_checks import TagStatistics
 from rca_lightning.data.tagged_folder import tag_names
-from rca_lightning.evaluation.report import Scores
+from rca_lightning.evaluation.comparison import images_file
+from rca_lightning.evaluation.protocol import describe_file, tags_used
+from rca_lightning.evaluation.report import Scores, in_words
 from rca_lightning.io.listing import first_few
+from rca_lightning.io.output_folder import stored_settings
 from rca_lightning.io.progress import show_progress
+from rca_lightning.prediction.stored_protocol import stored_protocol
 from rca_lightning.pseudo_labels.summary import score_label_files
 from rca_lightning.report.entries import ReportEntry
 from rca_lightning.report.page import write_report
@@ -45,6 +50,7 @@ from rca_lightning.version import __version__
 _log = logging.getLogger(__name__)
 
 _NAMED_PAIRS = 5
+_SPLIT = "all"
 
 # Seconds a photograph that a step may take, until something is known: of a photograph of 500 x 375 pixels on two cores.
 _EXPECTED = {"look": 0.005, "features": 1.2, "rounds": 0.1, "labels": 0.7, "prototypes": 0.0, "report": 0.02}
@@ -69,6 +75,7 @@ def run(given: argparse.Namespace, command: list[str]) -> None:
         given.classes,
         given.masks,
         given.threshold,
+        given.threshold_source,
         given.refine,
         given.refit,
         given.maps,
@@ -149,6 +156,8 @@ def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> 
         steps.begin("report")
         if choices.maps:
             _give_maps(run, folder)
+        predicted = stored_settings(run.maps)
+        used = predicted.get("background_threshold", chosen)
         scores = None if choices.masks is None else _score(run, records, folder)
         content = {
             "command": command,
@@ -156,7 +165,7 @@ def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> 
             "settings": {
                 **asdict(model),
                 **choices.of_labels(),
-                "background_threshold": chosen,
+                "background_threshold": used,
                 "tags": facts.described,
                 "segmenter": choices.segmenter,
             },
@@ -166,11 +175,20 @@ def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> 
             "seconds": _add_seconds(run, steps),
             "skipped": [{"image": image_id, "reason": reason} for image_id, reason in sorted(unread.items())],
             "warnings": lines,
-            "scores": None if scores is None else _scores_content(scores, folder),
+            "scores": None,
             "curves": run.state["fit"].get("curves", {}),
         }
+        protocol = partial(_protocol, run, records, choices, predicted)
+        content["protocol"] = protocol([record.image_id for record in records if record.image_id not in unread])
+        if scores is not None and scores.image_counts is not None:
+            rests_on = protocol(scores.image_counts.ids)
+            tags = rests_on["supervision"]["tags"]
+            names = content["classes"]
+            content["scores"] = scores.as_dict(split=_SPLIT, class_names=names, tags=tags, protocol=rests_on)
+        with run.output_errors():
+            _write_counts(images_file(run.out / "run.json"), scores)
         run.write_json(run.out / "run.json", content)
-        page = _write_page(run, records, folder, content, unread, atlas, threshold=chosen)
+        page = _write_page(run, records, folder, content, unread, atlas, threshold=used)
         run.end_parts()
         steps.end()
     done = facts.images - len(unread)
@@ -178,7 +196,8 @@ def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> 
     if unread:
         print(f"{len(unread)} could not be read: {first_few(sorted(unread))}")
     if scores is not None:
-        print(f"mIoU with {choices.masks}: {100 * scores.miou:.1f} ({scores.images} photographs)")
+        interval = in_words(content["scores"]["miou_interval"])
+        print(f"mIoU with {choices.masks}: {100 * scores.miou:.1f}, {interval} ({scores.images} photographs)")
     print(f"to look at: {page}")
     if choices.segmenter:
         print(f"the segmenter: {run.segmenter}")
@@ -270,9 +289,29 @@ def _score(run: RunFolder, records: Sequence[Record], folder: Catalogue) -> Scor
     return scores
 
 
-def _scores_content(scores: Scores, folder: Catalogue) -> dict[str, Any]:
-    values = zip(["background", *folder.facts.class_names], scores.iou.tolist(), strict=True)
-    return {"miou": scores.miou, "iou": {name: value for name, value in values if value == value}}  # without NaN
+def _protocol(
+    run: RunFolder, records: Sequence[Record], choices: Choices, predicted: Mapping[str, Any], ids: Sequence[str]
+) -> dict[str, Any]:
+    """What labels of these photographs rest on."""
+    chosen = set(ids)
+    protocol = stored_protocol(
+        predicted,
+        split=_SPLIT,
+        ids=ids,
+        tags=tags_used("image", (record.tags is not None for record in records if record.image_id in chosen)),
+        threshold=choices.threshold_source,
+        background=predicted,
+        refine=choices.refine,
+    )
+    segmenter = describe_file(run.segmenter) if choices.segmenter else None
+    return protocol | {"checkpoint": describe_file(run.checkpoint), "segmenter": segmenter}
+
+
+def _write_counts(path: Path, scores: Scores | None) -> None:
+    """Writes the counts of single images, which `rca compare` pairs; those of a run before are no longer true."""
+    path.unlink(missing_ok=True)
+    if scores is not None and scores.image_counts is not None:
+        scores.image_counts.save(path)
 
 
 def _write_page(

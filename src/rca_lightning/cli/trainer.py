@@ -26,9 +26,9 @@ from rca_lightning.checkpoints.writing import write_checkpoints_whole, writes_on
 from rca_lightning.cli.trainer_console import console_callbacks
 from rca_lightning.errors import ArgumentError, explain_removed
 from rca_lightning.evaluation.comparison import images_file
-from rca_lightning.evaluation.protocol import describe_file, make_protocol, supervision_used
 from rca_lightning.evaluation.report import print_report, write_report
 from rca_lightning.io.atomic import check_writable, output_errors
+from rca_lightning.modules.score_record import score_protocol
 
 logger = logging.getLogger(__name__)
 
@@ -218,20 +218,8 @@ class TaskCLI(LightningCLI):
         path = self._run_folder() / f"{self.subcommand}.json"  # on every rank: Lightning broadcasts the folder
         if not self.trainer.is_global_zero:
             return
-        settings = self.model.hparams
-        tags = None if settings["eval_tags"] == "none" else settings["eval_tags"]
-        split = self.datamodule.eval_split
-        training = self.model.supervision_on_record
-        protocol = make_protocol(
-            split=split,
-            ids=result.image_counts.ids,
-            supervision=supervision_used(tags=tags, settings=settings, training=training),
-            settings=settings,
-            threshold=result.threshold_source,
-            threshold_split=split,
-            checkpoint=describe_file(self.trainer.ckpt_path),
-            weights=self.model.weights_on_record,
-        )
+        protocol = score_protocol(self.model, result)
+        split, tags = self.datamodule.eval_split, protocol["supervision"]["tags"]
         content = result.as_dict(split=split, tags=tags, class_names=self.model.class_names, protocol=protocol)
         with output_errors("trainer.default_root_dir", path.parent):
             result.image_counts.save(images_file(path))  # first: scores are never beside the counts of others

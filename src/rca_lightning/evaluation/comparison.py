@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.text import Text
 from rca_lightning.errors import ArgumentError, DataError, ResultsError, first_other_class
 from rca_lightning.evaluation.image_counts import ImageCounts, mean_iou
 from rca_lightning.evaluation.intervals import LEVEL, Interval, paired_difference
+from rca_lightning.evaluation.protocol import TAGS_IN_WORDS
 
 IMAGES_ENDING = "_images.npz"
 """Beside `validate.json` the counts of its images are in `validate_images.npz`."""
@@ -24,10 +26,26 @@ _NEEDED = ("split", "images", "miou", "per_class_iou")
 _MOST_BYTES = 1 << 28
 _ROUNDING = 1e-6  # of a sum in another order
 # Entries of a protocol that only say what was computed with which tools; others say how it was scored.
-_TOLD = ("versions", "commit", "checkpoint", "weights", "final_map")
+_TOLD = ("versions", "commit", "checkpoint", "weights", "final_map", "maps", "segmenter")
 _OF_THE_TRAINING = ("supervision.seed_dir", "supervision.masks")  # which older checkpoints do not know
 # Neither has seen a mask: label images of a network need no threshold.
 _WITHOUT_MASKS = (None, "default", "auto")
+_ALIKE: dict[str, tuple[Any, ...]] = {
+    "threshold": _WITHOUT_MASKS,
+    "background.kind": (None, "fixed"),
+    "tag_threshold.chosen": (None, "default", "calibrated"),
+}
+# Numbers may be what is compared, once how they were chosen is alike; and that is told by `threshold`.
+_NUMBERS = ("background", "tag_threshold")
+_NOT_TOLD = ("background.by_masks",)
+_NEWER = ("background", "tag_threshold", "maps", "segmenter")  # which files of older versions lack
+
+
+class _NotRecorded:
+    """What a protocol says of an entry that it lacks."""
+
+
+_MISSING = _NotRecorded()
 
 
 def images_file(path: Path) -> Path:
@@ -37,11 +55,11 @@ def images_file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """A score file, such as `validate.json`.
+    """A score file, such as `validate.json`, or the scores in `run.json` of `rca masks`.
 
     Attributes:
         path: of the file.
-        content: what is in it.
+        content: the scores.
     """
 
     path: Path
@@ -65,8 +83,15 @@ class ScoreFile:
             json.dumps(content, ensure_ascii=False).encode()  # halves of characters cannot be printed
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: no JSON could be read ({error}); give validate.json of rca validate") from error
+        if isinstance(content, dict) and "scores" in content:  # of `rca masks`
+            content = content["scores"]
+            if content is None:
+                raise DataError(f"{path}: rca masks had no masks to score with; run it again with --masks FOLDER")
+            if isinstance(content, dict) and "protocol" not in content:
+                raise DataError(f"{path}: it says no protocol, as older versions wrote none; run rca masks again")
         if not _is_score(content):
-            raise DataError(f"{path}: this is no score file; give validate.json, test.json or pseudo_labels.json")
+            known = "validate.json, test.json, pseudo_labels.json or run.json"
+            raise DataError(f"{path}: this is no score file; give {known}")
         if not isinstance(content.get("protocol"), dict):
             raise DataError(f"{path}: it says no protocol, as older versions wrote none; score again")
         return cls(path, content)
@@ -98,8 +123,9 @@ def _is_score(content: Any) -> bool:
 def protocol_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Entries of two protocols that differ, a line each: those that make a comparison unfair, and those that do not.
 
-    Unfair are other images, supervision, views, refinements, and thresholds chosen in another way. A threshold that is
-    a default or chosen on the maps alone, and none at all, are alike in that no mask had a part.
+    Unfair are other images, supervision, views, refinements, backgrounds, and thresholds chosen in another way. A
+    threshold that is a default or chosen on the maps alone, and none at all, are alike in that no mask had a part. What
+    files of older versions do not say is told as "not recorded".
 
     Args:
         first: of one score file.
@@ -107,26 +133,88 @@ def protocol_differences(first: Mapping[str, Any], second: Mapping[str, Any]) ->
     """
     unfair: list[str] = []
     told: list[str] = []
-    one, other = dict(_flat(first)), dict(_flat(second))
-    for name in sorted(one.keys() | other.keys()):
-        values = one.get(name), other.get(name)
-        if values[0] == values[1]:
-            continue
-        line = f"{name}: {_shown(values[0])} and {_shown(values[1])}"
-        unknown = name in _OF_THE_TRAINING and None in values
-        without_masks = name == "threshold" and all(value in _WITHOUT_MASKS for value in values)
-        alike = name.split(".")[0] in _TOLD or unknown or without_masks
-        (told if alike else unfair).append(line)
+    for name in sorted(first.keys() | second.keys()):
+        for entry, *values in _pairs(name, first.get(name, _MISSING), second.get(name, _MISSING)):
+            if values[0] != values[1] and entry not in _NOT_TOLD:
+                (told if _are_alike(entry, values) else unfair).append(f"{entry}: {_in_words(values)}")
     return unfair, told
 
 
-def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Entries, and those of entries that are groups by dotted names."""
-    for name, value in entries.items():
+def protocol_name(protocol: Mapping[str, Any]) -> str:
+    """Short name of a protocol, in words and a digest of all that makes a comparison unfair where it differs.
+
+    Args:
+        protocol: see `make_protocol`.
+
+    Example:
+        >>> known = {"split": {"name": "val", "images": 24}, "threshold": "default", "supervision": {"tags": "image"}}
+        >>> protocol_name(known)
+        'val, 24 images, true tags, threshold default, deecca4a'
+    """
+    entries = dict(flat_entries(protocol))
+    deciding = {
+        name: "alike" if value in _ALIKE.get(name, ()) else bool(value) if name in _OF_THE_TRAINING else value
+        for name, value in entries.items()
+        if name.split(".")[0] not in _TOLD and name not in _NOT_TOLD and not _is_number(name)
+    }
+    # A group that is None is like one whose entries are.
+    known = {name: value for name, value in deciding.items() if value not in (None, False, "alike")}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{entries.get('split.name')}, {protocol_in_words(protocol)}, {digest}"
+
+
+def protocol_in_words(protocol: Mapping[str, Any]) -> str:
+    """The entries of a protocol that a score is never told without: how many images, whose tags, which threshold.
+
+    Args:
+        protocol: see `make_protocol`.
+    """
+    entries = dict(flat_entries(protocol))
+    tags = TAGS_IN_WORDS.get(entries.get("supervision.tags"), "no tags")
+    threshold = entries.get("threshold")
+    parts = [f"{entries.get('split.images')} images", tags]
+    return ", ".join([*parts, *([] if threshold is None else [f"threshold {threshold}"])])
+
+
+def _are_alike(entry: str, values: Sequence[Any]) -> bool:
+    """Whether values of an entry, which differ, leave a comparison fair."""
+    group = entry.split(".")[0]
+    if _MISSING in values:
+        return group in (*_TOLD, *_NEWER)
+    unknown = entry in _OF_THE_TRAINING and None in values
+    alike = all(value in _ALIKE.get(entry, ()) for value in values)
+    return group in _TOLD or unknown or alike or _is_number(entry)
+
+
+def _is_number(entry: str) -> bool:
+    return entry.split(".")[0] in _NUMBERS and entry not in _ALIKE
+
+
+def flat_entries(protocol: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the entries of a protocol, and those of entries that are groups by dotted names."""
+    for name, value in protocol.items():
         if isinstance(value, dict):
             yield from ((f"{name}.{part}", single) for part, single in value.items())
         else:
             yield name, value
+
+
+def _pairs(name: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """An entry of two protocols, or what is in it if it is a group; a group that is None has entries that are."""
+    both = (one, other)
+    parts = sorted({part for value in both if isinstance(value, dict) for part in value})
+    if not parts or not all(value is None or isinstance(value, dict) for value in both):
+        yield name, one, other
+        return
+    for part in parts:
+        first, second = (None if value is None else value.get(part, _MISSING) for value in both)
+        yield f"{name}.{part}", first, second
+
+
+def _in_words(values: Sequence[Any]) -> str:
+    if _MISSING in values:
+        return f"not recorded in the {('first', 'second')[values.index(_MISSING)]} file"
+    return " and ".join(map(_shown, values))
 
 
 def _shown(value: Any) -> str:

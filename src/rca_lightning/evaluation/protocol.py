@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,13 @@ from rca_lightning.version import __version__
 ThresholdSource = Literal["given", "default", "auto", "masks"]
 """How a background threshold was chosen: typed in, the default of the kind of maps, from the maps alone, on masks."""
 
+TagsOnRecord = Literal["image", "predicted", "mixed"]
+"""Whose tags were used: true ones, predicted ones, or true ones where a photograph has some and predicted ones else."""
+
+TAGS_IN_WORDS: dict[str | None, str] = {
+    "image": "true tags", "predicted": "predicted tags", "mixed": "true tags of some",
+}  # fmt: skip
+
 _PACKAGES = {
     "torch": ("torch",),
     "lightning": ("lightning",),
@@ -24,6 +32,9 @@ _PACKAGES = {
 }
 _PATIENCE = 10.0  # seconds for git, which may wait for a network file system
 _VIEWS = ("scales", "flip", "max_side")
+_PROPAGATION = ("propagation_steps", "propagation_power", "propagation_affinity")
+_OF_BACKGROUND = ("background_threshold", "power", "low", "high", "saliency_threshold")
+_BY_MASKS: dict[ThresholdSource | None, bool | None] = {"masks": True, "given": None}
 
 
 @check_arguments
@@ -38,6 +49,9 @@ def make_protocol(
     refine: Sequence[str] = (),
     checkpoint: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
+    background: Mapping[str, Any] | None = None,
+    tag_threshold: Mapping[str, Any] | None = None,
+    map_kind: str | None = None,
 ) -> dict[str, Any]:
     """Lists what a score rests on, as JSON values without a path or a name of a machine.
 
@@ -51,6 +65,10 @@ def make_protocol(
         refine: refinements in their order, beside the CRF of a segmentation network.
         checkpoint: name and SHA-256 of the checkpoint, see `describe_file`.
         weights: the same of the weights that its training began with; `None` if unknown.
+        background: how background is told from classes ("background", default "fixed") and its numbers by name;
+            `None` for label images of a network, which draws it as a class.
+        tag_threshold: of predicted tags, see `tag_threshold_used`; `None` where true tags or none were used.
+        map_kind: what the class maps are, such as "propagated CAM"; `None` for label images of a network.
     """
     crf = bool(settings.get("crf")) or "dense_crf" in refine
     chosen = f"masks of {threshold_split}" if threshold == "masks" else threshold
@@ -61,8 +79,11 @@ def make_protocol(
         "split": {"name": split, "images": len(ids), "ids_sha256": ids_digest(ids)},
         "supervision": dict(supervision),
         "threshold": chosen,
+        "background": None if background is None else _describe_background(background, threshold),
+        "tag_threshold": None if tag_threshold is None else dict(tag_threshold),
         **{name: _plain(settings.get(name)) for name in _VIEWS},
         "final_map": settings.get("final_map"),
+        "maps": None if map_kind is None else {"kind": map_kind, **{name: settings.get(name) for name in _PROPAGATION}},
         "crf": crf,
         "refine": list(refine),
     }
@@ -79,21 +100,73 @@ def supervision_used(
     """Lists what was known of the images beside their pixels.
 
     Args:
-        tags: "image" or "predicted"; `None`: none were given.
+        tags: "image", "predicted", or "mixed" where photographs without tags are among them; `None`: none were given.
         settings: arguments of the module, which say whether its first head reads prompts.
         training: "seed_dir" and "masks", whether the training began with maps of another model, and was trained on
             the masks of the data set; `None` if unknown, as of checkpoints of older versions.
         saliency: whether saliency maps told the background.
         proposals: whether labels were merged over regions from files of a proposer.
     """
+    first = settings.get("first_stage")  # of a classifier behind it
+    prompts = [part.get("num_prompts") for part in (settings, first) if isinstance(part, Mapping)]
     return {
         "tags": tags,
         "saliency": saliency,
-        "prompts": bool(settings.get("num_prompts")),
+        "prompts": any(prompts),
         "proposals": proposals,
         "seed_dir": None if training is None else training["seed_dir"],
         "masks": None if training is None else training["masks"],
     }
+
+
+def _describe_background(background: Mapping[str, Any], threshold: ThresholdSource | None) -> dict[str, Any]:
+    """How the background was told: None for a number that it does not read, and for whether masks chose a given one."""
+    kind = background.get("background", "fixed")
+    numbers = {name: background.get(name) for name in _OF_BACKGROUND}
+    return {"kind": kind, **numbers, "by_masks": _BY_MASKS.get(threshold, False)}
+
+
+@check_arguments
+def tag_threshold_used(
+    tags: TagsOnRecord | None, *, given: float | None, calibrated: bool, default: float
+) -> dict[str, Any] | None:
+    """Says how the probability was chosen above which a tag is predicted.
+
+    Args:
+        tags: whose tags were used; of true ones there is no threshold.
+        given: the number that the user has given, if any.
+        calibrated: whether there is one for each class, fitted to tags of photographs without a mask.
+        default: what holds where it is neither given nor calibrated.
+
+    Returns:
+        "chosen": "given", "calibrated" or "default"; and "value", `None` where each class has its own.
+    """
+    if tags not in ("predicted", "mixed"):
+        return None
+    if given is not None:
+        return {"chosen": "given", "value": given}
+    return {"chosen": "calibrated", "value": None} if calibrated else {"chosen": "default", "value": default}
+
+
+@check_arguments
+def tags_used(tags: Literal["image", "predicted"], known: Iterable[bool]) -> TagsOnRecord:
+    """Whose tags were used of photographs of which some have none: theirs are predicted.
+
+    Args:
+        tags: "image": true tags wherever there are some.
+        known: of each photograph, whether it has tags.
+
+    Returns:
+        "mixed" if both were.
+
+    Example:
+        >>> tags_used("image", [True, False]), tags_used("image", [True, True])
+        ('mixed', 'image')
+    """
+    if tags == "predicted":
+        return tags
+    found = set(known)
+    return "mixed" if len(found) == 2 else "predicted" if found == {False} else "image"
 
 
 def describe_file(path: str | Path | None) -> dict[str, str | None] | None:
@@ -102,9 +175,17 @@ def describe_file(path: str | Path | None) -> dict[str, str | None] | None:
         return None
     file = Path(path)
     try:
-        return {"file": file.name, "sha256": file_sha256(file) if file.is_file() else None}
+        known = file.stat()
+        whole = file.is_file()
+        return {"file": file.name, "sha256": _digest(file, known.st_size, known.st_mtime_ns) if whole else None}
     except OSError:
         return {"file": file.name, "sha256": None}
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(file: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file, read once as long as its size and time stay; checkpoints are large."""
+    return file_sha256(file)
 
 
 def describe_software() -> dict[str, Any]:
@@ -112,7 +193,13 @@ def describe_software() -> dict[str, Any]:
     versions: dict[str, str | None] = {"rca_lightning": __version__}
     for name, distributions in _PACKAGES.items():
         versions[name] = next(filter(None, map(_version, distributions)), None)
-    return {"versions": versions, "commit": library_commit()}
+    return {"versions": versions, "commit": _own_commit()}
+
+
+@functools.cache
+def _own_commit() -> str | None:
+    """Commit of the code that runs, which is that of the first time it is asked for."""
+    return library_commit()
 
 
 def library_commit(package: Path | None = None) -> str | None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -18,8 +18,13 @@ from rca_lightning.evaluation.breakdown import background_confusion, scores_by_s
 from rca_lightning.evaluation.image_counts import ImageCounts
 from rca_lightning.evaluation.intervals import LEVEL, SEED, miou_interval
 from rca_lightning.evaluation.mask_classes import MaskClassCounts
-from rca_lightning.evaluation.protocol import ThresholdSource
+from rca_lightning.evaluation.protocol import TAGS_IN_WORDS, ThresholdSource
 from rca_lightning.io.atomic import write_atomically
+
+TagsUsed = Literal["image", "predicted", "none"]
+"""Whose tags chose the classes of a photograph: its own, those that the network predicts, or none did."""
+
+_TAGS: dict[str, str] = {"image": "_true_tags", "predicted": "_predicted_tags", "none": ""}
 
 TAG_SCORES = ("classification_map", "tag_f1", "tag_f1_macro", "tag_calibration_error")
 """Scores of image probabilities and predicted tags."""
@@ -87,16 +92,18 @@ class Scores:
             parts.append(f"F1 of predicted tags {_percent(_number(self.tag_f1))}")
         return ", ".join(parts)
 
-    def logged(self, tags: str, prefix: str) -> dict[str, Any]:
+    @check_arguments
+    def logged(self, tags: TagsUsed, prefix: str) -> dict[str, Any]:
         """Scores of seeds for the logger; the name says whose tags were used. Only the oracle rests on the masks."""
         values = (self.miou, self.threshold, self.oracle_miou, *(getattr(self, name) for name in TAG_SCORES))
         return dict(zip(self.logged_names(tags, prefix), values, strict=True))
 
     @staticmethod
-    def logged_names(tags: str, prefix: str) -> tuple[str, ...]:
+    @check_arguments
+    def logged_names(tags: TagsUsed, prefix: str) -> tuple[str, ...]:
         """Names of `logged`."""
-        names = (f"{name}/{tags}_tags" for name in ("seed_miou", "seed_threshold", "seed_miou_oracle"))
-        return tuple(f"{prefix}/{name}" for name in (*names, *TAG_SCORES))
+        scores = (metric_name(prefix, name, tags) for name in ("miou", "threshold"))
+        return (*scores, metric_name(prefix, "miou", tags, oracle=True), *(f"{prefix}/{name}" for name in TAG_SCORES))
 
     def as_dict(
         self,
@@ -114,7 +121,7 @@ class Scores:
         Args:
             split: name of the split.
             class_names: names of the `L` classes, without the background.
-            tags: whose tags were used, "image" or "predicted"; `None`: none were.
+            tags: whose tags were used, "image", "predicted" or "mixed"; `None`: none were.
             protocol: what the score rests on; see `make_protocol`.
 
         Raises:
@@ -172,6 +179,25 @@ def _by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float |
     return {name: _number(value) for name, value in zip(names, values, strict=True)}
 
 
+@check_arguments
+def metric_name(prefix: str, name: str, tags: TagsUsed, *, oracle: bool = False) -> str:
+    """Name under which a logger gets a score: it says whose tags were used, and whether masks chose the threshold.
+
+    Args:
+        prefix: "val" or "test".
+        name: of the score.
+        tags: whose tags were used.
+        oracle: whether the threshold is the best one on the masks that are scored.
+
+    Example:
+        >>> metric_name("val", "miou", "image"), metric_name("val", "miou", "predicted", oracle=True)
+        ('val/miou_true_tags', 'val/miou_predicted_tags_oracle')
+        >>> metric_name("val", "miou", "none")
+        'val/miou'
+    """
+    return f"{prefix}/{name}{_TAGS[tags]}{'_oracle' if oracle else ''}"
+
+
 def class_scores(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """IoU, precision and recall by class, each `(..., C)`; 0 / 0 is NaN: the class takes no part.
 
@@ -199,11 +225,11 @@ def print_report(result: dict[str, Any], console: Console | None = None) -> None
     """
     console = console or Console()
     predictions = "Labels" if result["threshold"] is None else "Seeds"
-    tags = {None: "", "image": ", true tags", "predicted": ", predicted tags"}[result["tags"]]
+    tags = "" if result["tags"] is None else f", {TAGS_IN_WORDS[result['tags']]}"
     # Not the title of the table, which would be broken to its width.
     console.print(f"{predictions} of split {result['split']!r}, {result['images']} images{tags}", highlight=False)
     console.print(_table(result))
-    for line in _lines(result):
+    for line in score_lines(result):
         console.print(line, highlight=False, markup=False)
 
 
@@ -223,8 +249,12 @@ def _table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """What is said below the table."""
+def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is said below the table of classes: interval, threshold, oracle, sizes, outlines.
+
+    Args:
+        result: see `Scores.as_dict`.
+    """
     if "miou_interval" in result:
         yield f"mIoU {_percent(result['miou'])}, {in_words(result['miou_interval'])}"
     threshold, source = result["threshold"], result.get("protocol", {}).get("threshold")

@@ -19,6 +19,10 @@ _SETTINGS_FILE = "predict.json"
 
 
 _CLASSES = "class_names"  # a setting that folders of before 0.3 do not have
+# Settings that tell where predictions come from, and decide none: `weights_digest` is what the network computes with.
+_NOTES = ("checkpoint_sha256", "weights", "map_kind", "tags_calibrated")
+# Settings that folders have since they tell their kind of maps.
+_NEWER = ("propagation_steps", "propagation_power", "propagation_affinity")
 
 
 def stored_settings(folder: str | Path) -> dict[str, Any]:
@@ -175,7 +179,8 @@ class PredictionFolder:
         changes = [
             f"{key}: {stored.get(key)!r} there, {self._settings.get(key)!r} now"
             for key in dict.fromkeys([*self._settings, *stored])
-            if key != _CLASSES and stored.get(key) != self._settings.get(key)
+            if key not in (_CLASSES, *_NOTES) and stored.get(key) != self._settings.get(key)
+            if key not in _NEWER or key in stored
         ]
         if (other := first_other_class(stored_classes(self.root / "any"), self._settings.get(_CLASSES))) is not None:
             changes.append(f"class {other[0]}: {other[1]!r} there, {other[2]!r} now")

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.checkpoints.compatibility import (
     ADDED,
     FORMAT,
@@ -28,6 +29,7 @@ from rca_lightning.checkpoints.compatibility import (
 from rca_lightning.checkpoints.reading import check_fit, check_task, read_checkpoint
 from rca_lightning.checkpoints.resuming import begin_epoch, match_epoch_end, rewind_to_epoch_end
 from rca_lightning.errors import RCAError, WeightsError
+from rca_lightning.evaluation.protocol import TagsOnRecord
 from rca_lightning.io.tensor_file import plain_name
 
 if TYPE_CHECKING:
@@ -64,6 +66,11 @@ class CheckedLoading(L.LightningModule):
         # A network compiled by assignment has other names; files and comparisons know the plain ones.
         self.register_state_dict_post_hook(_give_plain_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_take_plain_names)  # type: ignore[no-untyped-call]
+
+    @check_arguments
+    def protocol_of_maps(self, tags: TagsOnRecord | None) -> dict[str, Any]:
+        """What a protocol says of class maps, as arguments of `make_protocol`; nothing, for a module without."""
+        return {}
 
     @property
     def class_names(self) -> list[str]:

@@ -10,6 +10,7 @@ from rca_lightning.errors import ArgumentError, refuse_other_classes
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.modules.checked_loading import CheckedLoading
 from rca_lightning.modules.logger_tables import log_scores
+from rca_lightning.modules.score_record import log_protocol, score_protocol
 
 _log = logging.getLogger(__name__)
 _warn = rank_zero_only(_log.warning)
@@ -27,6 +28,7 @@ class DataChecks(CheckedLoading):
     def __init__(self) -> None:
         super().__init__()
         self._warned: set[str] = set()
+        self._has_told_protocol = False  # of this fit, whose validations have one
 
     def setup(self, stage: str) -> None:
         """Compare the classes with those of the data module."""
@@ -46,6 +48,7 @@ class DataChecks(CheckedLoading):
         )
         if stage == "fit":
             self._warned.clear()
+            self._has_told_protocol = False
             seed_dir = getattr(data, "seed_dir", None)
             if seed_dir is not None and not self.reads_seeds:
                 remedy = "only regions of RCAModule behind a frozen backbone are cut from it; leave it out"
@@ -61,7 +64,11 @@ class DataChecks(CheckedLoading):
             return
         if trainer.state.fn == "fit":
             _note("epoch %d: %s", trainer.current_epoch + 1, scores.line())
-        log_scores(trainer, scores, self.class_names)
+        log_scores(trainer, scores, self.class_names, self.hparams["eval_tags"])
+        fits = trainer.state.fn == "fit"
+        if trainer.loggers and trainer.is_global_zero and not (fits and self._has_told_protocol):
+            log_protocol(trainer, score_protocol(self, scores))
+        self._has_told_protocol = fits
         for line in scores.warnings(self.class_names):
             self.warn_once(f"validation: {line}")
 

@@ -162,7 +162,7 @@ class FrozenSegmentationModule(LabelPrediction, FrozenBackboneMixin, MonitorGuar
 
     def logged_names(self) -> list[str]:
         """Names of the metrics that `fit` logs."""
-        return ["train/cells"] + ["val/miou"] * self.validates()
+        return ["train/cells"] + [self.score_name("val")] * self.validates()
 
     def train(self, mode: bool = True) -> FrozenSegmentationModule:
         """Leaves the network in evaluation mode."""

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import require_extra
+from rca_lightning.evaluation.report import metric_name
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.training_guards import MetricResetMixin
 from rca_lightning.segmentation.inference import LabelImage, draw_labels, label_probabilities
@@ -40,6 +42,11 @@ class LabelPrediction(MetricResetMixin, DataChecks):
         self.use_crf = self.hparams["crf"] and stage != "fit"
         if self.use_crf:
             require_extra("pydensecrf.densecrf", extra="crf", needed_for="crf=True")
+
+    @check_arguments
+    def score_name(self, split: Literal["val", "test"]) -> str:
+        """Name of the mean IoU for the logger; it says whether true tags chose what is drawn."""
+        return metric_name(split, "miou", self.hparams["eval_tags"])
 
     def label_probabilities(self, images: Tensor, tags: Tensor | None = None) -> Tensor:
         """Probabilities of every label, `(B, L + 1, h, w)`, with this module's scales and flip.
@@ -91,8 +98,8 @@ class LabelPrediction(MetricResetMixin, DataChecks):
             for image_id, image in zip(batch["image_id"], self.label_images(batch["image"], tags), strict=True)
         ]
 
-    def _log_score(self, split: str) -> None:
+    def _log_score(self, split: Literal["val", "test"]) -> None:
         scores = self.evaluation.finish()
         if scores is not None:
-            self.log(f"{split}/miou", scores.miou, prog_bar=True, sync_dist=False)
+            self.log(self.score_name(split), scores.miou, prog_bar=True, sync_dist=False)
         self.tell_scores(scores)

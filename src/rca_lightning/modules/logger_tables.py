@@ -8,7 +8,8 @@ from typing import TypeAlias
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from rca_lightning.evaluation.report import Scores
+from rca_lightning.arguments import check_arguments
+from rca_lightning.evaluation.report import Scores, TagsUsed, metric_name
 
 Cell: TypeAlias = str | float | int | None
 
@@ -33,13 +34,17 @@ def log_table(trainer: L.Trainer, name: str, columns: Sequence[str], rows: Seque
             destination.log_table(name, columns=list(columns), data=[list(row) for row in rows])
 
 
-def log_scores(trainer: L.Trainer, scores: Scores, class_names: Sequence[str]) -> None:
+@check_arguments
+def log_scores(trainer: L.Trainer, scores: Scores, class_names: Sequence[str], tags: TagsUsed) -> None:
     """Logs IoU, precision and recall of each class and, of seeds, the mIoU by background threshold, in percent.
+
+    The names say whose tags were used, as those of the metrics do; see `metric_name`.
 
     Args:
         trainer: of the run.
         scores: of a validation or a test.
         class_names: of the `L` classes, without the background.
+        tags: whose tags were used.
     """
     prefix = "test" if trainer.state.fn == "test" else "val"
     values = zip(
@@ -48,14 +53,14 @@ def log_scores(trainer: L.Trainer, scores: Scores, class_names: Sequence[str]) -
         strict=True,
     )
     rows = [[label, *map(_percent, of_class)] for label, *of_class in values]
-    log_table(trainer, f"{prefix}/scores_by_class", ("class", "IoU", "precision", "recall"), rows)
+    log_table(trainer, metric_name(prefix, "scores_by_class", tags), ("class", "IoU", "precision", "recall"), rows)
     shown = [
         [threshold, _percent(miou)]
         for threshold, miou in scores.curve.items()
         if abs(threshold / _EVERY - round(threshold / _EVERY)) < 1e-6
     ]
     if shown:
-        log_table(trainer, f"{prefix}/miou_by_threshold", ("background threshold", "mIoU"), shown)
+        log_table(trainer, metric_name(prefix, "miou_by_threshold", tags), ("background threshold", "mIoU"), shown)
 
 
 def _percent(value: float) -> float | None:

@@ -161,7 +161,7 @@ class OneStageModule(LabelPrediction, RCAModule):
 
     def score_names(self) -> list[str]:
         """Names of the scores of a validation in `fit`."""
-        return ["val/miou"]
+        return [self.score_name("val")]
 
     def logged_names(self) -> list[str]:
         """Names of the metrics that `fit` logs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +14,14 @@ from rca_lightning.data.sample import Batch, collate_read
 from rca_lightning.distributed import world_size_and_rank
 from rca_lightning.evaluation.auto_threshold import Automatic
 from rca_lightning.evaluation.map_kinds import MapKind, map_kind, thresholds_of
-from rca_lightning.evaluation.protocol import ThresholdSource
+from rca_lightning.evaluation.protocol import TagsOnRecord, ThresholdSource, tag_threshold_used
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.training_guards import MetricResetMixin
 from rca_lightning.rca.inference import ClassMaps, infer_class_maps, read_class_maps
 from rca_lightning.rca.network import FinalMap, RCANetwork
-from rca_lightning.rca.tag_calibration import TagCalibration
+from rca_lightning.rca.tag_calibration import UNCALIBRATED_THRESHOLD, TagCalibration
 
 SAMPLE = 200
 """Photographs whose maps choose the background threshold "auto", at most."""
@@ -73,16 +73,43 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
             return "auto", "auto"
         if given is not None:
             return float(given), "given"
-        return thresholds_of(self.map_kind).background, "default"
+        return thresholds_of(self.thresholds_kind).background, "default"
 
     @property
-    def map_kind(self) -> MapKind:
-        """The kind of the seeds."""
+    def thresholds_kind(self) -> MapKind:
+        """The kind of maps whose default thresholds suit the seeds."""
         return map_kind(
             attention=self.reads_attention,
             contrasted=self.contrasts_prototypes,
             propagated=self.hparams["propagation_steps"] > 0,
         )
+
+    @property
+    def map_kind(self) -> str:
+        """What the class maps are, in words: "CAM", "refined CAM", "RCA attention", ..., "propagated" if they are."""
+        final_map = self.hparams["final_map"]
+        if self.reads_attention:
+            kind = "RCA attention"
+        elif final_map == "coarse" or self.network.refined_head is None:
+            kind = "CAM"
+        else:
+            kind = "mean of CAM and refined CAM" if final_map == "mean" else "refined CAM"
+        return f"propagated {kind}" if self.hparams["propagation_steps"] else kind
+
+    @check_arguments
+    def protocol_of_maps(self, tags: TagsOnRecord | None) -> dict[str, Any]:
+        """What a protocol says of class maps and predicted tags, as arguments of `make_protocol`.
+
+        Args:
+            tags: whose tags were used.
+        """
+        threshold = tag_threshold_used(
+            tags,
+            given=self.hparams["tag_threshold"],
+            calibrated=bool(self.tag_calibration.fitted),
+            default=UNCALIBRATED_THRESHOLD,
+        )
+        return {"map_kind": self.map_kind, "tag_threshold": threshold}
 
     @check_arguments
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:
@@ -134,16 +161,22 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
 
     def on_validation_epoch_end(self) -> None:
         """Log the score of the split."""
-        threshold, source = self.threshold_without_masks()
-        result = self.evaluation.finish(
-            self.tag_threshold, threshold=threshold, threshold_source=source, kind=self.map_kind
-        )
-        if result is not None:
-            self.log_dict(result.logged(self.hparams["eval_tags"], prefix="val"), sync_dist=False)
-        self.tell_scores(result)
+        self._log_scores("val")
 
     test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
+
+    def on_test_epoch_end(self) -> None:
+        """Log the score of the split."""
+        self._log_scores("test")
+
+    def _log_scores(self, split: Literal["val", "test"]) -> None:
+        threshold, source = self.threshold_without_masks()
+        result = self.evaluation.finish(
+            self.tag_threshold, threshold=threshold, threshold_source=source, kind=self.thresholds_kind
+        )
+        if result is not None:
+            self.log_dict(result.logged(self.hparams["eval_tags"], prefix=split), sync_dist=False)
+        self.tell_scores(result)
 
     @torch.no_grad()
     def sample_predictions(self, images: TaggedImages) -> Iterator[tuple[dict[str, Any], Tensor]]:

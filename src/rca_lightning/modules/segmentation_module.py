@@ -168,7 +168,7 @@ class SegmentationModule(
     def logged_names(self) -> list[str]:
         """Names of the metrics that `fit` logs."""
         names = ["train/loss"] + ["train/tag_loss"] * (self.network.tag_head is not None) + super().logged_names()
-        return names + ["val/miou"] * self.validates()
+        return names + [self.score_name("val")] * self.validates()
 
     def on_train_start(self) -> None:
         """Checks that every training image has a mask, and warns of classes that the masks do not show."""

@@ -12,6 +12,8 @@ import torch
 
 from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import DataError, require_extra
+from rca_lightning.evaluation.comparison import protocol_in_words
+from rca_lightning.evaluation.report import in_words
 from rca_lightning.io.atomic import write_atomically
 from rca_lightning.prediction.inputs import find_device
 from rca_lightning.prediction.loading import LoadedModel, Module, load
@@ -152,10 +154,13 @@ class HubModel(
             lines.append(f"{run['images']} photographs, {run.get('tagged', 'an unknown number')} of them with tags.")
         lines.append("## Scores")
         if scores:
-            by_class = [f"| {name} | {value:.3f} |" for name, value in (scores.get("iou") or {}).items()]
-            lines.append(
-                "\n".join(["| Class | IoU |", "| --- | ---: |", *by_class, f"| mean | {scores['miou']:.3f} |"])
-            )
+            of_classes = scores.get("per_class_iou") or scores.get("iou") or {}  # before 0.2 the latter
+            known = {**of_classes, "mean": scores.get("miou")}
+            by_class = [f"| {name} | {value:.3f} |" for name, value in known.items() if value is not None]
+            lines.append("\n".join(["| Class | IoU |", "| --- | ---: |", *by_class]))
+            if "miou_interval" in scores and "protocol" in scores:
+                told = f"{in_words(scores['miou_interval'])} (mean, in percent)"
+                lines.append(f"Scored with true masks: {protocol_in_words(scores['protocol'])}; {told}.")
         else:
             lines.append("None: there were no masks to score with.")
         lines += ["## Settings", "\n".join(["| Setting | Value |", "| --- | --- |", *rows])]

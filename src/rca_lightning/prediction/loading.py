@@ -239,7 +239,7 @@ class LoadedModel:
             return None
         if "affinity" in refine:
             raise ArgumentError("refine", tuple(refine), "'affinity' needs a checkpoint of its own; use rca predict")
-        settings: dict[str, Any] = default_thresholds(module.map_kind)
+        settings: dict[str, Any] = default_thresholds(module.thresholds_kind)
         if threshold is not None:
             check_share("threshold", threshold)
             settings["background_threshold"] = threshold

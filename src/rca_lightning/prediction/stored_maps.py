@@ -27,11 +27,12 @@ from rca_lightning.errors import (
 )
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
 from rca_lightning.evaluation.map_kinds import MapKind, default_thresholds, map_kind
-from rca_lightning.evaluation.protocol import make_protocol, supervision_used
+from rca_lightning.evaluation.protocol import TagsOnRecord
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.seed_prediction import evenly_spread
+from rca_lightning.prediction.stored_protocol import stored_protocol
 from rca_lightning.pseudo_labels.affinity import walk_class_maps
 from rca_lightning.pseudo_labels.files import read_maps, write_label_files
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
@@ -51,7 +52,13 @@ from rca_lightning.pseudo_labels.workers import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_MAPS = ("checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention")
+_OF_THE_MAPS = (
+    "checkpoint", "weights_digest", "final_map", "scales", "flip", "predict_tags", "reads_attention",
+)  # fmt: skip
+# Since these are recorded: they go on with what they tell, and are left out where it is not known.
+_OF_NEWER_MAPS = (
+    "checkpoint_sha256", "weights", "map_kind", "propagation_steps", "propagation_power", "propagation_affinity",
+)  # fmt: skip
 _ANY = 0.5  # until it is chosen
 _STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
 
@@ -152,6 +159,7 @@ def label_stored_maps(
             begun = choose_threshold(_sample_maps(records, source, affinity, data.num_classes), kind=kind)
         generator = replace(generator, background_threshold=begun)
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
+    source_settings |= {name: predicted[name] for name in _OF_NEWER_MAPS if name in predicted}
     refined = {} if affinity is None else {"affinity": affinity.digest()}
     refined |= describe_proposals(refine, proposals)
     chosen = CHOSEN if is_chosen else {}
@@ -175,40 +183,28 @@ def label_stored_maps(
     if proposals is not None and (line := proposals.summary()) is not None:
         logger.warning("%s", line)
     data.bad_images.summarise()
-    tags = predicted.get("predict_tags", "image")
-    supervision = supervision_used(
-        tags=tags,
-        settings=predicted,
-        training=_stored_supervision(predicted),
-        saliency=background == "saliency",
-        proposals=proposals_dir is not None,
-    )
-    checkpoint = predicted.get("checkpoint")
 
-    def protocol(ids: Sequence[str]) -> dict[str, Any]:
-        return make_protocol(
+    def protocol(ids: Sequence[str], tags: TagsOnRecord) -> dict[str, Any]:
+        return stored_protocol(
+            predicted,
             split=data.predict_split,
             ids=ids,
-            supervision=supervision,
-            settings=predicted,
+            tags=tags,
             threshold=threshold_source(background, {**thresholds, **given}),
+            background=generator.describe(),
             refine=tuple(refine),
-            checkpoint=None if checkpoint is None else {"file": checkpoint, "sha256": None},
+            proposals=proposals_dir is not None,
         )
 
     with folder.output_errors():
         write_summary(
-            folder, records, class_names=data.class_names, split=data.predict_split, tags=tags, protocol=protocol
+            folder,
+            records,
+            class_names=data.class_names,
+            split=data.predict_split,
+            tags=predicted.get("predict_tags", "image"),
+            protocol=protocol,
         )
-
-
-def _stored_supervision(predicted: dict[str, Any]) -> dict[str, bool] | None:
-    """What the training of stored maps learned from; unknown without the settings of `rca predict`."""
-    stored = predicted.get(
-        "supervision", {"seed_dir": False, "masks": False} if "weights_digest" in predicted else None
-    )
-    known = isinstance(stored, dict) and all(isinstance(stored.get(name), bool) for name in ("seed_dir", "masks"))
-    return stored if known else None
 
 
 def _sample_maps(

@@ -16,6 +16,7 @@ from rca_lightning.data.records import Record
 from rca_lightning.errors import DataError
 from rca_lightning.evaluation.comparison import images_file
 from rca_lightning.evaluation.label_iou import LabelEvaluation
+from rca_lightning.evaluation.protocol import TagsOnRecord, tags_used
 from rca_lightning.evaluation.report import Scores, print_report, write_report
 from rca_lightning.evaluation.seed_iou import TagSource
 from rca_lightning.io.output_folder import PredictionFolder
@@ -67,7 +68,7 @@ def write_summary(
     class_names: Sequence[str],
     split: str,
     tags: TagSource,
-    protocol: Callable[[Sequence[str]], Mapping[str, Any]] | None = None,
+    protocol: Callable[[Sequence[str], TagsOnRecord], Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes `quality.json`, and `pseudo_labels.json` with the score where there are masks; prints the latter.
 
@@ -76,8 +77,9 @@ def write_summary(
         records: images of the data set; those with masks are scored.
         class_names: of the `L` classes.
         split: name of the split.
-        tags: whose tags the labels were made with.
-        protocol: what the score rests on, from the names of the scored images; see `make_protocol`.
+        tags: whose tags the labels were made with; with "image" those of photographs without tags were predicted.
+        protocol: what the score rests on, from the names of the scored images and whose tags were used of them; see
+            `make_protocol`.
 
     Raises:
         DataError: for a label or mask that cannot be read; see `score_label_files`.
@@ -92,8 +94,10 @@ def write_summary(
     if scores is not None:
         counts, path = scores.image_counts, folder.root / "pseudo_labels.json"
         assert counts is not None
-        rests_on = None if protocol is None else protocol(counts.ids)
-        content = scores.as_dict(split=split, class_names=class_names, tags=tags, protocol=rests_on)
+        scored = set(counts.ids)
+        used = tags_used(tags, (record.tags is not None for record in records if record.image_id in scored))
+        rests_on = None if protocol is None else protocol(counts.ids, used)
+        content = scores.as_dict(split=split, class_names=class_names, tags=used, protocol=rests_on)
         counts.save(images_file(path))
         write_report(content, path)
         print_report(content)

@@ -62,8 +62,8 @@ def write_report(
         out: folder of the page.
         entries: the photographs; one without a label was skipped, for its `reason`.
         run: content of `run.json`, as far as there is any: "command", "version", "settings", "seconds" by step,
-            "skipped" (dicts of "image" and "reason"), "warnings", "scores" ("miou" and "iou" by class) and "curves" by
-            name, each a list of x and y.
+            "skipped" (dicts of "image" and "reason"), "warnings", "scores" (see `Scores.as_dict`), "protocol" (see
+            `make_protocol`) and "curves" by name, each a list of x and y.
         classes: names, in the order of the values of labels, without the background.
         atlas: prototypes of each class, as `draw_atlas` draws them.
         threshold: background threshold at which the page starts; None: "background_threshold" of the settings, or 0.5.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from PIL import Image
 
 from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.atlas.page import Row
+from rca_lightning.evaluation.comparison import flat_entries, protocol_in_words
+from rca_lightning.evaluation.report import score_lines
 from rca_lightning.io.progress import duration_in_words
 from rca_lightning.report.curves import curves, histogram_figure
 from rca_lightning.report.entries import Measured, encode_jpeg
@@ -156,10 +158,12 @@ def scores_section(totals: Totals, run: Mapping[str, Any]) -> str:
 
 def classes_section(totals: Totals, run: Mapping[str, Any], classes: Sequence[str]) -> str:
     """Table of the classes: photographs, share of the photograph, and IoU where there were true masks."""
-    iou = (run.get("scores") or {}).get("iou") or {}
+    scores = run.get("scores") or {}
+    iou = scores.get("per_class_iou") or {}
     head = ["class", "tagged", "drawn", "mean share"] + (["IoU"] if iou else [])
     rows = []
     names: list[tuple[int | None, str]] = [(None, "background")] if "background" in iou else []
+    said = "".join(f"<p>{html.escape(line)}</p>" for line in _said_of(scores))
     names += list(enumerate(classes))
     for index, name in names:
         drawn = totals.drawn.get(index, 0) if index is not None else 0
@@ -176,7 +180,7 @@ def classes_section(totals: Totals, run: Mapping[str, Any], classes: Sequence[st
         rows.append(f'<tr><th scope="row">{swatch}{html.escape(name)}</th>{cell}</tr>')
     titles = "".join(f'<th scope="col"{" class=n" if place else ""}>{title}</th>' for place, title in enumerate(head))
     return (
-        '<div class="scroll wide" tabindex="0" role="region" aria-label="Table of classes"><table>'
+        f'{said}<div class="scroll wide" tabindex="0" role="region" aria-label="Table of classes"><table>'
         f"<thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -219,6 +223,14 @@ def settings_section(run: Mapping[str, Any]) -> str:
     )
     if settings:
         parts.append(f"<h3>Settings</h3><table>{settings}</table>")
+    # Of the photographs that were scored, where there are some.
+    protocol = (run.get("scores") or {}).get("protocol") or run.get("protocol") or {}
+    entries = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(_shown(value))}</td></tr>'
+        for name, value in flat_entries(protocol)
+    )
+    if entries:
+        parts.append(f"<h3>What it rests on</h3><table>{entries}</table>")
     return "".join(f"<div>{part}</div>" for part in parts)
 
 
@@ -236,6 +248,13 @@ def skipped_section(totals: Totals) -> str:
         f'{note}<div class="scroll wide" tabindex="0" role="region" aria-label="Skipped photographs"><table><thead><tr>'
         f'<th scope="col">photograph</th><th scope="col">why</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _said_of(scores: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on a score: what it rests on, how sure it is, and where it comes from."""
+    if isinstance(scores.get("protocol"), Mapping):
+        yield f"scored with true masks: {protocol_in_words(scores['protocol'])}"
+        yield from score_lines(scores)
 
 
 _DOT = '<circle cx="4" cy="4" r="4"/>'

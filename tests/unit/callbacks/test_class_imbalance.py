@@ -99,7 +99,7 @@ def test_all_images_of_one_class(tmp_path, caplog):
     assert "cat, cow: no region in memory, so no prototype" in caplog.text
     assert "dog: the only class in memory, so the contrast has no negatives and is 0. Remedy: give" in caplog.text
     assert trainer.callback_metrics["train/loss_contrast"] == 0
-    assert trainer.callback_metrics["val/seed_miou/image_tags"] > 0
+    assert trainer.callback_metrics["val/miou_true_tags"] > 0
 
 
 def test_images_without_a_tag(tmp_path):

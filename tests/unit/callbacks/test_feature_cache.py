@@ -378,14 +378,11 @@ def test_averaged_weights_are_those_of_the_run(root, tmp_path, averaging):
     _, plain_trainer = fit(root, tmp_path, plain)
     _, trainer = fit(root, tmp_path, averaged, callbacks=[averaging()])
     torch.testing.assert_close(averaged.state_dict(), plain.state_dict())
-    assert (
-        trainer.callback_metrics["val/seed_miou/image_tags"]
-        == plain_trainer.callback_metrics["val/seed_miou/image_tags"]
-    )
+    assert trainer.callback_metrics["val/miou_true_tags"] == plain_trainer.callback_metrics["val/miou_true_tags"]
 
 
 def test_monitors_know_what_is_logged(root, tmp_path):
-    fit(root, tmp_path, frozen(), callbacks=[EarlyStopping("val/seed_miou/image_tags", mode="max")])
+    fit(root, tmp_path, frozen(), callbacks=[EarlyStopping("val/miou_true_tags", mode="max")])
     monitored = EarlyStopping("train/loss")
     parts = [FeatureCacheCallback(str(tmp_path / "features")), RegionMemoryCallback(backend="torch"), monitored]
     for limit, match in ((None, "logs it; give one of val/"), (0, r"or no masks\); give one of train/label_change")):

@@ -83,8 +83,8 @@ def test_versions_and_names_in_subfolders(tmp_path: Path, name: str | None, vers
 
 
 def test_metric_with_a_slash_in_the_name_of_the_file(tmp_path: Path):
-    name = "{epoch}-{val/seed_miou/image_tags:.2f}"
-    path = saved(tmp_path / "run" / "epoch=1-val" / "seed_miou" / "image_tags=0.47.ckpt", 10)
+    name = "{epoch}-{val/miou_true_tags:.2f}"
+    path = saved(tmp_path / "run" / "epoch=1-val" / "miou_true_tags=0.47.ckpt", 10)
     saved(tmp_path / "run" / "another" / "run" / "in" / "it" / "last.ckpt", 0)
     assert find_last(trainer(tmp_path, filename=name, dirpath=tmp_path / "run")) == path
     (tmp_path / "checkpoints").mkdir()

@@ -232,5 +232,5 @@ def test_scores_without_a_value_have_no_difference(tmp_path):
 
 def test_an_entry_that_only_one_protocol_has_is_a_difference():
     unfair, told = protocol_differences({"new": 1, "commit": "a"}, {"commit": None})
-    assert unfair == ["new: 1 and null"]
+    assert unfair == ["new: not recorded in the second file"]
     assert told == ['commit: "a" and null']

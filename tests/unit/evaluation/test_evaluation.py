@@ -252,9 +252,9 @@ def test_too_few_names_do_not_pass_silently():
 
 def test_logged_names_say_whose_tags():
     logged = result_with_nan().logged("predicted", prefix="test")
-    assert logged["test/seed_miou/predicted_tags"] == 0.25
-    assert logged["test/seed_threshold/predicted_tags"] == 0.1
-    assert logged["test/seed_miou_oracle/predicted_tags"] == 0.375
+    assert logged["test/miou_predicted_tags"] == 0.25
+    assert logged["test/threshold_predicted_tags"] == 0.1
+    assert logged["test/miou_predicted_tags_oracle"] == 0.375
     assert math.isnan(logged["test/classification_map"])
     assert (logged["test/tag_f1"], logged["test/tag_calibration_error"]) == (0.75, 0.0625)
-    assert "val/seed_miou/image_tags" in result_with_nan().logged("image", prefix="val")
+    assert "val/miou_true_tags" in result_with_nan().logged("image", prefix="val")

@@ -31,21 +31,20 @@ def test_a_validation_leaves_scores_by_class_and_the_curve(tmp_path):
     module = build(lr=1e-4)
     run.fit(module, loader(samples(4)), loader(samples(2)))
     board.finalize("success")
-    assert set(wandb.tables) >= {"val/scores_by_class", "val/miou_by_threshold"}
-    header, *rows = wandb.tables["val/scores_by_class"]
+    header, *rows = wandb.tables["val/scores_by_class_true_tags"]
     assert header == ["class", "IoU", "precision", "recall"]
     assert [row[0] for row in rows] == ["background", *module.class_names]
     known = [row[1] for row in rows if row[1] is not None]
-    logged = 100 * float(run.callback_metrics["val/seed_miou/image_tags"])
+    logged = 100 * float(run.callback_metrics["val/miou_true_tags"])
     assert sum(known) / len(known) == pytest.approx(logged, abs=0.01)
-    header, *curve = wandb.tables["val/miou_by_threshold"]
+    header, *curve = wandb.tables["val/miou_by_threshold_true_tags"]
     assert header == ["background threshold", "mIoU"]
-    oracle = 100 * float(run.callback_metrics["val/seed_miou_oracle/image_tags"])
+    oracle = 100 * float(run.callback_metrics["val/miou_true_tags_oracle"])
     assert max(value for _, value in curve) == pytest.approx(oracle, abs=0.01)
     assert logged <= oracle + 0.01
     written = texts(tmp_path / "run" / "version_0")
-    assert [step for step, _ in written["val/scores_by_class"]] == [2, 4]  # not of the sanity check
-    assert written["val/scores_by_class"][-1][1].count("\n") == 1 + len(rows)
+    assert [step for step, _ in written["val/scores_by_class_true_tags"]] == [2, 4]  # not of the sanity check
+    assert written["val/scores_by_class_true_tags"][-1][1].count("\n") == 1 + len(rows)
 
 
 def test_numbers_are_percent_and_what_is_not_known_is_empty(tmp_path):
@@ -53,7 +52,10 @@ def test_numbers_are_percent_and_what_is_not_known_is_empty(tmp_path):
     values = torch.tensor([0.5, math.nan, 0.12345])
     curve = {0.0: 0.1, 0.01: 0.2, 0.05: 0.3, 0.15: 0.4}
     log_scores(
-        run, Scores(images=1, miou=0.3, iou=values, precision=values, recall=values, curve=curve), ["cat", "dog"]
+        run,
+        Scores(images=1, miou=0.3, iou=values, precision=values, recall=values, curve=curve),
+        ["cat", "dog"],
+        "none",
     )
     assert wandb.tables["val/scores_by_class"][1:] == [
         ["background", 50.0, 50.0, 50.0],

@@ -97,7 +97,7 @@ def test_names_are_those_that_are_logged(tmp_path: Path, root: Path, module, lim
             {"limit_val_batches": 0},
             r"it \(nothing is validated: limit_val_batches=0",
         ),
-        (rca, "val/miou", {}, r"give one of train/loss, train/loss_coarse, .*, val/seed_miou/image_tags, "),
+        (rca, "val/miou", {}, r"give one of train/loss, train/loss_coarse, .*, val/miou_true_tags, "),
     ],
 )
 def test_unknown_names_are_refused_at_the_start(
@@ -109,8 +109,8 @@ def test_unknown_names_are_refused_at_the_start(
 
 def test_without_masks_there_is_no_score(tmp_path: Path, root: Path):
     images = data(root, masks=False)
-    with pytest.raises(ArgumentError, match=r"image_tags': nothing in this run logs it \(nothing is validated"):
-        trained(tmp_path, rca(), images, EarlyStopping("val/seed_miou/image_tags"), limit_val_batches=1)
+    with pytest.raises(ArgumentError, match=r"true_tags': nothing in this run logs it \(nothing is validated"):
+        trained(tmp_path, rca(), images, EarlyStopping("val/miou_true_tags"), limit_val_batches=1)
 
 
 def test_known_names_pass_and_so_does_what_others_may_log(tmp_path: Path, root: Path):
