@@ -128,7 +128,9 @@ def test_a_threshold_that_no_mask_chose(predicted: Predicted, tmp_path: Path, ca
     config, out = predicted.config, tmp_path / "predicted"
     run("predict", config, "--ckpt_path", predicted.checkpoint, *writer(out, "background_threshold=auto"))
     chosen = json.loads((out / "predict.json").read_text())
-    kind = map_kind(attention=chosen["reads_attention"], contrasted=chosen["contrasted"], propagated=True)
+    kind = map_kind(
+        attention=chosen["reads_attention"], contrasted=chosen["contrasted"], propagated=chosen["propagation_steps"] > 0
+    )
     auto, strengths = AutoThreshold(kind), []
     for path in sorted((out / "cams").iterdir()):
         with np.load(path) as stored:

@@ -185,7 +185,7 @@ class PseudoLabelWriter(PredictionWriter):
             raise ArgumentError("background_threshold", "auto", "needs photographs of WSSSDataModule; give a number")
         sample = (self._labelled_maps(prediction, image) for prediction, image in module.sample_predictions(images))
         kind = module.thresholds_kind if self._affinity is None else None
-        threshold = choose_threshold(sample, kind=kind, device=module.device)
+        threshold = choose_threshold(sample, kind=kind, crf=self.generator.has_crf, device=module.device)
         self._not_accumulated = 0  # they are counted when they are labelled
         return threshold
 

@@ -203,7 +203,7 @@ def _read_projection(run: RunFolder) -> dict[str, Tensor] | None:
     return content if isinstance(content, dict) else None
 
 
-def choose_threshold(run: RunFolder, data: WSSSDataModule, steps: Steps) -> float:
+def choose_threshold(run: RunFolder, data: WSSSDataModule, steps: Steps, *, crf: bool) -> float:
     """Chooses the background threshold without masks, once for a model, from the maps of some photographs.
 
     Their features are kept for their labels.
@@ -212,8 +212,9 @@ def choose_threshold(run: RunFolder, data: WSSSDataModule, steps: Steps) -> floa
         run: the folder, with `rca.ckpt`; it keeps the threshold.
         data: the photographs.
         steps: with the steps "features" and "labels".
+        crf: whether the dense CRF refines the labels.
     """
-    if (kept := kept_threshold(run)) is not None:
+    if (kept := kept_threshold(run)) is not None and run.state["threshold"].get("crf", crf) is crf:
         return kept
     module = RCAModule.load_from_checkpoint(run.checkpoint, map_location="cpu").eval()
     module.to(quiet_trainer(run, []).strategy.root_device)
@@ -228,8 +229,8 @@ def choose_threshold(run: RunFolder, data: WSSSDataModule, steps: Steps) -> floa
     images.features = features.open(module)
     steps.begin("labels")
     sample = (prediction["seeds"].maps for prediction, _ in module.sample_predictions(images))
-    threshold = auto_threshold.choose_threshold(sample, kind=module.thresholds_kind, device=module.device)
-    run.remember("threshold", {"share": threshold})
+    threshold = auto_threshold.choose_threshold(sample, kind=module.thresholds_kind, crf=crf, device=module.device)
+    run.remember("threshold", {"share": threshold, "crf": crf})
     return threshold
 
 

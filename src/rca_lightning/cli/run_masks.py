@@ -138,7 +138,9 @@ def _run(run: RunFolder, choices: Choices, model: Model, command: list[str]) -> 
         else:
             steps.skip("features", "rounds")
         run.remember("plan", plan.content)
-        chosen = choose_threshold(run, data, steps) if choices.threshold == "auto" else choices.threshold
+        chosen = choices.threshold
+        if chosen == "auto":
+            chosen = choose_threshold(run, data, steps, crf="dense_crf" in choices.refine)
         if is_new and run.parts is not None:
             _hand_over(run, steps, "the model" if plan.fits else "the list of what is to be labelled")
             return

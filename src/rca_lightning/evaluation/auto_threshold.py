@@ -19,8 +19,9 @@ Automatic = Literal["auto"]
 """Value of a threshold that is to be chosen by `AutoThreshold`."""
 
 BINS = 200
-_WITHIN_KIND = 0.4  # rise of the best threshold with the strength, within a kind of maps
+_WITHIN_KIND = 0.5  # rise of the threshold with the strength, within a kind of maps
 _BETWEEN_KINDS, _OFFSET = 1.3, -0.48  # line through the kinds: the best threshold by strength
+_CRF = 0.9  # the dense CRF spreads the background, so that less of it is to be drawn before
 _LOWEST, _HIGHEST = 0.05, 0.95
 
 
@@ -30,14 +31,16 @@ class AutoThreshold(Metric):
     The strength of a pixel is its highest class map. All strengths are parted into two groups so that the variance
     between their means is greatest (Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9, 1979). The mean of the
     stronger group says how flat the maps are: flat ones, as the attention, need a high threshold, peaked ones, as CAMs,
-    a low one. The default threshold of the kind of maps rises and falls with it; where the kind is not known, a line
-    through the kinds is read. Its constants were chosen on one half of the training images of VOC; how far the scores
-    lie below the best threshold's, there and elsewhere: experiments/thresholds.
+    a low one. The threshold is half that mean and an offset of the kind of maps: 0.125 for the attention, 0 for
+    propagated CAMs, -0.1 for CAMs as they are. Where the kind is not known, a line through the kinds is read. Labels
+    that a dense CRF refines have 0.9 of it. What chose these constants, and how far the scores lie below those of the
+    best threshold, there and elsewhere: experiments/thresholds.
 
     Each image counts the same, whatever its size. One without a map does not count. It is exact over ranks.
 
     Args:
         kind: of the maps; `None`: not known, such as after a walk over learned boundaries.
+        crf: whether the labels are refined by a dense CRF.
 
     Example:
         >>> auto = AutoThreshold()
@@ -50,9 +53,10 @@ class AutoThreshold(Metric):
     histogram: Tensor
     images: Tensor
 
-    def __init__(self, kind: MapKind | None = None) -> None:
+    def __init__(self, kind: MapKind | None = None, *, crf: bool = False) -> None:
         super().__init__()
         self.kind = kind
+        self.crf = crf
         self.add_state("histogram", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
@@ -78,25 +82,26 @@ class AutoThreshold(Metric):
         if self.kind is None:
             threshold = _BETWEEN_KINDS * strength + _OFFSET
         else:
-            usual = thresholds_of(self.kind)
-            threshold = usual.background + _WITHIN_KIND * (strength - usual.strength)
+            threshold = _WITHIN_KIND * strength + thresholds_of(self.kind).offset
+        threshold *= _CRF if self.crf else 1.0
         return min(_HIGHEST, max(_LOWEST, threshold))
 
 
 def choose_threshold(
-    maps: Iterable[Tensor], *, kind: MapKind | None = None, device: torch.device | str = "cpu"
+    maps: Iterable[Tensor], *, kind: MapKind | None = None, crf: bool = False, device: torch.device | str = "cpu"
 ) -> float:
     """Chooses and logs the background threshold of class maps; every rank gives its share of them.
 
     Args:
         maps: of each image `(K, H, W)` in `[0, 1]`.
         kind: of the maps; see `AutoThreshold`.
+        crf: whether the labels are refined by a dense CRF.
         device: where they are.
 
     Raises:
         DataError: if no image has a map.
     """
-    auto = AutoThreshold(kind).to(device)
+    auto = AutoThreshold(kind, crf=crf).to(device)
     for of_image in maps:
         auto.update(of_image)
     threshold = auto.compute()

@@ -17,20 +17,20 @@ class KindThresholds:
         background: below which the strongest map is background.
         low: below which it is surely background.
         high: above which it is surely an object.
-        strength: mean strength of the stronger group of pixels of the maps that `background` was chosen on.
+        offset: of the background threshold that is chosen without masks; see `AutoThreshold`.
     """
 
     background: float
     low: float
     high: float
-    strength: float
+    offset: float
 
 
 _THRESHOLDS: dict[MapKind, KindThresholds] = {
-    "contrasted_attention": KindThresholds(background=0.5, low=0.3, high=0.7, strength=0.78),
-    "attention": KindThresholds(background=0.7, low=0.5, high=0.8, strength=0.88),
-    "propagated_cam": KindThresholds(background=0.3, low=0.05, high=0.3, strength=0.62),
-    "cam": KindThresholds(background=0.15, low=0.05, high=0.3, strength=0.48),
+    "contrasted_attention": KindThresholds(background=0.5, low=0.3, high=0.7, offset=0.125),
+    "attention": KindThresholds(background=0.7, low=0.5, high=0.8, offset=0.125),
+    "propagated_cam": KindThresholds(background=0.3, low=0.05, high=0.3, offset=0.0),
+    "cam": KindThresholds(background=0.15, low=0.05, high=0.3, offset=-0.1),
 }
 
 

@@ -156,7 +156,8 @@ def label_stored_maps(
         begun = automatic_threshold(folder.settings()) if existing == "skip" else None
         if begun is None:
             kind = _kind(predicted) if affinity is None and "reads_attention" in predicted else None
-            begun = choose_threshold(_sample_maps(records, source, affinity, data.num_classes), kind=kind)
+            sample = _sample_maps(records, source, affinity, data.num_classes)
+            begun = choose_threshold(sample, kind=kind, crf=generator.has_crf)
         generator = replace(generator, background_threshold=begun)
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
     source_settings |= {name: predicted[name] for name in _OF_NEWER_MAPS if name in predicted}

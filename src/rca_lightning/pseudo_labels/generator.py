@@ -123,6 +123,11 @@ class PseudoLabelGenerator:
         return "affinity" in self.refine
 
     @property
+    def has_crf(self) -> bool:
+        """Whether the dense CRF refines the labels."""
+        return "dense_crf" in self.refine
+
+    @property
     def is_slow(self) -> bool:
         """Whether `draw` has a refinement to make, on the CPU."""
         return not set(_ON_CPU).isdisjoint(self.refine)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation.auto_threshold import BINS, AutoThreshold, otsu_threshold, upper_mean
-from rca_lightning.evaluation.map_kinds import MapKind, default_thresholds, map_kind, thresholds_of
+from rca_lightning.evaluation.map_kinds import MapKind, map_kind
 
 
 def spread_between(histogram: list[float], count: int) -> float:
@@ -94,16 +94,15 @@ def strong_parts(strength: float) -> torch.Tensor:
     return maps
 
 
-@pytest.mark.parametrize("kind", ["contrasted_attention", "attention", "propagated_cam", "cam"])
-def test_maps_as_strong_as_usual_have_the_default_threshold_and_stronger_ones_a_higher(kind: MapKind):
-    usual = thresholds_of(kind)
-    chosen = []
-    for strength in (usual.strength, usual.strength + 0.1):
-        auto = AutoThreshold(kind)
-        auto.update(strong_parts(strength))
-        chosen.append(auto.compute())
-    assert chosen[0] == pytest.approx(default_thresholds(kind)["background_threshold"], abs=0.005)
-    assert 0.01 < chosen[1] - chosen[0] < 0.1
+@pytest.mark.parametrize(
+    ("kind", "offset"), [("contrasted_attention", 0.125), ("attention", 0.125), ("propagated_cam", 0), ("cam", -0.1)]
+)
+def test_half_the_strength_and_an_offset_of_the_kind(kind: MapKind, offset: float):
+    auto, refined = AutoThreshold(kind), AutoThreshold(kind, crf=True)
+    for one in (auto, refined):
+        one.update(strong_parts(0.6))
+    assert auto.compute() == pytest.approx(0.3 + offset, abs=0.002)  # half of half a bin
+    assert refined.compute() == pytest.approx(0.9 * auto.compute(), rel=1e-12)
 
 
 def test_where_the_kind_is_not_known_flat_maps_have_a_high_and_peaked_ones_a_low_threshold():
