@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from rca_lightning.errors import (
     refuse_removed,
 )
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
-from rca_lightning.evaluation.protocol import TagsOnRecord
+from rca_lightning.evaluation.protocol import TagsOnRecord, ThresholdSource
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
@@ -189,7 +189,7 @@ def label_stored_maps(
             split=data.predict_split,
             ids=ids,
             tags=tags,
-            threshold=threshold_source(background, {**thresholds, **given}),
+            threshold=_threshold_source(generator, {**thresholds, **given}, predicted),
             background=generator.describe(),
             refine=tuple(refine),
             proposals=proposals_dir is not None,
@@ -243,7 +243,28 @@ def _with_defaults(given: dict[str, float | None], background: str, predicted: d
     missing = [name for name in BACKGROUND_SETTINGS.get(background, ()) if name in given and name not in known]
     if missing and not isinstance(attention, bool):
         raise ArgumentError(missing[0], None, "give one in [0, 1]: rca predict has left none with these maps")
-    return default_thresholds(attention=attention is True, contrasted=predicted.get("contrasted") is True) | known
+    return _defaults(predicted) | known
+
+
+def _defaults(predicted: Mapping[str, Any]) -> dict[str, float]:
+    """Thresholds of the kind of these maps."""
+    kind = {"attention": predicted.get("reads_attention") is True, "contrasted": predicted.get("contrasted") is True}
+    return default_thresholds(**kind)
+
+
+def _threshold_source(
+    generator: PseudoLabelGenerator, given: Mapping[str, Any], predicted: Mapping[str, Any]
+) -> ThresholdSource:
+    """How what tells the background was chosen: now, or when the maps were predicted, whose thresholds stand in."""
+    source = threshold_source(generator.background, given)
+    if source == "default":
+        if generator.background == "fixed" and automatic_threshold(predicted) == generator.background_threshold:
+            return "auto"
+        used = {name: getattr(generator, name) for name in BACKGROUND_SETTINGS[generator.background]}
+        expected = _defaults(predicted)
+        if any(name in expected and value != expected[name] for name, value in used.items()):
+            return "given"
+    return source
 
 
 def _label(
