@@ -21,7 +21,7 @@ RUN = {
     "images": 12,
     "tagged": 11,
     "settings": {"threshold": 0.25, "photographs": "/home/someone/photographs"},
-    "scores": {"miou": 0.5678, "iou": {"background": 0.9, NAMES[0]: 0.25}},
+    "scores": {"miou": 0.5678, "per_class_iou": {"background": 0.9, NAMES[0]: 0.25}},
 }
 
 
