@@ -82,8 +82,8 @@ def test_photographs_without_tags_are_told_of(tmp_path, module):
     assert found["tags"] == found["protocol"]["supervision"]["tags"] == "mixed"
     assert found["protocol"]["tag_threshold"] == {"chosen": "default", "value": 0.5}
     data.predict_records[0] = replace(data.predict_records[0], tags=(0, 1))
-    predict(module, PseudoLabelWriter(str(out)), data)
-    found = json.loads((out / "pseudo_labels.json").read_text())
+    predict(module, PseudoLabelWriter(str(tmp_path / "other")), data)
+    found = json.loads((tmp_path / "other" / "pseudo_labels.json").read_text())
     assert (found["tags"], found["protocol"]["tag_threshold"]) == ("image", None)
 
 
