@@ -7,7 +7,7 @@ Maps are those that `rca predict` has written of the photographs of the split. S
 of them: only photographs tagged with one of the five, only their maps, everything else background in the masks. The
 regret is the mIoU at the best threshold of these photographs less that at the chosen one. "masks of 10 photographs" is
 the best threshold of ten of them, the mean over 20 draws of the ten. Label images are drawn and scored on the means of
-4 x 4 pixels.
+`--side` x `--side` pixels.
 """
 
 from __future__ import annotations
@@ -25,51 +25,61 @@ import yaml
 from rca_lightning import WSSSDataModule
 from rca_lightning.data.dataset import load_mask
 from rca_lightning.data.images import read_image
-from rca_lightning.evaluation.auto_threshold import AutoThreshold
+from rca_lightning.evaluation.auto_threshold import AutoThreshold, otsu_threshold
 from rca_lightning.io.output_folder import stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.pseudo_labels.dense_crf import COLOUR_REACH, SMOOTH_REACH, dense_crf
 from rca_lightning.pseudo_labels.files import read_maps
 
-SIDE = 4  # pixels along each side whose mean is labelled
-THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+THRESHOLDS = tuple(round(0.025 * step, 3) for step in range(2, 39))
+CRF_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 17))
 MASKS, TRIES, CLASSES = 10, 20, 5
 
 
 class Photograph:
-    """Maps, mask and colours of a photograph, on the means of `SIDE` pixels."""
+    """Maps, mask and colours of a photograph, on the means of `side` x `side` pixels."""
 
-    def __init__(self, maps: torch.Tensor, classes: list[int], mask: np.ndarray, colours: np.ndarray) -> None:
-        height, width = mask.shape[0] // SIDE, mask.shape[1] // SIDE
+    def __init__(
+        self, maps: torch.Tensor, classes: list[int], mask: np.ndarray, colours: np.ndarray, *, side: int
+    ) -> None:
+        height, width = mask.shape[0] // side, mask.shape[1] // side
         self.maps = F.interpolate(maps[None], (height, width), mode="area")[0] if len(maps) else maps
         self.classes = classes
-        self.mask = mask[SIDE // 2 :: SIDE, SIDE // 2 :: SIDE][:height, :width]
+        self.mask = mask[side // 2 :: side, side // 2 :: side][:height, :width]
+        self.side = side
         picture = torch.from_numpy(colours).permute(2, 0, 1)[None].float() / 255  # (H, W, 3) -> (1, 3, H, W)
         self.colours = F.interpolate(picture, (height, width), mode="area")
+        self._drawn: dict[tuple[tuple[int, ...], bool], np.ndarray] = {}
 
-    def of(self, chosen: list[int]) -> Photograph | None:
-        """The same photograph where no other classes are known; `None` without one of these."""
-        rows = [row for row, one in enumerate(self.classes) if one in chosen]
-        if not rows:
-            return None
-        other = object.__new__(Photograph)
-        other.maps, other.classes = self.maps[rows], [chosen.index(self.classes[row]) for row in rows]
-        values = np.full(256, 0, dtype=np.uint8)
-        values[255] = 255
-        values[[one + 1 for one in chosen]] = range(1, len(chosen) + 1)
-        other.mask, other.colours = values[self.mask], self.colours
-        return other
+    def rows(self, known: list[int]) -> tuple[int, ...]:
+        """Rows of the maps whose class is one of `known`."""
+        return tuple(row for row, one in enumerate(self.classes) if one in known)
 
-    def confusion(self, threshold: float, num_classes: int, *, crf: bool) -> np.ndarray:
-        """Pixels by true and drawn class, `(L + 1, L + 1)`."""
-        scores = torch.cat([torch.full_like(self.maps[:1], threshold), self.maps])
-        if crf:
-            reach = {"smooth_reach": SMOOTH_REACH / SIDE, "colour_reach": COLOUR_REACH / SIDE}
-            scores = dense_crf(scores[None], self.colours, **reach)[0]
-        drawn = np.array([0, *(one + 1 for one in self.classes)])[scores.argmax(0).numpy()]
+    def drawn(self, rows: tuple[int, ...], *, crf: bool) -> np.ndarray:
+        """Row that is drawn at each threshold, `(T, H, W)`; 0 is background, 1 the first of `rows`."""
+        if (rows, crf) not in self._drawn:
+            maps = self.maps[list(rows)]
+            labels = []
+            for threshold in CRF_THRESHOLDS if crf else THRESHOLDS:
+                scores = torch.cat([torch.full_like(maps[:1], threshold), maps])
+                if crf:
+                    reach = {"smooth_reach": SMOOTH_REACH / self.side, "colour_reach": COLOUR_REACH / self.side}
+                    scores = dense_crf(scores[None], self.colours, **reach)[0]
+                labels.append(scores.argmax(0).to(torch.uint8).numpy())
+            self._drawn[rows, crf] = np.stack(labels)
+        return self._drawn[rows, crf]
+
+    def confusion(self, known: list[int], *, crf: bool) -> np.ndarray:
+        """Pixels by threshold, true and drawn class, `(T, L + 1, L + 1)`, where no other class than `known` exists."""
+        rows, count = self.rows(known), len(known) + 1
+        true = np.zeros(256, dtype=np.int64)
+        true[[one + 1 for one in known]] = range(1, count)
         scored = self.mask != 255
-        cell = self.mask[scored].astype(np.int64) * (num_classes + 1) + drawn[scored]
-        return np.bincount(cell, minlength=(num_classes + 1) ** 2).reshape(num_classes + 1, num_classes + 1)
+        of_row = np.array([0, *(known.index(self.classes[row]) + 1 for row in rows)])
+        drawn = of_row[self.drawn(rows, crf=crf)[:, scored]]  # (T, N)
+        cells = true[self.mask[scored]] * count + drawn
+        cells += np.arange(len(cells))[:, None] * count**2
+        return np.bincount(cells.ravel(), minlength=len(cells) * count**2).reshape(len(cells), count, count)
 
 
 def miou(confusion: np.ndarray) -> np.ndarray:
@@ -80,35 +90,41 @@ def miou(confusion: np.ndarray) -> np.ndarray:
         return 100 * np.nanmean(np.where(union > 0, hit / union, np.nan), axis=-1)
 
 
-def measure(photographs: list[Photograph], num_classes: int, default: float, *, crf: bool) -> dict[str, Any]:
-    """Scores of the thresholds of one set of photographs."""
+def measure(photographs: list[Photograph], known: list[int], default: float, *, crf: bool) -> dict[str, Any]:
+    """Scores of the thresholds of the photographs that are tagged with a class of `known`."""
     auto = AutoThreshold()
-    for one in photographs:
-        auto.update(one.maps)
+    tagged = [one for one in photographs if one.rows(known)]
+    for one in tagged:
+        auto.update(one.maps[list(one.rows(known))])
     chosen = auto.compute()
     assert chosen is not None
-    table = np.array([[one.confusion(t, num_classes, crf=crf) for t in THRESHOLDS] for one in photographs])
+    thresholds = CRF_THRESHOLDS if crf else THRESHOLDS
+    table = np.array([one.confusion(known, crf=crf) for one in tagged])
     curve = miou(table.sum(0))
     random = np.random.default_rng(0)
     few = []
     for _ in range(TRIES):
-        rows = random.permutation(len(photographs))[:MASKS]
+        rows = random.permutation(len(tagged))[:MASKS]
         few.append(curve[np.nanargmax(miou(table[rows].sum(0)))])
     best = float(curve.max())
 
     def regret(threshold: float) -> float:
-        return round(best - float(np.interp(threshold, THRESHOLDS, curve)), 3)
+        return round(best - float(np.interp(threshold, thresholds, curve)), 3)
 
     return {
-        "photographs": len(photographs),
-        "best": {"threshold": THRESHOLDS[int(curve.argmax())], "miou": round(best, 3)},
+        "photographs": len(tagged),
+        "best": {"threshold": thresholds[int(curve.argmax())], "miou": round(best, 3)},
         "auto": {"threshold": round(chosen, 4), "regret": regret(chosen)},
+        "Otsu": {
+            "threshold": round(otsu_threshold(auto.histogram), 4),
+            "regret": regret(otsu_threshold(auto.histogram)),
+        },
         "default": {"threshold": default, "regret": regret(default)},
         f"masks of {MASKS} photographs": {
             "regret": round(best - float(np.mean(few)), 3),
             "worst": round(best - float(np.min(few)), 3),
         },
-        "curve": dict(zip(map(str, THRESHOLDS), np.round(curve, 3).tolist(), strict=True)),
+        "curve": dict(zip(map(str, thresholds), np.round(curve, 3).tolist(), strict=True)),
     }
 
 
@@ -133,7 +149,9 @@ def load(given: argparse.Namespace) -> tuple[list[Photograph], int]:
         size = (int(mask.shape[0]), int(mask.shape[1]))
         seeds = read_maps(given.maps / f"{record.image_id}.npz", size=size, num_classes=data.num_classes)
         if len(seeds.classes):
-            photographs.append(Photograph(seeds.maps, seeds.classes.tolist(), mask, read_image(record.image)))
+            photographs.append(
+                Photograph(seeds.maps, seeds.classes.tolist(), mask, read_image(record.image), side=given.side)
+            )
     return photographs, data.num_classes
 
 
@@ -148,6 +166,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=0, help="draws of five classes")
     parser.add_argument("--crf", action="store_true", help="draw labels by the dense CRF too")
     parser.add_argument("--every", type=int, default=1, help="take every n-th photograph only")
+    parser.add_argument("--side", type=int, default=4, help="label and score means of so many pixels along each side")
     parser.add_argument("--default", type=float, help="the fixed threshold; default: that of rca predict")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()
@@ -155,21 +174,23 @@ def main() -> None:
     settings = stored_settings(given.maps)
     default = settings["background_threshold"] if given.default is None else given.default
     names = ("final_map", "reads_attention", "contrasted", "scales", "flip", "predict_tags")
-    content: dict[str, Any] = {"split": given.split, "every": given.every, **{name: settings[name] for name in names}}
+    content: dict[str, Any] = {"split": given.split, "every": given.every, "side": given.side} | {
+        name: settings[name] for name in names
+    }
     random = np.random.default_rng(0)
     chosen = [sorted(random.choice(num_classes, CLASSES, replace=False).tolist()) for _ in range(given.draws)]
     for crf in (False, True) if given.crf else (False,):
-        whole = measure(photographs, num_classes, default, crf=crf)
-        draws = []
-        for classes in show_progress(chosen, what="draws", total=len(chosen)):
-            of_classes = [one for one in (photograph.of(classes) for photograph in photographs) if one is not None]
-            draws.append({"classes": classes, **measure(of_classes, CLASSES, default, crf=crf)})
+        whole = measure(photographs, list(range(num_classes)), default, crf=crf)
+        draws = [
+            {"classes": classes, **measure(photographs, classes, default, crf=crf)}
+            for classes in show_progress(chosen, what="draws", total=len(chosen))
+        ]
         result: dict[str, Any] = {"all classes": whole, "draws": draws}
-        for way in ("auto", "default", f"masks of {MASKS} photographs") if draws else ():
+        for way in ("auto", "Otsu", "default", f"masks of {MASKS} photographs") if draws else ():
             result[f"regret of draws, {way}"] = summarise(draws, way)
         content["dense CRF" if crf else "no CRF"] = result
         told = {name: value for name, value in result.items() if name.startswith("regret")}
-        print("CRF" if crf else "no CRF", {name: whole[name] for name in ("best", "auto", "default")}, told)
+        print("CRF" if crf else "no CRF", {name: whole[name] for name in ("best", "auto", "Otsu", "default")}, told)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(content, indent=1) + "\n")
 

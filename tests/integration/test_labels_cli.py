@@ -15,6 +15,7 @@ from PIL import Image
 from rca_lightning.cli.main import main
 from rca_lightning.errors import ArgumentError, DatasetNotFoundError, OutputError
 from rca_lightning.evaluation.auto_threshold import AutoThreshold
+from rca_lightning.evaluation.map_kinds import map_kind
 from tests.folder_contents import file_bytes
 from tests.integration.conftest import write_config
 from tests.integration.running import run
@@ -126,12 +127,13 @@ def test_the_old_name_of_the_background_is_refused_with_the_new_one(predicted: P
 def test_a_threshold_that_no_mask_chose(predicted: Predicted, tmp_path: Path, capsys: pytest.CaptureFixture):
     config, out = predicted.config, tmp_path / "predicted"
     run("predict", config, "--ckpt_path", predicted.checkpoint, *writer(out, "background_threshold=auto"))
-    auto, strengths = AutoThreshold(), []
+    chosen = json.loads((out / "predict.json").read_text())
+    kind = map_kind(attention=chosen["reads_attention"], contrasted=chosen["contrasted"], propagated=True)
+    auto, strengths = AutoThreshold(kind), []
     for path in sorted((out / "cams").iterdir()):
         with np.load(path) as stored:
             auto.update(torch.from_numpy(stored["maps"].astype(np.float32)))
             strengths.append(stored["maps"].max(axis=0).astype(np.float32))
-    chosen = json.loads((out / "predict.json").read_text())
     assert chosen["threshold_chosen"] == "auto"
     assert chosen["background_threshold"] == pytest.approx(auto.compute(), abs=0.006)  # stored maps are rounded
     for strength, label in zip(strengths, read_labels(out).values(), strict=True):

@@ -86,7 +86,7 @@ def test_runs_are_compared_by_their_files(
     printed = capsys.readouterr().out
     assert f"b - a: {100 * (coarse['miou'] - attention['miou']):+.1f} mIoU, 95 % interval" in printed
     assert "at threshold 0.7" in printed  # of the attention
-    assert "at threshold 0.2" in printed  # of the CAM
+    assert "at threshold 0.3" in printed  # of the CAM
     assert 'differs too: final_map: "attention" and "coarse"' in printed
 
     score("validate", config, checkpoint, *maps, "--model.flip", "true", "--model.seed_threshold", 0.3)
@@ -159,7 +159,7 @@ def test_threshold_is_chosen_without_masks_or_by_a_few(
     config: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run("predict", config, "--ckpt_path", checkpoint)
-    auto = AutoThreshold()
+    auto = AutoThreshold("attention")
     for path in (tmp_path / "run" / "predictions" / "cams").iterdir():
         with np.load(path) as stored:
             auto.update(torch.from_numpy(stored["maps"].astype(np.float32)))

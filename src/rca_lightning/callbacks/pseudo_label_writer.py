@@ -20,7 +20,14 @@ from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
-from rca_lightning.evaluation.protocol import TagsOnRecord, describe_file, make_protocol, supervision_used
+from rca_lightning.evaluation.map_kinds import default_thresholds
+from rca_lightning.evaluation.protocol import (
+    TagsOnRecord,
+    ThresholdSource,
+    describe_file,
+    make_protocol,
+    supervision_used,
+)
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.rca_module import RCAModule
@@ -33,7 +40,6 @@ from rca_lightning.pseudo_labels.labels import (
     automatic_threshold,
     check_automatic,
     check_count,
-    default_thresholds,
     threshold_source,
 )
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
@@ -147,8 +153,7 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(module, RCAModule):
             raise ArgumentError("model", type(module).__name__, "PseudoLabelWriter writes predictions of RCAModule")
         check_mask_classes(module.hparams["num_classes"])
-        kind = {"attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
-        self.generator = PseudoLabelGenerator(**{**default_thresholds(**kind), **self._settings})
+        self.generator = PseudoLabelGenerator(**{**default_thresholds(module.thresholds_kind), **self._settings})
         self.generator.check_packages()
         if self.affinity_ckpt is not None:
             self._affinity = load_affinity(self.affinity_ckpt, module.device)
@@ -166,12 +171,17 @@ class PseudoLabelWriter(PredictionWriter):
         settings |= {name: module.hparams[name] for name in propagation}
         maps: dict[str, Any] = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
         maps |= {"map_kind": self._map_kind(module), "tags_calibrated": bool(module.tag_calibration.fitted)}
+        maps |= {"threshold_source": self._threshold_source()}
         if module.hparams["num_prompts"]:  # else as in folders of before it was noted
             maps["num_prompts"] = module.hparams["num_prompts"]
         if any((module.supervision_on_record or {}).values()):
             maps["supervision"] = module.supervision_on_record
         proposals = describe_proposals(self.generator.refine, self._proposals)
         return {"maps": self.maps, **self.generator.describe(), **chosen, **proposals, **affinity, **settings, **maps}
+
+    def _threshold_source(self) -> ThresholdSource:
+        given = self._settings | ({"background_threshold": "auto"} if self.chooses_threshold else {})
+        return threshold_source(self.generator.background, given)
 
     def _map_kind(self, module: RCAModule) -> str:
         return module.map_kind if self.maps == "network" else "running maximum of maps over training"
@@ -185,7 +195,8 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(images, TaggedImages):
             raise ArgumentError("background_threshold", "auto", "needs photographs of WSSSDataModule; give a number")
         sample = (self._labelled_maps(prediction, image) for prediction, image in module.sample_predictions(images))
-        threshold = choose_threshold(sample, device=module.device)
+        kind = module.thresholds_kind if self._affinity is None else None
+        threshold = choose_threshold(sample, kind=kind, device=module.device)
         self._not_accumulated = 0  # they are counted when they are labelled
         return threshold
 
@@ -254,7 +265,6 @@ class PseudoLabelWriter(PredictionWriter):
         assert isinstance(module, RCAModule)
         data = getattr(trainer, "datamodule", None)
         split = getattr(data, "predict_split", "predict")
-        given = self._settings | ({"background_threshold": "auto"} if self.chooses_threshold else {})
 
         def protocol(ids: Sequence[str], tags: TagsOnRecord) -> dict[str, Any]:
             return make_protocol(
@@ -268,7 +278,7 @@ class PseudoLabelWriter(PredictionWriter):
                     proposals=self.proposals_dir is not None,
                 ),
                 settings=module.hparams,
-                threshold=threshold_source(self.generator.background, given),
+                threshold=self._threshold_source(),
                 refine=self.generator.refine,
                 checkpoint=describe_file(trainer.ckpt_path),
                 weights=module.weights_on_record,

@@ -1,4 +1,4 @@
-"""Background threshold that no mask chose: where the strengths of class maps part best into two groups."""
+"""Background threshold of class maps that no mask of the photographs chose: from how strong the maps are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.evaluation.map_kinds import MapKind, thresholds_of
 
 _log = logging.getLogger(__name__)
 
@@ -18,16 +19,25 @@ Automatic = Literal["auto"]
 """Value of a threshold that is to be chosen by `AutoThreshold`."""
 
 BINS = 200
+_WITHIN_KIND = 0.4  # rise of the best threshold with the strength, within a kind of maps
+_BETWEEN_KINDS, _OFFSET = 1.3, -0.48  # line through the kinds: the best threshold by strength
+_LOWEST, _HIGHEST = 0.05, 0.95
 
 
 class AutoThreshold(Metric):
     """Chooses the background threshold of class maps without masks, from the histogram of their strengths.
 
-    The strength of a pixel is its highest class map. The threshold parts all strengths into two groups so that the
-    variance between their means is greatest (Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9, 1979). Each
-    image counts the same, whatever its size. One without a map does not count. It is exact over ranks.
+    The strength of a pixel is its highest class map. All strengths are parted into two groups so that the variance
+    between their means is greatest (Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9, 1979). The mean of the
+    stronger group says how flat the maps are: flat ones, as the attention, need a high threshold, peaked ones, as CAMs,
+    a low one. The default threshold of the kind of maps rises and falls with it; where the kind is not known, a line
+    through the kinds is read. Its constants were chosen on one half of the training images of VOC; how far the scores
+    lie below the best threshold's, there and elsewhere: experiments/thresholds.
 
-    How far its scores lie below the best threshold's: experiments/thresholds.
+    Each image counts the same, whatever its size. One without a map does not count. It is exact over ranks.
+
+    Args:
+        kind: of the maps; `None`: not known, such as after a walk over learned boundaries.
 
     Example:
         >>> auto = AutoThreshold()
@@ -40,8 +50,9 @@ class AutoThreshold(Metric):
     histogram: Tensor
     images: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, kind: MapKind | None = None) -> None:
         super().__init__()
+        self.kind = kind
         self.add_state("histogram", torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
@@ -61,20 +72,31 @@ class AutoThreshold(Metric):
 
     def compute(self) -> float | None:
         """The threshold in `[0, 1]`; `None` where no image had a map."""
-        return otsu_threshold(self.histogram) if int(self.images) else None
+        if not int(self.images):
+            return None
+        strength = upper_mean(self.histogram)
+        if self.kind is None:
+            threshold = _BETWEEN_KINDS * strength + _OFFSET
+        else:
+            usual = thresholds_of(self.kind)
+            threshold = usual.background + _WITHIN_KIND * (strength - usual.strength)
+        return min(_HIGHEST, max(_LOWEST, threshold))
 
 
-def choose_threshold(maps: Iterable[Tensor], *, device: torch.device | str = "cpu") -> float:
+def choose_threshold(
+    maps: Iterable[Tensor], *, kind: MapKind | None = None, device: torch.device | str = "cpu"
+) -> float:
     """Chooses and logs the background threshold of class maps; every rank gives its share of them.
 
     Args:
         maps: of each image `(K, H, W)` in `[0, 1]`.
+        kind: of the maps; see `AutoThreshold`.
         device: where they are.
 
     Raises:
         DataError: if no image has a map.
     """
-    auto = AutoThreshold().to(device)
+    auto = AutoThreshold(kind).to(device)
     for of_image in maps:
         auto.update(of_image)
     threshold = auto.compute()
@@ -97,16 +119,46 @@ def otsu_threshold(histogram: Tensor) -> float:
     Raises:
         ArgumentError: for weights below 0, or all of them 0.
     """
+    weights = _shares(histogram)
+    return float(_ends(weights)[_parting(weights)])
+
+
+def upper_mean(histogram: Tensor) -> float:
+    """Mean of the stronger of the two groups of a histogram of `[0, 1]`; of all of it where there is one group.
+
+    Args:
+        histogram: `(N,)` weights of N bins of like width, not all of them 0.
+
+    Raises:
+        ArgumentError: for weights below 0, or all of them 0.
+    """
+    weights = _shares(histogram)
+    middles = _ends(weights) - 0.5 / len(weights)
+    upper = weights.clone()
+    upper[: _parting(weights) + 1] = 0
+    if not float(upper.sum()) > 0:
+        upper = weights
+    return float((upper * middles).sum() / upper.sum())
+
+
+def _shares(histogram: Tensor) -> Tensor:
     weights = histogram.detach().cpu().double()
     if weights.ndim != 1 or bool((weights < 0).any()) or not float(weights.sum()) > 0:
         raise ArgumentError("histogram", tuple(weights.shape), "give weights of bins, none below 0 and one above")
-    weights = weights / weights.sum()
-    ends = torch.arange(1, len(weights) + 1, dtype=torch.float64) / len(weights)
-    below, moment = weights.cumsum(0), (weights * (ends - 0.5 / len(weights))).cumsum(0)
+    return weights / weights.sum()
+
+
+def _ends(weights: Tensor) -> Tensor:
+    return torch.arange(1, len(weights) + 1, dtype=torch.float64) / len(weights)
+
+
+def _parting(weights: Tensor) -> int:
+    """The highest bin of the lower group."""
+    below, moment = weights.cumsum(0), (weights * (_ends(weights) - 0.5 / len(weights))).cumsum(0)
     spread = below * (1 - below)
     # (mean above - mean below)^2 times both weights, written with sums of the lower group alone.
     between = torch.where(spread > 1e-12, (moment[-1] * below - moment).square() / spread.clamp_min(1e-12), 0.0)
     if not float(between.max()) > 0:
-        return float(ends[int(weights.argmax())])
+        return int(weights.argmax())
     best = torch.nonzero(between >= between.max() * (1 - 1e-12))[:, 0]
-    return float(ends[best[len(best) // 2]])
+    return int(best[len(best) // 2])

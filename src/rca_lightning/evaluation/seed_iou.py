@@ -17,6 +17,7 @@ from rca_lightning.distributed import gather_uneven
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation.auto_threshold import Automatic, AutoThreshold
 from rca_lightning.evaluation.counting import ImageCounter
+from rca_lightning.evaluation.map_kinds import MapKind
 from rca_lightning.evaluation.mask_classes import MaskClasses
 from rca_lightning.evaluation.protocol import ThresholdSource
 from rca_lightning.evaluation.report import Scores, class_scores
@@ -217,6 +218,7 @@ class Evaluation(nn.Module):
         *,
         threshold: float | Automatic | None = None,
         threshold_source: ThresholdSource | None = None,
+        kind: MapKind | None = None,
     ) -> Scores | None:
         """Scores over all ranks, then a reset; `None` when no image had a mask on any rank.
 
@@ -225,6 +227,7 @@ class Evaluation(nn.Module):
             threshold: background threshold to report, one of those that are counted; "auto": see `AutoThreshold`, to
                 hundredths; `None`: the best on these masks.
             threshold_source: how it was chosen.
+            kind: of the maps, for "auto".
 
         Raises:
             ArgumentError: for a threshold that is not counted.
@@ -232,6 +235,7 @@ class Evaluation(nn.Module):
         if threshold == "auto":
             if self.auto is None:
                 raise ArgumentError("threshold", threshold, "give it as seed_threshold when the module is made")
+            self.auto.kind = kind
             chosen = self.auto.compute()  # on every rank
             threshold = 0.5 if chosen is None else min(0.99, max(0.01, round(chosen, 2)))
         if threshold is not None and threshold not in self.counter.thresholds:

@@ -16,10 +16,11 @@ from rca_lightning.data.classes import check_mask_classes
 from rca_lightning.data.sample import Batch
 from rca_lightning.errors import ArgumentError
 from rca_lightning.evaluation.label_iou import LabelEvaluation
+from rca_lightning.evaluation.map_kinds import default_thresholds
 from rca_lightning.modules.label_prediction import GivenTags, LabelPrediction
 from rca_lightning.modules.rca_module import BackboneMode, RCAModule
 from rca_lightning.modules.training_guards import check_cells
-from rca_lightning.pseudo_labels.labels import check_count, default_thresholds
+from rca_lightning.pseudo_labels.labels import check_count
 from rca_lightning.rca.loss import AddedLoss, means_over_ranks
 from rca_lightning.segmentation.network import HeadName, build_head, pixel_cross_entropy
 from rca_lightning.segmentation.one_stage import OneStageNetwork
@@ -110,9 +111,8 @@ class OneStageModule(LabelPrediction, RCAModule):
         super().__init__(num_classes, class_names, backbone_mode="trained", **options)
         check_mask_classes(num_classes)
         warmup = self.hparams["warmup_epochs"] + 1 if teacher_warmup is None else teacher_warmup
-        thresholds = default_thresholds(
-            attention=self.hparams["final_map"] == "attention" and self.hparams["aggregation"]
-        )
+        reads_attention = self.hparams["final_map"] == "attention" and self.hparams["aggregation"]
+        thresholds = default_thresholds("attention" if reads_attention else "cam")
         if teacher_decay_warmup is None:
             # Of the weights alone: a checkpoint is read into a module without numbers.
             teacher_decay_warmup = options.get("weights") in (None, "none") or not self.network.has_prototypes

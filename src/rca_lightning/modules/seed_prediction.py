@@ -13,12 +13,12 @@ from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch, collate_read
 from rca_lightning.distributed import world_size_and_rank
 from rca_lightning.evaluation.auto_threshold import Automatic
+from rca_lightning.evaluation.map_kinds import MapKind, map_kind, thresholds_of
 from rca_lightning.evaluation.protocol import TagsOnRecord, ThresholdSource, tag_threshold_used
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.data_checks import DataChecks
 from rca_lightning.modules.frozen_backbone import FrozenBackboneMixin
 from rca_lightning.modules.training_guards import MetricResetMixin
-from rca_lightning.pseudo_labels.labels import default_thresholds
 from rca_lightning.rca.inference import ClassMaps, infer_class_maps, read_class_maps
 from rca_lightning.rca.network import FinalMap, RCANetwork
 from rca_lightning.rca.tag_calibration import UNCALIBRATED_THRESHOLD, TagCalibration
@@ -73,8 +73,16 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
             return "auto", "auto"
         if given is not None:
             return float(given), "given"
-        kind = default_thresholds(attention=self.reads_attention, contrasted=self.contrasts_prototypes)
-        return kind["background_threshold"], "default"
+        return thresholds_of(self.thresholds_kind).background, "default"
+
+    @property
+    def thresholds_kind(self) -> MapKind:
+        """The kind of maps whose default thresholds suit the seeds."""
+        return map_kind(
+            attention=self.reads_attention,
+            contrasted=self.contrasts_prototypes,
+            propagated=self.hparams["propagation_steps"] > 0,
+        )
 
     @property
     def map_kind(self) -> str:
@@ -163,7 +171,9 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
 
     def _log_scores(self, split: Literal["val", "test"]) -> None:
         threshold, source = self.threshold_without_masks()
-        result = self.evaluation.finish(self.tag_threshold, threshold=threshold, threshold_source=source)
+        result = self.evaluation.finish(
+            self.tag_threshold, threshold=threshold, threshold_source=source, kind=self.thresholds_kind
+        )
         if result is not None:
             self.log_dict(result.logged(self.hparams["eval_tags"], prefix=split), sync_dist=False)
         self.tell_scores(result)

@@ -19,6 +19,7 @@ from rca_lightning.data.sample import tag_row
 from rca_lightning.data.transforms import Pixels, normalise
 from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, WeightsError, require_extra
+from rca_lightning.evaluation.map_kinds import default_thresholds
 from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
 from rca_lightning.modules.label_prediction import LabelPrediction
 from rca_lightning.modules.one_stage_module import OneStageModule
@@ -27,7 +28,7 @@ from rca_lightning.modules.segmentation_module import SegmentationModule
 from rca_lightning.prediction.inputs import Photographs, find_device, is_one, read_photographs
 from rca_lightning.prediction.result import PredictedMask
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import check_share, default_thresholds
+from rca_lightning.pseudo_labels.labels import check_share
 from rca_lightning.pseudo_labels.refinement import RefinementName
 from rca_lightning.rca.prototype_attention import PrototypeAttention, infer_prototype_attention
 from rca_lightning.segmentation.inference import draw_labels, restrict_to_tags
@@ -238,8 +239,7 @@ class LoadedModel:
             return None
         if "affinity" in refine:
             raise ArgumentError("refine", tuple(refine), "'affinity' needs a checkpoint of its own; use rca predict")
-        kind = {"attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
-        settings: dict[str, Any] = default_thresholds(**kind)
+        settings: dict[str, Any] = default_thresholds(module.thresholds_kind)
         if threshold is not None:
             check_share("threshold", threshold)
             settings["background_threshold"] = threshold

@@ -26,6 +26,7 @@ from rca_lightning.errors import (
     refuse_removed,
 )
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
+from rca_lightning.evaluation.map_kinds import MapKind, default_thresholds, map_kind
 from rca_lightning.evaluation.protocol import TagsOnRecord, ThresholdSource
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
@@ -42,7 +43,6 @@ from rca_lightning.pseudo_labels.labels import (
     automatic_threshold,
     check_automatic,
     check_count,
-    default_thresholds,
     threshold_source,
 )
 from rca_lightning.pseudo_labels.proposals import ProposalFolder, check_proposals, describe_proposals
@@ -60,6 +60,7 @@ _OF_NEWER_MAPS = (
     "checkpoint_sha256", "weights", "map_kind", "propagation_steps", "propagation_power", "propagation_affinity",
 )  # fmt: skip
 _ANY = 0.5  # until it is chosen
+_BEFORE = {"background_threshold": 0.2}  # default of CAMs when it was not noted yet what is one
 _STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
 
 
@@ -155,7 +156,8 @@ def label_stored_maps(
     if is_chosen:
         begun = automatic_threshold(folder.settings()) if existing == "skip" else None
         if begun is None:
-            begun = choose_threshold(_sample_maps(records, source, affinity, data.num_classes))
+            kind = _kind(predicted) if affinity is None and "reads_attention" in predicted else None
+            begun = choose_threshold(_sample_maps(records, source, affinity, data.num_classes), kind=kind)
         generator = replace(generator, background_threshold=begun)
     source_settings = {name: predicted.get(name) for name in _OF_THE_MAPS} if predicted else {}
     source_settings |= {name: predicted[name] for name in _OF_NEWER_MAPS if name in predicted}
@@ -243,13 +245,16 @@ def _with_defaults(given: dict[str, float | None], background: str, predicted: d
     missing = [name for name in BACKGROUND_SETTINGS.get(background, ()) if name in given and name not in known]
     if missing and not isinstance(attention, bool):
         raise ArgumentError(missing[0], None, "give one in [0, 1]: rca predict has left none with these maps")
-    return _defaults(predicted) | known
+    return default_thresholds(_kind(predicted)) | known
 
 
-def _defaults(predicted: Mapping[str, Any]) -> dict[str, float]:
-    """Thresholds of the kind of these maps."""
-    kind = {"attention": predicted.get("reads_attention") is True, "contrasted": predicted.get("contrasted") is True}
-    return default_thresholds(**kind)
+def _kind(predicted: Mapping[str, Any]) -> MapKind:
+    """The kind of stored maps; of those of before it was noted, the propagated one, as is the default."""
+    return map_kind(
+        attention=predicted.get("reads_attention") is True,
+        contrasted=predicted.get("contrasted") is True,
+        propagated=bool(predicted.get("propagation_steps", 1)),
+    )
 
 
 def _threshold_source(
@@ -257,14 +262,18 @@ def _threshold_source(
 ) -> ThresholdSource:
     """How what tells the background was chosen: now, or when the maps were predicted, whose thresholds stand in."""
     source = threshold_source(generator.background, given)
-    if source == "default":
-        if generator.background == "fixed" and automatic_threshold(predicted) == generator.background_threshold:
-            return "auto"
-        used = {name: getattr(generator, name) for name in BACKGROUND_SETTINGS[generator.background]}
-        expected = _defaults(predicted)
-        if any(name in expected and value != expected[name] for name, value in used.items()):
-            return "given"
-    return source
+    names = [name for name in BACKGROUND_SETTINGS[generator.background] if name in predicted]
+    taken = {name: getattr(generator, name) for name in names if name in ("background_threshold", "low", "high")}
+    if source != "default" or not taken:
+        return source
+    if automatic_threshold(predicted) is not None and "background_threshold" in taken:
+        return "auto"
+    noted = predicted.get("threshold_source")
+    if noted in ("given", "default"):
+        return "given" if noted == "given" else "default"
+    expected = default_thresholds(_kind(predicted))
+    usual = all(value in (expected[name], _BEFORE.get(name)) for name, value in taken.items())
+    return "default" if usual else "given"
 
 
 def _label(

@@ -92,18 +92,6 @@ BACKGROUND_SETTINGS: dict[str, tuple[str, ...]] = {  # that each background read
 _DEFAULTS = {"power": 8.0, "saliency_threshold": 0.5}  # of any kind of maps
 
 
-def default_thresholds(*, attention: bool, contrasted: bool = False) -> dict[str, float]:
-    """Default `background_threshold`, `low` and `high` of a kind of maps, about the best on VOC photographs.
-
-    Args:
-        attention: whether the maps are the attention, which is flat and wide, or CAMs, which have peaks.
-        contrasted: whether contrast has trained the prototypes that the attention reads, which makes it less wide.
-    """
-    of_attention = (0.5, 0.3, 0.7) if contrasted else (0.7, 0.5, 0.8)
-    values = of_attention if attention else (0.2, 0.05, 0.3)
-    return dict(zip(("background_threshold", "low", "high"), values, strict=True))
-
-
 CHOSEN: dict[str, Any] = {"threshold_chosen": "auto"}
 """Setting of a folder whose background threshold is chosen without masks; it stands beside the threshold."""
 

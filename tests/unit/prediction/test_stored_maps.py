@@ -137,6 +137,10 @@ def test_what_older_maps_do_not_say_is_not_known(root, maps, tmp_path):
         ({"background_threshold": 0.6}, {"background": "two_thresholds"}, "default"),
         ({"low": 0.2, "high": 0.8}, {"background": "two_thresholds"}, "given"),
         ({"background_threshold": 0.5, "contrasted": True}, {}, "default"),
+        ({"background_threshold": 0.2, "reads_attention": False}, {}, "default"),  # once that of all CAMs
+        ({"background_threshold": 0.2, "reads_attention": False, "threshold_source": "given"}, {}, "given"),
+        ({"background_threshold": 0.6, "threshold_source": "default"}, {}, "default"),
+        ({"background_threshold": 0.6, "threshold_source": ["x"]}, {}, "given"),
         ({"background_threshold": 0.6}, {"background_threshold": "auto"}, "auto"),
     ],
 )
