@@ -354,7 +354,7 @@ def test_threshold_chosen_without_masks_once_for_a_model(folder: Folder, monkeyp
     folder.label("--threshold", "auto", "--maps")
     first = folder.written()["settings"]
     assert first["threshold"] == "auto"
-    auto = AutoThreshold()
+    auto = AutoThreshold("contrasted_attention")
     for path in sorted((folder.out / "maps").glob("*.npz")):
         with np.load(path) as stored:
             auto.update(torch.from_numpy(stored["maps"].astype(np.float32)))

@@ -45,8 +45,9 @@ def test_prediction_writes_every_image_and_its_settings(tmp_path, module):
     ("options", "given", "expected"),
     [
         ({"aggregation": True}, None, 0.7),
-        ({"aggregation": True, "final_map": "coarse"}, None, 0.2),
-        ({"aggregation": False, "contrast": False}, None, 0.2),
+        ({"aggregation": True, "final_map": "coarse"}, None, 0.3),
+        ({"aggregation": False, "contrast": False}, None, 0.3),
+        ({"aggregation": False, "contrast": False, "propagation_steps": 0}, None, 0.15),
         ({"aggregation": True}, 0.2, 0.2),
     ],
 )
@@ -61,7 +62,7 @@ def test_maps_without_any_prototype_have_the_threshold_of_cams(tmp_path):
     module = RCAModule(num_classes=2, backbone="resnet14", flip=False)
     predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
     settings = json.loads((tmp_path / "predict.json").read_text())
-    assert (settings["background_threshold"], settings["reads_attention"]) == (0.2, False)
+    assert (settings["background_threshold"], settings["reads_attention"]) == (0.3, False)
 
 
 @pytest.mark.parametrize(
