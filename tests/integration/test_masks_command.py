@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,8 +21,11 @@ from rca_lightning.cli.main import main
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES
 from rca_lightning.data.tag_files import read_tag_names
-from rca_lightning.errors import ArgumentError
+from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.evaluation.auto_threshold import AutoThreshold
+from rca_lightning.evaluation.comparison import images_file
+from rca_lightning.evaluation.image_counts import ImageCounts, ids_digest
+from rca_lightning.evaluation.intervals import miou_interval
 from rca_lightning.evaluation.label_iou import LabelIoU
 from rca_lightning.io.output_folder import PredictionFolder
 from rca_lightning.modules.rca_module import RCAModule
@@ -132,8 +136,16 @@ def test_masks_overlays_checkpoint_and_score(folder: Folder, synthetic_root: Pat
     content = folder.written()
     expected = metric.compute()
     assert content["scores"]["miou"] == pytest.approx(expected.miou)
-    assert content["scores"]["iou"]["background"] == pytest.approx(float(expected.iou[0]))
-    assert f"{100 * expected.miou:.1f}" in told.out
+    assert content["scores"]["per_class_iou"]["background"] == pytest.approx(float(expected.iou[0]))
+    counts = ImageCounts.load(folder.out / "run_images.npz")
+    assert counts.ids == tuple(folder.ids[:FIRST])
+    interval = miou_interval(counts, None)
+    assert [content["scores"]["miou_interval"][end] for end in ("low", "high")] == [interval.low, interval.high]
+    ends = f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+    assert f": {100 * expected.miou:.1f}, 95 % interval over images {ends} ({FIRST} photographs)" in told.out
+    assert set(content["scores"]["miou_by_size"]) == {"small", "medium", "large"}
+    assert f"mIoU ({ends})" in Contents((folder.out / "report.html").read_text()).words
+    assert content["scores"]["protocol"] == content["protocol"]  # all of them have masks
     assert (content["classes"], content["images"], content["tagged"]) == (list(CLASS_NAMES), FIRST, FIRST)
     assert {"look", "features", "rounds", "labels"} <= set(content["seconds"])
     assert content["skipped"] == []
@@ -199,6 +211,68 @@ def test_changed_settings_and_tags_make_what_depends_on_them_anew(labelled: Fold
     folder.label("--threshold", "0.3", "--seed", "1")
     assert "the model and all labels are made anew: seed 0 before, 1 now" in capsys.readouterr().err
     assert (folder.out / "rca.ckpt").stat().st_mtime_ns != checkpoint
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_run_says_what_its_masks_rest_on_with_and_without_a_score(labelled: Folder, synthetic_root: Path, capsys):
+    folder = labelled
+    content = folder.written()
+    protocol = content["protocol"]
+    assert content["scores"] is None
+    assert protocol["checkpoint"] == {"file": "rca.ckpt", "sha256": digest(folder.out / "rca.ckpt")}
+    assert protocol["weights"] == {"file": "weights.pth", "sha256": digest(folder.weights)}
+    assert protocol["split"] == {"name": "all", "images": FIRST, "ids_sha256": ids_digest(folder.ids[:FIRST])}
+    assert protocol["supervision"] == {
+        "tags": "image", "saliency": False, "prompts": False, "proposals": False, "seed_dir": False, "masks": False,
+    }  # fmt: skip
+    assert (protocol["threshold"], protocol["tag_threshold"], protocol["segmenter"]) == ("default", None, None)
+    assert protocol["background"]["background_threshold"] == content["settings"]["background_threshold"] == 0.5
+    assert (protocol["background"]["kind"], protocol["background"]["by_masks"]) == ("fixed", False)
+    assert (protocol["scales"], protocol["flip"], protocol["crf"], protocol["refine"]) == ([1.0, 1.5], False, False, [])
+    assert protocol["maps"]["kind"] == "propagated RCA attention"
+    assert protocol["versions"]["rca_lightning"] == content["version"]
+    assert str(folder.out.parent) not in json.dumps(protocol)
+
+    shown = " ".join(Contents((folder.out / "report.html").read_text()).words)
+    assert f"file rca.ckpt, sha256 {digest(folder.out / 'rca.ckpt')}" in shown
+    stored = json.loads((folder.out / "work" / "predict.json").read_text())
+    assert stored["checkpoint_sha256"] == protocol["checkpoint"]["sha256"]
+
+    masks = folder.photographs.parent / "true"
+    masks.mkdir()
+    for image_id in folder.ids[: FIRST - 2]:
+        shutil.copy(synthetic_root / "SegmentationClass" / f"{image_id}.png", masks)
+    (folder.photographs / "classes.txt").write_text("\n".join(CLASS_NAMES))
+    for image_id in folder.ids[FIRST:]:
+        shutil.copy(synthetic_root / "JPEGImages" / f"{image_id}.jpg", folder.photographs / "images")
+        shutil.copy(synthetic_root / "SegmentationClass" / f"{image_id}.png", masks)
+    folder.label("--masks", str(masks), "--threshold", "0.3")
+    scored = folder.written()
+    rests_on = scored["scores"]["protocol"]
+    assert scored["protocol"]["split"]["images"] == FIRST + NEW
+    assert rests_on["split"]["images"] == scored["scores"]["images"] == FIRST - 2 + NEW
+    assert rests_on["supervision"]["tags"] == "mixed"  # the new ones have none
+    assert rests_on["tag_threshold"]["chosen"] in ("default", "calibrated")
+    assert (rests_on["threshold"], rests_on["background"]["by_masks"]) == ("given", None)
+
+    first = folder.out.parent / "first.json"
+    shutil.copy(folder.out / "run.json", first)
+    shutil.copy(folder.out / "run_images.npz", images_file(first))
+    folder.label("--masks", str(masks), "--threshold", "0.4")
+    capsys.readouterr()
+    main(["compare", str(first), str(folder.out / "run.json")])
+    printed = capsys.readouterr().out
+    gain = 100 * (folder.written()["scores"]["miou"] - scored["scores"]["miou"])
+    assert f"b - a: {gain:+.1f} mIoU, 95 % interval" in printed
+    assert "differs too: background.background_threshold: 0.3 and 0.4\n" in printed
+    folder.label("--threshold", "0.4")
+    assert folder.written()["scores"] is None
+    assert not (folder.out / "run_images.npz").exists()  # it was of a score that is no longer there
+    with pytest.raises(DataError, match="no masks to score with"):
+        main(["compare", str(first), str(folder.out / "run.json")])
 
 
 class KilledError(Exception):
@@ -280,7 +354,7 @@ def test_threshold_chosen_without_masks_once_for_a_model(folder: Folder, monkeyp
     folder.label("--threshold", "auto", "--maps")
     first = folder.written()["settings"]
     assert first["threshold"] == "auto"
-    auto = AutoThreshold()
+    auto = AutoThreshold("contrasted_attention")
     for path in sorted((folder.out / "maps").glob("*.npz")):
         with np.load(path) as stored:
             auto.update(torch.from_numpy(stored["maps"].astype(np.float32)))

@@ -13,6 +13,7 @@ import rca_lightning
 from rca_lightning.cli import fit_segmenter
 from rca_lightning.data.images import read_image
 from rca_lightning.data.transforms import Pixels, normalise
+from rca_lightning.evaluation.protocol import describe_file
 from rca_lightning.modules.affinity_module import AffinityModule
 from rca_lightning.modules.frozen_segmentation_module import FrozenSegmentationModule
 from tests.integration.test_masks_command import FIRST, Folder, KilledError
@@ -47,6 +48,9 @@ def test_draws_photographs_without_tags_and_keeps_the_others(folder: Folder, mon
     times, untagged = folder.times(), folder.ids[FIRST : FIRST + UNTAGGED]
     assert {name for name in times if times[name] != first[name]} == set(untagged)
     assert {"boundaries", "segmenter", "untagged"} <= set(folder.written()["seconds"])
+    protocol = folder.written()["protocol"]
+    assert protocol["segmenter"] == describe_file(folder.out / "segmenter.ckpt")
+    assert (protocol["supervision"]["tags"], protocol["tag_threshold"]) == ("mixed", None)  # no tag is predicted
     module = FrozenSegmentationModule.load_from_checkpoint(folder.out / "segmenter.ckpt", map_location="cpu").eval()
     loaded = rca_lightning.load(folder.out / "segmenter.ckpt", device="cpu")
     for image_id in untagged:

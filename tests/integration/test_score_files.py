@@ -133,7 +133,11 @@ def test_scores_of_pseudo_labels_say_what_they_rest_on(
     other = json.loads((again / "pseudo_labels.json").read_text())["protocol"]
     assert (other["threshold"], other["refine"], other["scales"]) == ("given", ["pamr"], protocol["scales"])
     assert other["supervision"] == protocol["supervision"]
-    assert other["checkpoint"] == {"file": checkpoint.name, "sha256": None}
+    assert other["checkpoint"] == protocol["checkpoint"]
+    assert other["maps"] == protocol["maps"]
+    assert protocol["maps"]["kind"] == "propagated RCA attention"
+    assert (protocol["background"]["background_threshold"], other["background"]["background_threshold"]) == (0.7, 0.4)
+    assert (protocol["background"]["by_masks"], other["background"]["by_masks"]) == (False, None)
     capsys.readouterr()
     with pytest.raises(ResultsError, match=r"\n  refine: \[\] and \[\"pamr\"\]\n  threshold: "):
         main(["compare", str(first / "pseudo_labels.json"), str(again / "pseudo_labels.json")])

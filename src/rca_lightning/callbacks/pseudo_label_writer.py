@@ -21,7 +21,13 @@ from rca_lightning.data.visualization import colours
 from rca_lightning.errors import ArgumentError, DataError, refuse_removed
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
 from rca_lightning.evaluation.map_kinds import default_thresholds
-from rca_lightning.evaluation.protocol import TagsOnRecord, describe_file, make_protocol, supervision_used
+from rca_lightning.evaluation.protocol import (
+    TagsOnRecord,
+    ThresholdSource,
+    describe_file,
+    make_protocol,
+    supervision_used,
+)
 from rca_lightning.io.output_folder import Existing
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
 from rca_lightning.modules.rca_module import RCAModule
@@ -165,12 +171,17 @@ class PseudoLabelWriter(PredictionWriter):
         settings |= {name: module.hparams[name] for name in propagation}
         maps: dict[str, Any] = {"reads_attention": module.reads_attention, "contrasted": module.contrasts_prototypes}
         maps |= {"map_kind": self._map_kind(module), "tags_calibrated": bool(module.tag_calibration.fitted)}
+        maps |= {"threshold_source": self._threshold_source()}
         if module.hparams["num_prompts"]:  # else as in folders of before it was noted
             maps["num_prompts"] = module.hparams["num_prompts"]
         if any((module.supervision_on_record or {}).values()):
             maps["supervision"] = module.supervision_on_record
         proposals = describe_proposals(self.generator.refine, self._proposals)
         return {"maps": self.maps, **self.generator.describe(), **chosen, **proposals, **affinity, **settings, **maps}
+
+    def _threshold_source(self) -> ThresholdSource:
+        given = self._settings | ({"background_threshold": "auto"} if self.chooses_threshold else {})
+        return threshold_source(self.generator.background, given)
 
     def _map_kind(self, module: RCAModule) -> str:
         return module.map_kind if self.maps == "network" else "running maximum of maps over training"
@@ -254,7 +265,6 @@ class PseudoLabelWriter(PredictionWriter):
         assert isinstance(module, RCAModule)
         data = getattr(trainer, "datamodule", None)
         split = getattr(data, "predict_split", "predict")
-        given = self._settings | ({"background_threshold": "auto"} if self.chooses_threshold else {})
 
         def protocol(ids: Sequence[str], tags: TagsOnRecord) -> dict[str, Any]:
             return make_protocol(
@@ -268,7 +278,7 @@ class PseudoLabelWriter(PredictionWriter):
                     proposals=self.proposals_dir is not None,
                 ),
                 settings=module.hparams,
-                threshold=threshold_source(self.generator.background, given),
+                threshold=self._threshold_source(),
                 refine=self.generator.refine,
                 checkpoint=describe_file(trainer.ckpt_path),
                 weights=module.weights_on_record,

@@ -312,9 +312,9 @@ class LabelWriter(PseudoLabelWriter):
         self._checkpoint = run.checkpoint
 
     def describe(self, module: L.LightningModule) -> dict[str, Any]:
-        """Settings, with the digest of the checkpoint of the run, which the trainer does not know."""
+        """Settings, with the digest of the checkpoint of the run; `run.json` says how the threshold was chosen."""
         digest = (describe_file(self._checkpoint) or {}).get("sha256")
-        return {**super().describe(module), "checkpoint_sha256": digest}
+        return {**super().describe(module), "checkpoint_sha256": digest, "threshold_source": None}
 
     def write(self, prediction: dict[str, Any], image: Tensor, batch: Batch, index: int) -> None:
         """Refines on a grid that fits the photograph."""

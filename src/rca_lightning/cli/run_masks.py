@@ -305,8 +305,10 @@ def _protocol(
         background=predicted,
         refine=choices.refine,
     )
-    segmenter = describe_file(run.segmenter) if choices.segmenter else None
-    return protocol | {"checkpoint": describe_file(run.checkpoint), "segmenter": segmenter}
+    protocol |= {"checkpoint": describe_file(run.checkpoint), "segmenter": None}
+    if choices.segmenter:  # it draws photographs without tags, and predicts none
+        protocol |= {"segmenter": describe_file(run.segmenter), "tag_threshold": None}
+    return protocol
 
 
 def _write_counts(path: Path, scores: Scores | None) -> None:

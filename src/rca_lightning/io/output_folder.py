@@ -20,7 +20,7 @@ _SETTINGS_FILE = "predict.json"
 
 _CLASSES = "class_names"  # a setting that folders of before 0.3 do not have
 # Settings that tell where predictions come from, and decide none: `weights_digest` is what the network computes with.
-_NOTES = ("checkpoint_sha256", "weights", "map_kind", "tags_calibrated")
+_NOTES = ("checkpoint_sha256", "weights", "map_kind", "tags_calibrated", "threshold_source")
 # Settings that folders have since they tell their kind of maps.
 _NEWER = ("propagation_steps", "propagation_power", "propagation_affinity")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from rca_lightning.errors import (
 )
 from rca_lightning.evaluation.auto_threshold import Automatic, choose_threshold
 from rca_lightning.evaluation.map_kinds import MapKind, default_thresholds, map_kind
-from rca_lightning.evaluation.protocol import TagsOnRecord
+from rca_lightning.evaluation.protocol import TagsOnRecord, ThresholdSource
 from rca_lightning.io.output_folder import Existing, PredictionFolder, stored_classes, stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.modules.affinity_module import AffinityModule, check_affinity, load_affinity
@@ -60,6 +60,7 @@ _OF_NEWER_MAPS = (
     "checkpoint_sha256", "weights", "map_kind", "propagation_steps", "propagation_power", "propagation_affinity",
 )  # fmt: skip
 _ANY = 0.5  # until it is chosen
+_BEFORE = {"background_threshold": 0.2}  # default of CAMs when it was not noted yet what is one
 _STRIDE = 4  # of the grid that boundaries are learned on: labels need not be finer
 
 
@@ -191,7 +192,7 @@ def label_stored_maps(
             split=data.predict_split,
             ids=ids,
             tags=tags,
-            threshold=threshold_source(background, {**thresholds, **given}),
+            threshold=_threshold_source(generator, {**thresholds, **given}, predicted),
             background=generator.describe(),
             refine=tuple(refine),
             proposals=proposals_dir is not None,
@@ -248,13 +249,32 @@ def _with_defaults(given: dict[str, float | None], background: str, predicted: d
     return default_thresholds(_kind(predicted)) | known
 
 
-def _kind(predicted: dict[str, Any]) -> MapKind:
+def _kind(predicted: Mapping[str, Any]) -> MapKind:
     """The kind of stored maps; of those of before it was noted, the propagated one, as is the default."""
     return map_kind(
         attention=predicted.get("reads_attention") is True,
         contrasted=predicted.get("contrasted") is True,
-        propagated=predicted.get("propagation_steps", 1) > 0,
+        propagated=bool(predicted.get("propagation_steps", 1)),
     )
+
+
+def _threshold_source(
+    generator: PseudoLabelGenerator, given: Mapping[str, Any], predicted: Mapping[str, Any]
+) -> ThresholdSource:
+    """How what tells the background was chosen: now, or when the maps were predicted, whose thresholds stand in."""
+    source = threshold_source(generator.background, given)
+    names = [name for name in BACKGROUND_SETTINGS[generator.background] if name in predicted]
+    taken = {name: getattr(generator, name) for name in names if name in ("background_threshold", "low", "high")}
+    if source != "default" or not taken:
+        return source
+    if automatic_threshold(predicted) is not None and "background_threshold" in taken:
+        return "auto"
+    noted = predicted.get("threshold_source")
+    if noted in ("given", "default"):
+        return "given" if noted == "given" else "default"
+    expected = default_thresholds(_kind(predicted))
+    usual = all(value in (expected[name], _BEFORE.get(name)) for name, value in taken.items())
+    return "default" if usual else "given"
 
 
 def _label(

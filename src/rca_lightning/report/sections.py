@@ -13,7 +13,7 @@ from PIL import Image
 
 from rca_lightning.atlas.atlas import AtlasClass
 from rca_lightning.atlas.page import Row
-from rca_lightning.evaluation.comparison import flat_entries, protocol_in_words
+from rca_lightning.evaluation.comparison import protocol_in_words
 from rca_lightning.evaluation.report import score_lines
 from rca_lightning.io.progress import duration_in_words
 from rca_lightning.report.curves import curves, histogram_figure
@@ -118,7 +118,10 @@ def summary_section(totals: Totals, run: Mapping[str, Any], classes: Sequence[st
     if totals.with_quality:
         tiles.append(("mean quality", f"{totals.summed_quality / totals.with_quality:.2f}"))
     if scores.get("miou") is not None:
-        tiles.append(("mIoU", f"{100 * scores['miou']:.1f}"))
+        interval = scores.get("miou_interval") or {}
+        ends = [interval[end] for end in ("low", "high") if interval.get(end) is not None]
+        within = f" ({' to '.join(f'{100 * end:.1f}' for end in ends)})" if ends else ""
+        tiles.append((f"mIoU{within}", f"{100 * scores['miou']:.1f}"))
     tiles += [("to look at", f"{totals.odd:,}"), ("skipped", f"{totals.num_skipped:,}")]
     if seconds:
         tiles.append(("time", duration_in_words(seconds)))
@@ -163,7 +166,7 @@ def classes_section(totals: Totals, run: Mapping[str, Any], classes: Sequence[st
     head = ["class", "tagged", "drawn", "mean share"] + (["IoU"] if iou else [])
     rows = []
     names: list[tuple[int | None, str]] = [(None, "background")] if "background" in iou else []
-    said = "".join(f"<p>{html.escape(line)}</p>" for line in _said_of(scores))
+    said = "<br>".join(map(html.escape, _said_of(scores)))
     names += list(enumerate(classes))
     for index, name in names:
         drawn = totals.drawn.get(index, 0) if index is not None else 0
@@ -180,7 +183,7 @@ def classes_section(totals: Totals, run: Mapping[str, Any], classes: Sequence[st
         rows.append(f'<tr><th scope="row">{swatch}{html.escape(name)}</th>{cell}</tr>')
     titles = "".join(f'<th scope="col"{" class=n" if place else ""}>{title}</th>' for place, title in enumerate(head))
     return (
-        f'{said}<div class="scroll wide" tabindex="0" role="region" aria-label="Table of classes"><table>'
+        f'<p>{said}</p><div class="scroll wide" tabindex="0" role="region" aria-label="Table of classes"><table>'
         f"<thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -223,15 +226,16 @@ def settings_section(run: Mapping[str, Any]) -> str:
     )
     if settings:
         parts.append(f"<h3>Settings</h3><table>{settings}</table>")
+    columns = "".join(f"<div>{part}</div>" for part in parts)
     # Of the photographs that were scored, where there are some.
     protocol = (run.get("scores") or {}).get("protocol") or run.get("protocol") or {}
     entries = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(_shown(value))}</td></tr>'
-        for name, value in flat_entries(protocol)
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(_in_words(value))}</td></tr>'
+        for name, value in protocol.items()
     )
-    if entries:
-        parts.append(f"<h3>What it rests on</h3><table>{entries}</table>")
-    return "".join(f"<div>{part}</div>" for part in parts)
+    if not entries:
+        return columns
+    return f'{columns}<div class="whole"><h3>What the masks rest on</h3><table>{entries}</table></div>'
 
 
 def skipped_section(totals: Totals) -> str:
@@ -287,6 +291,16 @@ def _prototype(row: Row, name: str, most: int) -> str:
         f'<div class="row"><div class="about"><strong>{html.escape(row.title)}</strong>{_bar(row.share)}{lines}</div>'
         f'<div class="tiles">{"".join(tiles)}</div></div>'
     )
+
+
+def _in_words(value: Any) -> str:
+    """An entry of a protocol; of a group what is known."""
+    if isinstance(value, Mapping):
+        known = {name: part for name, part in value.items() if part is not None}
+        return ", ".join(f"{name.replace('_', ' ')} {_in_words(part)}" for name, part in known.items()) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _shown(value)
 
 
 def _shown(value: Any) -> str:

@@ -45,8 +45,9 @@ def test_prediction_writes_every_image_and_its_settings(tmp_path, module):
     ("options", "given", "expected"),
     [
         ({"aggregation": True}, None, 0.7),
-        ({"aggregation": True, "final_map": "coarse"}, None, 0.2),
-        ({"aggregation": False, "contrast": False}, None, 0.2),
+        ({"aggregation": True, "final_map": "coarse"}, None, 0.3),
+        ({"aggregation": False, "contrast": False}, None, 0.3),
+        ({"aggregation": False, "contrast": False, "propagation_steps": 0}, None, 0.15),
         ({"aggregation": True}, 0.2, 0.2),
     ],
 )
@@ -61,7 +62,37 @@ def test_maps_without_any_prototype_have_the_threshold_of_cams(tmp_path):
     module = RCAModule(num_classes=2, backbone="resnet14", flip=False)
     predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
     settings = json.loads((tmp_path / "predict.json").read_text())
-    assert (settings["background_threshold"], settings["reads_attention"]) == (0.2, False)
+    assert (settings["background_threshold"], settings["reads_attention"]) == (0.3, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"aggregation": True}, "propagated RCA attention"),
+        ({"aggregation": True, "propagation_steps": 0}, "RCA attention"),
+        ({"aggregation": True, "final_map": "refined", "propagation_steps": 0}, "refined CAM"),
+        ({"aggregation": True, "final_map": "mean"}, "propagated mean of CAM and refined CAM"),
+        ({"aggregation": True, "final_map": "coarse"}, "propagated CAM"),
+        ({"aggregation": False, "contrast": False}, "propagated CAM"),
+        ({"aggregation": False, "contrast": False, "propagation_steps": 0}, "CAM"),
+    ],
+)
+def test_settings_tell_the_kind_of_the_maps(tmp_path, options, kind):
+    module = RCAModule(num_classes=2, backbone="resnet14", flip=False, background_prototypes=0, **options)
+    module = with_prototypes(module) if options["aggregation"] else module
+    predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+    settings = json.loads((tmp_path / "predict.json").read_text())
+    assert settings["map_kind"] == kind
+    assert settings["propagation_steps"] == options.get("propagation_steps", 1)
+    assert (settings["propagation_power"], settings["propagation_affinity"]) == (2.0, "cosine")
+    assert settings["checkpoint_sha256"] is None  # no checkpoint was given
+
+
+def test_a_folder_of_maps_that_were_propagated_otherwise_is_refused(tmp_path, module):
+    predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a"))
+    module.hparams["propagation_steps"] = 0
+    with pytest.raises(OutputError, match="propagation_steps: 1 there, 0 now"):
+        predict(module, PseudoLabelWriter(str(tmp_path)), Photographs("a", "b"))
 
 
 def test_complete_images_are_not_computed_again(tmp_path, module):

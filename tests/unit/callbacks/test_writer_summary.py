@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def masks_of(data: Photographs, folder: Path, height: int = 32) -> dict[str, np.
             mask = np.random.default_rng(seed).choice([0, 1, 2, 255], (height, 40)).astype(np.uint8)
             Image.fromarray(mask).save(path)
             masks[sample["image_id"]] = mask
-        data.predict_records.append(Record(path.stem, path, mask=path if path.exists() else None))
+        data.predict_records.append(Record(path.stem, path, (0, 1), mask=path if path.exists() else None))
     return masks
 
 
@@ -70,6 +71,20 @@ def test_labels_are_scored_against_the_masks(tmp_path, module, capsys):
     assert found["ignored"] == pytest.approx((drawn == 255).mean())
     assert found["ignored"] > 0
     assert "Labels of split 'shots', 2 images" in capsys.readouterr().out
+
+
+def test_photographs_without_tags_are_told_of(tmp_path, module):
+    data, out = Photographs("a", "b", "c"), tmp_path / "out"
+    masks_of(data, tmp_path / "masks")
+    data.predict_records[0] = replace(data.predict_records[0], tags=None)
+    predict(module, PseudoLabelWriter(str(out)), data)
+    found = json.loads((out / "pseudo_labels.json").read_text())
+    assert found["tags"] == found["protocol"]["supervision"]["tags"] == "mixed"
+    assert found["protocol"]["tag_threshold"] == {"chosen": "default", "value": 0.5}
+    data.predict_records[0] = replace(data.predict_records[0], tags=(0, 1))
+    predict(module, PseudoLabelWriter(str(tmp_path / "other")), data)
+    found = json.loads((tmp_path / "other" / "pseudo_labels.json").read_text())
+    assert (found["tags"], found["protocol"]["tag_threshold"]) == ("image", None)
 
 
 def test_all_images_of_the_folder_are_told_of_also_those_of_an_earlier_run(tmp_path, module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from rich.console import Console
 from tests.unit.evaluation.counted_images import NAMES, count_labels, count_seeds, drawn, label_pairs, seed_images
 
 from rca_lightning.errors import ArgumentError, DataError, RCAError, ResultsError
-from rca_lightning.evaluation.comparison import ScoreFile, compare_files, images_file, protocol_differences
+from rca_lightning.evaluation.comparison import (
+    ScoreFile,
+    compare_files,
+    images_file,
+    protocol_differences,
+    protocol_name,
+)
 from rca_lightning.evaluation.image_counts import ImageCounts
 from rca_lightning.evaluation.intervals import paired_difference
 from rca_lightning.evaluation.label_iou import confusion_scores
@@ -113,6 +120,8 @@ UNFAIR = {
     "crf": {"settings": VIEWS | {"crf": True}},
     "refine": {"refine": ["pamr"]},
     "threshold": {"threshold": "masks", "threshold_split": "train_a"},
+    "background.kind": {"background": {"background": "power", "power": 8.0}},
+    "tag_threshold.chosen": {"tag_threshold": {"chosen": "given", "value": 0.3}},
 }
 
 
@@ -228,6 +237,114 @@ def test_scores_without_a_value_have_no_difference(tmp_path):
     void = (np.ones((2, 2), dtype=np.int64), np.full((2, 2), 255))
     path = write(tmp_path / "a.json", count_labels([void]))
     assert "b - a: one has no mIoU" in compared(path, path)
+
+
+def seeds_at(threshold: float, source: str, **changes) -> dict:
+    options = {"split": "val", "ids": ["a"], "supervision": NOTHING, "settings": VIEWS, "threshold": source}
+    background = {"background_threshold": threshold}
+    return make_protocol(**(options | {"background": background, "map_kind": "CAM"} | changes))
+
+
+def test_numbers_that_were_chosen_alike_are_told():
+    one, other = seeds_at(0.3, "given"), seeds_at(0.4, "given", map_kind="RCA attention")
+    unfair, told = protocol_differences(one, other)
+    assert unfair == []
+    assert told == ["background.background_threshold: 0.3 and 0.4", 'maps.kind: "CAM" and "RCA attention"']
+
+
+def test_whether_masks_chose_is_told_in_one_line():
+    unfair, told = protocol_differences(seeds_at(0.3, "default"), seeds_at(0.3, "masks", threshold_split="val"))
+    assert unfair == ['threshold: "default" and "masks of val"']
+    assert told == []
+
+
+def test_tags_predicted_above_a_calibrated_and_a_default_threshold_are_alike():
+    chosen = [{"chosen": "calibrated", "value": None}, {"chosen": "default", "value": 0.5}, None]
+    for one in chosen:
+        for other in chosen:
+            found = [seeds_at(0.3, "default", tag_threshold=entry) for entry in (one, other)]
+            assert protocol_differences(*found)[0] == []
+            assert protocol_name(found[0]) == protocol_name(found[1])
+
+
+OLDER = ("background", "tag_threshold", "maps")
+
+
+def test_what_an_older_file_does_not_say_is_named_and_no_reason_to_refuse(pair):
+    new = write(pair[0], count_labels(label_pairs(8)), background={"background_threshold": 0.4}, map_kind="CAM")
+    content = json.loads(pair[1].read_text())
+    for name in OLDER:
+        del content["protocol"][name]
+    pair[1].write_text(json.dumps(content))
+    for files, place in (((new, pair[1]), "second"), ((pair[1], new), "first")):
+        text = compared(*files)
+        for name in OLDER:
+            assert f"differs too: {name}: not recorded in the {place} file\n" in text
+        assert "FAIR" not in text
+
+
+@pytest.mark.parametrize("name", UNFAIR)
+def test_protocols_have_one_name_if_scores_of_them_may_be_compared(name):
+    options = {"split": "val", "ids": ["a"], "supervision": NOTHING, "settings": VIEWS}
+    changes = dict(UNFAIR[name])
+    if "tags" in changes:
+        changes = {"supervision": {**NOTHING, "tags": changes["tags"]}}
+    first, other = make_protocol(**options), make_protocol(**(options | changes))
+    assert protocol_name(first) != protocol_name(other)
+    told = {"checkpoint": {"file": "a", "sha256": None}, "map_kind": "CAM", "threshold": "auto"}
+    alike = make_protocol(**options, **told, background={"background_threshold": 0.4}) | {"commit": "c" * 40}
+    assert protocol_differences(first, alike)[0] == []
+    assert protocol_name(first).split(", ")[-1] == protocol_name(alike).split(", ")[-1]
+
+
+def test_name_of_a_protocol_reads():
+    found = seeds_at(0.4, "auto", supervision={**NOTHING, "tags": "mixed"})
+    assert re.fullmatch("val, 1 images, true tags of some, threshold auto, [0-9a-f]{8}", protocol_name(found))
+
+
+@pytest.mark.parametrize("value", ["x", [1], 3, {"a": {"b": [1]}}, None])
+@pytest.mark.parametrize("name", ["supervision", "threshold", "background", "tag_threshold", "split", "maps"])
+def test_entries_of_another_form_are_differences(pair, name, value):
+    content = json.loads(pair[1].read_text())
+    content["protocol"][name] = value
+    pair[1].write_text(json.dumps(content))
+    assert "b - a: " in compared(*pair, anyway=True)
+    assert "the protocols are the same" in compared(pair[1], pair[1])
+    assert protocol_name(content["protocol"])
+
+
+def run_of(path: Path, scores: Path) -> Path:
+    """`run.json` of `rca masks`, with the scores of a file."""
+    path.parent.mkdir()
+    path.write_text(json.dumps({"command": [], "scores": json.loads(scores.read_text())}))
+    images_file(path).write_bytes(images_file(scores).read_bytes())
+    return path
+
+
+def test_runs_of_rca_masks_are_compared_by_their_scores(pair, tmp_path):
+    runs = [run_of(tmp_path / name / "run.json", path) for name, path in zip("ab", pair, strict=True)]
+    assert compared(*runs).splitlines()[1:2] + compared(*runs).splitlines()[3:] == (
+        compared(*pair).splitlines()[1:2] + compared(*pair).splitlines()[3:]
+    )
+    assert "95 % interval" in compared(*runs)
+    assert "b - a: +0.0 mIoU" in compared(runs[0], pair[0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (None, "rca masks had no masks to score with; run it again with --masks"),
+        ({"miou": 0.5, "iou": {"background": 0.5}}, "says no protocol, as older versions wrote none; run rca masks"),
+        ({"protocol": {}}, "this is no score file"),
+        ([1], "this is no score file"),
+    ],
+)
+def test_a_run_without_a_score_is_one_line(scores, message, pair, tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"scores": scores}))
+    with pytest.raises(DataError, match=message) as refused:
+        compared(pair[0], path)
+    assert str(refused.value).startswith(str(path))
 
 
 def test_an_entry_that_only_one_protocol_has_is_a_difference():

@@ -16,6 +16,7 @@ import torch
 from tests.unit.evaluation.counted_images import NAMES
 
 from rca_lightning import RCAModule, SegmentationModule, __version__
+from rca_lightning.evaluation import protocol as protocols
 from rca_lightning.evaluation.image_counts import ids_digest
 from rca_lightning.evaluation.protocol import (
     describe_file,
@@ -23,6 +24,8 @@ from rca_lightning.evaluation.protocol import (
     library_commit,
     make_protocol,
     supervision_used,
+    tag_threshold_used,
+    tags_used,
 )
 
 
@@ -56,6 +59,62 @@ def test_a_threshold_chosen_on_masks_names_their_split():
     assert protocol(threshold="masks", threshold_split="train_a")["threshold"] == "masks of train_a"
     assert protocol(threshold="given", threshold_split="train_a")["threshold"] == "given"
     assert protocol(threshold=None)["threshold"] is None
+
+
+@pytest.mark.parametrize(
+    ("threshold", "by_masks"), [("masks", True), ("given", None), ("auto", False), ("default", False)]
+)
+def test_the_background_says_its_numbers_and_whether_masks_chose_them(threshold, by_masks):
+    found = protocol(threshold=threshold, background={"background": "two_thresholds", "low": 0.1, "high": 0.4})
+    numbers = dict.fromkeys(("background_threshold", "power", "saliency_threshold"))
+    assert found["background"] == {"kind": "two_thresholds", "low": 0.1, "high": 0.4, **numbers, "by_masks": by_masks}
+    assert protocol(background={"background_threshold": 0.3})["background"]["kind"] == "fixed"
+    assert protocol()["background"] is None  # label images of a network
+
+
+def test_maps_are_told_by_their_kind_and_propagation():
+    settings = {"propagation_steps": 2, "propagation_power": 3.0}
+    found = protocol(settings=settings, map_kind="propagated CAM")["maps"]
+    assert found == {"kind": "propagated CAM", **settings, "propagation_affinity": None}
+    assert protocol(settings=settings)["maps"] is None
+
+
+@pytest.mark.parametrize(
+    ("tags", "given", "calibrated", "expected"),
+    [
+        ("image", 0.3, True, None),
+        (None, None, False, None),
+        ("predicted", 0.3, True, {"chosen": "given", "value": 0.3}),
+        ("predicted", None, True, {"chosen": "calibrated", "value": None}),
+        ("mixed", None, False, {"chosen": "default", "value": 0.5}),
+    ],
+)
+def test_a_threshold_of_tags_is_told_where_tags_are_predicted(tags, given, calibrated, expected):
+    assert tag_threshold_used(tags, given=given, calibrated=calibrated, default=0.5) == expected
+
+
+@pytest.mark.parametrize(
+    ("tags", "known", "expected"),
+    [("image", [True, False, True], "mixed"), ("image", [False], "predicted"), ("image", [True], "image"),
+     ("image", [], "image"), ("predicted", [True, False], "predicted")],
+)  # fmt: skip
+def test_tags_of_photographs_without_any_are_predicted(tags, known, expected):
+    assert tags_used(tags, known) == expected
+
+
+def test_prompts_of_a_first_stage_are_supervision_of_the_classifier_behind_it():
+    assert supervision_used(tags=None, settings={"first_stage": {"num_prompts": 80}})["prompts"] is True
+    assert supervision_used(tags=None, settings={"first_stage": {"num_prompts": None}})["prompts"] is False
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    file, read = tmp_path / "last.ckpt", []
+    file.write_bytes(b"one")
+    monkeypatch.setattr(protocols, "file_sha256", lambda path: read.append(path) or str(len(read)))
+    assert [describe_file(file)["sha256"] for _ in range(3)] == ["1", "1", "1"]
+    file.write_bytes(b"another")
+    assert describe_file(file)["sha256"] == "2"
+    assert describe_file(tmp_path / "gone") == {"file": "gone", "sha256": None}
 
 
 def test_supervision_is_what_was_known_beside_the_pixels():

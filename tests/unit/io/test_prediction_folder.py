@@ -111,6 +111,20 @@ def test_settings_of_before_0_2_are_read_by_their_old_name(tmp_path):
     assert json.loads((tmp_path / "predict.json").read_text()) == {"background": "fixed", "overwriting": False}
 
 
+def test_notes_are_kept_and_never_a_reason_to_refuse(tmp_path):
+    start(tmp_path, {"background": "fixed", "checkpoint_sha256": "a", "weights": None}).end()
+    start(tmp_path, {"background": "fixed", "checkpoint_sha256": "b", "map_kind": "CAM"}).end()
+    written = json.loads((tmp_path / "predict.json").read_text())
+    assert written == {"background": "fixed", "checkpoint_sha256": "b", "map_kind": "CAM", "overwriting": False}
+
+
+def test_propagation_is_compared_with_folders_that_say_it(tmp_path):
+    start(tmp_path, {"background": "fixed"}).end()  # of before it was recorded
+    start(tmp_path, {"background": "fixed", "propagation_steps": 1}).end()
+    with pytest.raises(OutputError, match="propagation_steps: 1 there, 0 now"):
+        start(tmp_path, {"background": "fixed", "propagation_steps": 0})
+
+
 def test_overwriting_is_marked_until_it_is_through(tmp_path):
     start(tmp_path, {"background": "fixed"}).end()
     folder = start(tmp_path, {"background": "power"}, existing="overwrite")

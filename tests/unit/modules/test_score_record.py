@@ -60,7 +60,7 @@ def test_a_fit_leaves_its_protocol_once_and_no_oracle_under_a_bare_name(tmp_path
         "default",
         None,
     )
-    assert protocol["background"]["background_threshold"] == 0.2
+    assert protocol["background"]["background_threshold"] == 0.15
     assert protocol["background"]["by_masks"] is False
     assert (protocol["maps"]["kind"], protocol["maps"]["propagation_steps"]) == ("CAM", 0)
     assert wandb.config["val_protocol_name"] == protocol_name(protocol)

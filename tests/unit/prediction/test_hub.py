@@ -21,7 +21,12 @@ RUN = {
     "images": 12,
     "tagged": 11,
     "settings": {"threshold": 0.25, "photographs": "/home/someone/photographs"},
-    "scores": {"miou": 0.5678, "iou": {"background": 0.9, NAMES[0]: 0.25}},
+    "scores": {
+        "miou": 0.5678,
+        "miou_interval": {"low": 0.5, "high": 0.625, "level": 0.95},
+        "per_class_iou": {"background": 0.9, NAMES[0]: 0.25, NAMES[1]: None},
+        "protocol": {"split": {"images": 9}, "supervision": {"tags": "image"}, "threshold": "auto"},
+    },
 }
 
 
@@ -62,7 +67,16 @@ def test_card_tells_of_the_run_and_of_no_folder_of_the_machine(saved):
         f"| {NAMES[0]} | 0.250 |", "| threshold | 0.25 |", "| backbone | resnet14 |",
     ):  # fmt: skip
         assert line in card.text
+    told = "Scored with true masks: 9 images, true tags, threshold auto; 95 % interval over images 50.0 to 62.5"
+    assert told in card.text
+    assert f"| {NAMES[1]} |" not in card.text  # which takes no part in the score
     assert "someone" not in card.text
+
+
+def test_card_of_an_older_run_has_its_scores(checkpoints):
+    run = {"scores": {"miou": 0.5, "iou": {"background": 0.75}}}
+    card = HubModel.from_checkpoint(checkpoints["localize"], run=run, device="cpu").generate_model_card()
+    assert "| background | 0.750 |\n| mean | 0.500 |" in card.text
 
 
 def test_pushing_uploads_what_is_saved(checkpoints, monkeypatch):

@@ -93,6 +93,65 @@ def test_labels_are_those_of_a_loop_at_the_threshold_of_the_prediction(root, map
     assert "Labels of split 'val', 3 images" in capsys.readouterr().out
 
 
+def protocol_of(folder: Path) -> dict:
+    return json.loads((folder / "pseudo_labels.json").read_text())["protocol"]
+
+
+def tell(maps: Path, **settings) -> None:
+    """Adds settings to those that `rca predict` has left."""
+    file = maps.parent / "predict.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_what_the_maps_say_of_their_network_is_taken_over(root, maps, tmp_path):
+    known = {"propagation_steps": 0, "propagation_power": 2.0, "propagation_affinity": "cosine"}
+    weights = {"file": "resnet50.pth", "sha256": "1" * 64}
+    checkpoint = {"checkpoint": "last.ckpt", "checkpoint_sha256": "2" * 64}
+    tell(maps, **known, **checkpoint, map_kind="CAM", weights=weights, predict_tags="predicted", tags_calibrated=True)
+    label_stored_maps(data(root), str(maps), str(tmp_path / "out"))
+    protocol = protocol_of(tmp_path / "out")
+    assert protocol["checkpoint"] == {"file": "last.ckpt", "sha256": "2" * 64}
+    assert protocol["weights"] == weights
+    assert protocol["maps"] == {"kind": "CAM", **known}
+    assert protocol["tag_threshold"] == {"chosen": "calibrated", "value": None}
+    settings = json.loads((tmp_path / "out" / "predict.json").read_text())
+    assert settings["checkpoint_sha256"] == "2" * 64
+    assert (settings["map_kind"], settings["propagation_steps"]) == ("CAM", 0)
+
+
+def test_what_older_maps_do_not_say_is_not_known(root, maps, tmp_path):
+    tell(maps, predict_tags="predicted", checkpoint=3, weights="x")
+    label_stored_maps(data(root), str(maps), str(tmp_path / "out"))
+    protocol = protocol_of(tmp_path / "out")
+    assert (protocol["checkpoint"], protocol["weights"], protocol["tag_threshold"]) == (None, None, None)
+    assert protocol["maps"]["kind"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "source"),
+    [
+        ({"background_threshold": 0.6}, {}, "given"),  # to rca predict
+        ({"background_threshold": 0.7}, {}, "default"),
+        ({"background_threshold": 0.6, "threshold_chosen": "auto"}, {}, "auto"),
+        ({"background_threshold": 0.6, "threshold_chosen": "auto"}, {"background_threshold": 0.4}, "given"),
+        ({"background_threshold": 0.6}, {"background": "two_thresholds"}, "default"),
+        ({"low": 0.2, "high": 0.8}, {"background": "two_thresholds"}, "given"),
+        ({"background_threshold": 0.5, "contrasted": True}, {}, "default"),
+        ({"background_threshold": 0.2, "reads_attention": False}, {}, "default"),  # once that of all CAMs
+        ({"background_threshold": 0.2, "reads_attention": False, "threshold_source": "given"}, {}, "given"),
+        ({"background_threshold": 0.6, "threshold_source": "default"}, {}, "default"),
+        ({"background_threshold": 0.6, "threshold_source": ["x"]}, {}, "given"),
+        ({"background_threshold": 0.6}, {"background_threshold": "auto"}, "auto"),
+    ],
+)
+def test_a_threshold_of_the_prediction_keeps_how_it_was_chosen(root, maps, tmp_path, stored, options, source):
+    tell(maps, **stored)
+    label_stored_maps(data(root), str(maps), str(tmp_path / "out"), **options)
+    protocol = protocol_of(tmp_path / "out")
+    assert protocol["threshold"] == source
+    assert protocol["background"]["by_masks"] == (None if source == "given" else False)
+
+
 def test_two_thresholds_leave_pixels_between_them_undecided(root, maps, tmp_path):
     label_stored_maps(data(root), str(maps), str(tmp_path / "out"), background="two_thresholds", low=0.25, high=0.8)
     for name, label in read(tmp_path / "out").items():

@@ -28,7 +28,22 @@ RUN = {
     "seconds": {"fit": 61.0, "labels": 3.25},
     "skipped": [{"image": "<broken>.jpg", "reason": "cut off & damaged"}],
     "warnings": ["cat and dog always come together"],
-    "scores": {"miou": 0.615, "iou": {"background": 0.9, "cat": 0.5, "dog": 0.4, "<b>cow</b>": 0.66}},
+    "scores": {
+        "miou": 0.615,
+        "miou_interval": {"low": 0.502, "high": 0.698, "level": 0.95, "draws": 1000, "seed": 0},
+        "miou_by_size": {"small": {"miou": None, "pairs": 0}, "large": {"miou": 0.473, "pairs": 7}},
+        "trimap_miou": 0.384,
+        "threshold": None,
+        "per_class_iou": {"background": 0.9, "cat": 0.5, "dog": 0.4, "<b>cow</b>": 0.66},
+        "protocol": {
+            "split": {"name": "<i>all</i>", "images": 6},
+            "supervision": {"tags": "mixed", "saliency": False},
+            "threshold": "auto",
+            "scales": [1.0, 1.5],
+            "weights": None,
+            "background": {"kind": "fixed", "background_threshold": 0.43, "power": None},
+        },
+    },
     "curves": {"train/<loss>": [[0, 2.0], [1, 1.25], [2, float("nan")]]},
 }
 
@@ -54,6 +69,15 @@ def test_page_says_what_the_run_says(page: str):
         "near-duplicate of photo_00000",
         "cat and dog always come together",
         "61.5",
+        "mIoU (50.2 to 69.8)",
+        "scored with true masks: 6 images, true tags of some, threshold auto",
+        "mIoU 61.5, 95 % interval over images 50.2 to 69.8",
+        "objects by size: small - (0), large 47.3 (7)",
+        "near outlines (trimap): mIoU 38.4",
+        "name <i>all</i>, images 6",
+        "tags mixed, saliency no",
+        "kind fixed, background threshold 0.43",
+        "1.0, 1.5",
         "train/<loss>",
         "1.25",
         "1 min 1 s",
@@ -124,7 +148,7 @@ def test_photographs_that_cannot_be_read_leave_a_gap(tmp_path: Path, entries):
 
 
 def test_scores_and_qualities_that_are_no_numbers(tmp_path: Path, entries):
-    run = {"scores": {"miou": None, "iou": {"cat": float("nan"), "dog": None}}}
+    run = {"scores": {"miou": None, "per_class_iou": {"cat": float("nan"), "dog": None}}}
     path = write_report(tmp_path, [replace(next(entries(1)), quality=float("nan"))], run=run, classes=CLASSES)
     assert 0 <= read_index(path)["photos"][0]["q"] <= 1  # measured instead
     assert "nan" not in Contents(path.read_text()).words
