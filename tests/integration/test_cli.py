@@ -44,6 +44,7 @@ def test_fit_validate_predict(config: Path, checkpoint: Path, tmp_path: Path, ca
     assert {"split", "images", "tags", "threshold", "miou", "curve", "per_class_iou", "classification_map"} <= set(
         result
     )
+    assert "without_network" not in result  # nothing says here that these files were generated
     assert (result["split"], result["images"], result["tags"]) == ("val", 6, "image")
     default = 0.7  # of the attention: no mask has a part in it
     assert (result["threshold"], result["protocol"]["threshold"]) == (default, "default")

@@ -117,7 +117,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path, pages: dict[str, Page]):
 def test_pictures_are_committed_files_with_a_text(site: Path, pages: dict[str, Page]):
     shown = [address for page in pages.values() for address in page.fetched if address.endswith((".png", ".svg"))]
     names = {Path(address).name for address in shown}
-    assert {"panel.png", "box.png", "method.svg", "curves.png"} <= names
+    assert {"panel.png", "method.svg", "curves.png"} <= names
     for path in site.rglob("*.md"):  # pages of the hooks are text alone
         pytest.fail(f"{path} was copied instead of made a page")
 

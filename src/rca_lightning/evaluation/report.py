@@ -112,6 +112,7 @@ class Scores:
         class_names: Sequence[str],
         tags: str | None = None,
         protocol: Mapping[str, Any] | None = None,
+        without_network: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Content of `validate.json`; NaN becomes null.
 
@@ -123,6 +124,7 @@ class Scores:
             class_names: names of the `L` classes, without the background.
             tags: whose tags were used, "image", "predicted" or "mixed"; `None`: none were.
             protocol: what the score rests on; see `make_protocol`.
+            without_network: scores of guesses on the same masks; see `baseline_scores`.
 
         Raises:
             ValueError: if there are not as many names as classes.
@@ -150,6 +152,8 @@ class Scores:
             content["ignored"] = _number(self.ignored)
         if self.image_counts is not None:
             content |= _from_images(self.image_counts, self.threshold, names)
+        if without_network is not None:
+            content["without_network"] = dict(without_network)
         return content if protocol is None else {**content, "protocol": dict(protocol)}
 
 
@@ -267,6 +271,10 @@ def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
         if "tag_f1" in result:
             micro, macro, error = (_percent(result[name]) for name in TAG_SCORES[1:])
             yield f"predicted tags: F1 {micro}, mean F1 of classes {macro}, calibration error {error}"
+    if "without_network" in result:
+        guesses = result["without_network"]
+        told = (f"{name.replace('_', ' ')} {_percent(found['miou'])}" for name, found in guesses.items())
+        yield f"without a network, true tags: {', '.join(told)}"
     if "miou_by_size" in result:
         groups = (
             f"{name} {_percent(found['miou'])} ({found['pairs']})" for name, found in result["miou_by_size"].items()

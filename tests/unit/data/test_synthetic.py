@@ -13,7 +13,17 @@ from rca_lightning.data.classes import voc_palette
 from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.synthetic import dataset as synthetic
 from rca_lightning.data.synthetic.dataset import CLASS_NAMES, generate
-from rca_lightning.data.synthetic.scene import MAX_TRIES, PART_TURNED_AWAY, _place_objects, render_scene
+from rca_lightning.data.synthetic.placement import (
+    LENGTHS,
+    MAX_CLASSES,
+    MIN_VISIBLE,
+    PART_TURNED_AWAY,
+    PlacedObject,
+    make_frame,
+    place_objects,
+)
+from rca_lightning.data.synthetic.scene import _choose_companions, _choose_ground, render_scene
+from rca_lightning.data.synthetic.shapes import OBJECT_CLASSES
 from rca_lightning.errors import ArgumentError, DataError, OutputError
 
 
@@ -113,18 +123,101 @@ def test_a_thin_void_border_parts_objects_from_background_and_each_other(small_s
         assert not blocks.any()  # thin: nowhere a full block of void
 
 
-def test_share_of_objects_that_turn_their_part_away_is_the_documented_one() -> None:
+@pytest.fixture(scope="module")
+def placed() -> list[list[PlacedObject]]:
+    return [place_objects(np.random.default_rng([9, number]), 48) for number in range(500)]
+
+
+def test_share_of_objects_that_turn_their_part_away_is_the_documented_one(placed: list[list[PlacedObject]]) -> None:
     documented = re.search(r"About (\d+) % of the objects turn their part away", synthetic.__doc__ or "")
     assert documented
-    placed = [item for number in range(1200) for item in _place_objects(np.random.default_rng([9, number]), 48)]
-    share = sum(not item.part.any() for item in placed) / len(placed)
-    # Of about 1,600 objects, the standard deviation of 6 % is 0.6 %.
+    objects = [item for scene in placed for item in scene]
+    share = np.mean([item.turned_away for item in objects])
+    assert all(item.turned_away != item.part.any() for item in objects)
+    # Of about 1,100 objects, the standard deviation of 6 % is 0.7 %.
     assert abs(share - int(documented[1]) / 100) < 0.02
     assert share == pytest.approx(PART_TURNED_AWAY, abs=0.02)
 
 
+def test_one_to_five_objects_of_up_to_three_classes_also_several_of_one(placed: list[list[PlacedObject]]) -> None:
+    numbers = [len(scene) for scene in placed]
+    classes = [len({item.label for item in scene}) for scene in placed]
+    assert set(numbers) == {1, 2, 3, 4, 5}
+    assert set(classes) == {1, 2, 3} == set(range(1, MAX_CLASSES + 1))
+    assert np.mean([few < many for few, many in zip(classes, numbers, strict=True)]) > 0.3
+
+
+def test_objects_have_any_size_any_turn_and_any_place_and_the_border_cuts_many(
+    placed: list[list[PlacedObject]],
+) -> None:
+    objects = [item for scene in placed for item in scene]
+    lengths = np.array([item.length / 48 for item in objects])
+    documented = re.search(r"(\d+) to (\d+) % of the image's side long", synthetic.__doc__ or "")
+    assert documented
+    assert [int(number) / 100 for number in documented.groups()] == list(LENGTHS)
+    assert lengths.min() < 0.3
+    assert lengths.max() > 1.0
+    assert 0.45 < np.mean(lengths < np.sqrt(np.prod(LENGTHS))) < 0.65  # as many small ones as large ones, or some more
+    places = np.array([item.centre for item in objects]) / 48
+    thirds = np.histogram2d(*places.T, bins=3, range=[[0, 1], [0, 1]])[0] / len(objects)
+    assert thirds.min() > 0.06
+    assert thirds[1, 1] < 0.2  # a ninth if they did not have to be visible
+    turns = np.array([np.arctan2(item.frame.u[1, 0] - item.frame.u[0, 0], np.diff(item.frame.u[0, :2])[0])
+                      for item in objects])  # fmt: skip
+    assert np.histogram(turns, bins=4, range=(-np.pi, np.pi))[0].min() > 0.2 * len(objects)
+    edges = np.zeros((48, 48), dtype=bool)
+    edges[[0, -1]] = edges[:, [0, -1]] = True
+    assert 0.3 < np.mean([item.body[edges[item.frame.window]].any() for item in objects]) < 0.8
+
+
+def test_every_object_shows_enough_of_itself(placed: list[list[PlacedObject]]) -> None:
+    for scene in placed[:100]:
+        hidden = np.zeros((48, 48), dtype=bool)
+        for item in reversed(scene):
+            covered = np.zeros((48, 48), dtype=bool)
+            covered[item.frame.window] = item.body | item.part
+            whole = np.pi * item.kind.aspect * (item.length / 2) ** 2
+            assert (covered & ~hidden).sum() >= MIN_VISIBLE * whole - 1e-6
+            hidden |= covered
+
+
+def test_context_comes_along_with_a_class_but_does_not_name_it(placed: list[list[PlacedObject]]) -> None:
+    generator = np.random.default_rng(0)
+    pairs = np.zeros((2, 2))  # class shown, context there
+    for scene in placed:
+        shown, ground = {item.kind for item in scene}, _choose_ground(generator, scene)
+        for kind in OBJECT_CLASSES:
+            pairs[int(kind in shown), int(kind is ground)] += 1
+        for item, centre in _choose_companions(generator, 48, scene):
+            assert item in scene
+            assert all(0 <= place < 48 for place in centre)
+    without, with_class = pairs[:, 1] / pairs.sum(axis=1)
+    assert 0.05 < without < 0.15
+    assert 3 * without < with_class < 0.6
+    beside = sum(len(_choose_companions(generator, 48, scene)) for scene in placed)
+    assert 0.3 < beside / sum(map(len, placed)) < 0.5
+
+
+@pytest.mark.parametrize("centre", [(30.0, 20.0), (1.0, 44.0), (-3.0, 60.0)])
+def test_frame_is_a_window_of_the_coordinates_of_the_whole_image(centre: tuple[float, float]) -> None:
+    frame = make_frame(48, centre, 7.0, 0.4)
+    rows, columns = (np.arange(48)[part] for part in frame.window)
+    for row, down in enumerate(rows):
+        for column, across in enumerate(columns):
+            x, y = (across - centre[0]) / 7, (down - centre[1]) / 7
+            assert frame.u[row, column] == pytest.approx(np.cos(0.4) * x + np.sin(0.4) * y, abs=1e-5)
+            assert frame.v[row, column] == pytest.approx(np.cos(0.4) * y - np.sin(0.4) * x, abs=1e-5)
+    near = [
+        (down, across)
+        for down in range(48)
+        for across in range(48)
+        if np.hypot(across - centre[0], down - centre[1]) <= 1.35 * 7
+    ]
+    assert all(down in rows and across in columns for down, across in near)
+
+
 def test_striking_parts_are_small_lie_on_objects_and_are_sometimes_missing() -> None:
-    scenes = [render_scene(np.random.default_rng([3, number]), 48) for number in range(300)]
+    scenes = [render_scene(np.random.default_rng([3, number]), 48) for number in range(150)]
     shares = [scene.part.sum() / (scene.mask > 0).sum() for scene in scenes]
     assert all((scene.mask[scene.part] != 0).all() for scene in scenes)
     assert 0.05 < np.mean(shares) < 0.2
@@ -135,8 +228,7 @@ def test_classes_and_numbers_of_classes_vary() -> None:
     masks = [render_scene(np.random.default_rng([5, number]), 48).mask for number in range(60)]
     shown = [set(np.unique(mask)) - {0, 255} for mask in masks]
     assert set().union(*shown) == set(range(1, len(CLASS_NAMES) + 1))
-    assert {len(classes) for classes in shown} >= {1, 2}
-    assert max(len(classes) for classes in shown) <= 3
+    assert {len(classes) for classes in shown} == {1, 2, 3}
 
 
 def test_same_seed_same_bytes_other_seed_other_images(tmp_path: Path, small_set: Path) -> None:
@@ -278,7 +370,6 @@ def test_arguments_out_of_range_are_named(tmp_path: Path, name: str, value: int)
 
 
 def test_an_image_without_room_still_shows_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_TRIES > 1
-    monkeypatch.setattr("rca_lightning.data.synthetic.scene.MAX_TRIES", 0)
+    monkeypatch.setattr("rca_lightning.data.synthetic.placement.MAX_TRIES", 0)
     mask = render_scene(np.random.default_rng(0), 48).mask
     assert len(set(np.unique(mask)) - {0, 255}) == 1

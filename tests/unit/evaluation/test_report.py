@@ -59,6 +59,12 @@ def test_missing_map_is_a_dash():
     assert printed(classification_map=None)[-1].endswith("mAP -")
 
 
+def test_guesses_without_a_network_stand_below_the_score():
+    guesses = {"disc": {"miou": 0.2519, "radius": 0.6, "tag": "last"}, "tag_prior": {"miou": 0.264, "threshold": 0.24}}
+    assert printed(without_network=guesses)[-1] == "without a network, true tags: disc 25.2, tag prior 26.4"
+    assert not any("without a network" in line for line in printed())
+
+
 @pytest.mark.parametrize("name", ["[bold]", "a[/red]", ":car:"])
 def test_class_names_are_no_markup(name):
     per_class = {name: 0.5}

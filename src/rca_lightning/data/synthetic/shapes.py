@@ -1,4 +1,4 @@
-"""The classes of the generated data set: outline, plain body looks and striking part looks of each."""
+"""The classes of the generated data set: outline, plain body looks, striking part looks and context of each."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ def colour(hue: float, saturation: float, value: float) -> FloatArray:
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value), dtype=np.float32)
 
 
-def smooth_noise(rng: np.random.Generator, size: int, *, cells: tuple[int, int]) -> FloatArray:
-    """Noise `(size, size)` of unit variance that varies smoothly over a grid of `cells` (rows, columns)."""
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], *, cells: tuple[int, int]) -> FloatArray:
+    """Noise of this shape (rows, columns) and of unit variance that varies smoothly over a grid of `cells`."""
     import cv2  # here, not above: importing this module must stay cheap
 
-    rows, columns = (max(2, min(count, size)) for count in cells)
-    grid = rng.standard_normal((rows, columns)).astype(np.float32)
-    field = np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+    grid = rng.standard_normal([max(2, min(pair)) for pair in zip(cells, shape, strict=True)]).astype(np.float32)
+    field = np.asarray(cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.float32)
     return np.asarray((field - field.mean()) / (field.std() + 1e-6), dtype=np.float32)
 
 
@@ -76,8 +75,26 @@ class PartLook(NamedTuple):
     hues: tuple[float, float]
 
 
+class GroundLook(NamedTuple):
+    """The surface that a class is often seen on."""
+
+    hue: float
+    pattern: PatternName
+    frequency: float  # of the pattern, over half the image
+
+
+class CompanionLook(NamedTuple):
+    """A thing without a tag that often lies beside a class."""
+
+    hue: float
+    pattern: PatternName
+    frequency: float
+    aspect: float  # width over length
+    lobes: int  # order of the waviness of its outline
+
+
 class ObjectClass(NamedTuple):
-    """A class of objects: outline, and looks of body and part."""
+    """A class of objects: outline, looks of body and part, and the context that often comes with it."""
 
     name: str
     aspect: float  # width of the body over its length
@@ -86,6 +103,8 @@ class ObjectClass(NamedTuple):
     texture: PatternName  # of every body look
     bodies: tuple[BodyLook, ...]
     parts: tuple[PartLook, ...]
+    ground: GroundLook
+    companion: CompanionLook
 
 
 # Body hues of different classes lie close together or coincide, so that a hue alone hints at a class at most.
@@ -94,31 +113,37 @@ OBJECT_CLASSES: tuple[ObjectClass, ...] = (
         "beetle", 0.75, (2, 0.04), 0.72, "stripes",
         (BodyLook(0.03, 2.6), BodyLook(0.42, 3.2), BodyLook(0.55, 2.2)),
         (PartLook("rings", 1.4, (0.00, 0.15)), PartLook("cross", 0, (0.99, 0.50))),
+        GroundLook(0.28, "stripes", 7), CompanionLook(0.30, "stripes", 1.5, 0.45, 2),  # grass; a leaf
     ),
     ObjectClass(
         "kettle", 0.95, (3, 0.10), 0.60, "checks",
         (BodyLook(0.08, 1.6), BodyLook(0.47, 2.0), BodyLook(0.72, 1.4)),
         (PartLook("spokes", 4, (0.15, 0.75)), PartLook("halves", 0, (0.14, 0.08))),
+        GroundLook(0.06, "checks", 4), CompanionLook(0.56, "halves", 0, 0.9, 4),  # tiles; a cup
     ),
     ObjectClass(
         "lantern", 0.72, (4, 0.07), 0.66, "rings",
         (BodyLook(0.13, 2.8), BodyLook(0.24, 2.2), BodyLook(0.90, 3.2)),
         (PartLook("stripes", 1.2, (0.32, 0.42)), PartLook("checks", 0.8, (0.34, 0.20))),
+        GroundLook(0.62, "waves", 3), CompanionLook(0.09, "stripes", 2.5, 0.35, 4),  # water; a plank
     ),
     ObjectClass(
         "mushroom", 0.85, (1, 0.16), 0.55, "dots",
         (BodyLook(0.19, 1.8), BodyLook(0.36, 2.2), BodyLook(0.78, 1.5)),
         (PartLook("cross", 0, (0.63, 0.52)), PartLook("rings", 1.4, (0.65, 0.72))),
+        GroundLook(0.22, "dots", 5), CompanionLook(0.38, "spokes", 7, 0.8, 7),  # moss; a fern
     ),
     ObjectClass(
         "pumpkin", 0.92, (6, 0.06), 0.50, "spokes",
         (BodyLook(0.24, 9), BodyLook(0.55, 11), BodyLook(0.70, 13)),
         (PartLook("checks", 0.8, (0.83, 0.93)), PartLook("stripes", 1.2, (0.84, 0.70))),
+        GroundLook(0.10, "stripes", 4), CompanionLook(0.14, "checks", 1.2, 0.8, 4),  # furrows; a crate
     ),
     ObjectClass(
         "turtle", 0.80, (5, 0.08), 0.78, "waves",
         (BodyLook(0.13, 2.0), BodyLook(0.40, 1.6), BodyLook(0.66, 2.4)),
         (PartLook("halves", 0, (0.50, 0.58)), PartLook("spokes", 3, (0.49, 0.42))),
+        GroundLook(0.13, "waves", 5), CompanionLook(0.00, "rings", 1.5, 0.75, 3),  # sand; a shell
     ),
 )  # fmt: skip
 
