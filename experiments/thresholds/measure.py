@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from rca_lightning import WSSSDataModule
 from rca_lightning.data.dataset import load_mask
 from rca_lightning.data.images import read_image
 from rca_lightning.evaluation.auto_threshold import AutoThreshold, otsu_threshold
+from rca_lightning.evaluation.map_kinds import MapKind, map_kind, thresholds_of
 from rca_lightning.io.output_folder import stored_settings
 from rca_lightning.io.progress import show_progress
 from rca_lightning.pseudo_labels.dense_crf import COLOUR_REACH, SMOOTH_REACH, dense_crf
@@ -90,9 +91,11 @@ def miou(confusion: np.ndarray) -> np.ndarray:
         return 100 * np.nanmean(np.where(union > 0, hit / union, np.nan), axis=-1)
 
 
-def measure(photographs: list[Photograph], known: list[int], default: float, *, crf: bool) -> dict[str, Any]:
+def measure(
+    photographs: list[Photograph], known: list[int], default: float, kind: MapKind, *, crf: bool
+) -> dict[str, Any]:
     """Scores of the thresholds of the photographs that are tagged with a class of `known`."""
-    auto = AutoThreshold()
+    auto = AutoThreshold(kind, crf=crf)
     tagged = [one for one in photographs if one.rows(known)]
     for one in tagged:
         auto.update(one.maps[list(one.rows(known))])
@@ -167,22 +170,27 @@ def main() -> None:
     parser.add_argument("--crf", action="store_true", help="draw labels by the dense CRF too")
     parser.add_argument("--every", type=int, default=1, help="take every n-th photograph only")
     parser.add_argument("--side", type=int, default=4, help="label and score means of so many pixels along each side")
-    parser.add_argument("--default", type=float, help="the fixed threshold; default: that of rca predict")
+    parser.add_argument("--kind", choices=get_args(MapKind), help="of the maps; default: as rca predict has noted")
     parser.add_argument("--out", required=True, type=Path, help="JSON file")
     given = parser.parse_args()
     photographs, num_classes = load(given)
     settings = stored_settings(given.maps)
-    default = settings["background_threshold"] if given.default is None else given.default
-    names = ("final_map", "reads_attention", "contrasted", "scales", "flip", "predict_tags")
-    content: dict[str, Any] = {"split": given.split, "every": given.every, "side": given.side} | {
+    kind = given.kind or map_kind(
+        attention=settings["reads_attention"],
+        contrasted=settings["contrasted"],
+        propagated=settings["propagation_steps"] > 0,
+    )
+    default = thresholds_of(kind).background
+    names = ("scales", "flip", "predict_tags")
+    content: dict[str, Any] = {"split": given.split, "every": given.every, "side": given.side, "kind": kind} | {
         name: settings[name] for name in names
     }
     random = np.random.default_rng(0)
     chosen = [sorted(random.choice(num_classes, CLASSES, replace=False).tolist()) for _ in range(given.draws)]
     for crf in (False, True) if given.crf else (False,):
-        whole = measure(photographs, list(range(num_classes)), default, crf=crf)
+        whole = measure(photographs, list(range(num_classes)), default, kind, crf=crf)
         draws = [
-            {"classes": classes, **measure(photographs, classes, default, crf=crf)}
+            {"classes": classes, **measure(photographs, classes, default, kind, crf=crf)}
             for classes in show_progress(chosen, what="draws", total=len(chosen))
         ]
         result: dict[str, Any] = {"all classes": whole, "draws": draws}
