@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from rca_lightning.arguments import check_arguments
 from rca_lightning.errors import ArgumentError, DataError
 from rca_lightning.evaluation.map_kinds import MapKind, thresholds_of
 
@@ -53,6 +54,7 @@ class AutoThreshold(Metric):
     histogram: Tensor
     images: Tensor
 
+    @check_arguments
     def __init__(self, kind: MapKind | None = None, *, crf: bool = False) -> None:
         super().__init__()
         self.kind = kind
@@ -87,6 +89,7 @@ class AutoThreshold(Metric):
         return min(_HIGHEST, max(_LOWEST, threshold))
 
 
+@check_arguments
 def choose_threshold(
     maps: Iterable[Tensor], *, kind: MapKind | None = None, crf: bool = False, device: torch.device | str = "cpu"
 ) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rca_lightning.arguments import check_arguments
+
 MapKind = Literal["contrasted_attention", "attention", "propagated_cam", "cam"]
 """What class maps are: attention to prototypes that contrast has trained or not, or CAMs, propagated or as they are."""
 
@@ -47,12 +49,14 @@ def map_kind(*, attention: bool, contrasted: bool, propagated: bool) -> MapKind:
     return "propagated_cam" if propagated else "cam"
 
 
+@check_arguments
 def default_thresholds(kind: MapKind) -> dict[str, float]:
     """Default `background_threshold`, `low` and `high` of labels that are drawn from a kind of class maps."""
     of_kind = _THRESHOLDS[kind]
     return {"background_threshold": of_kind.background, "low": of_kind.low, "high": of_kind.high}
 
 
+@check_arguments
 def thresholds_of(kind: MapKind) -> KindThresholds:
     """Thresholds that suit a kind of class maps."""
     return _THRESHOLDS[kind]
