@@ -15,6 +15,7 @@ from rca_lightning.arguments import check_arguments
 from rca_lightning.callbacks.attention_accumulation import AttentionAccumulation
 from rca_lightning.callbacks.prediction_writer import PredictionWriter
 from rca_lightning.data.classes import check_mask_classes
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.dataset import TaggedImages
 from rca_lightning.data.sample import Batch
 from rca_lightning.data.visualization import colours
@@ -294,4 +295,5 @@ class PseudoLabelWriter(PredictionWriter):
                 split=split,
                 tags=module.hparams["predict_tags"],
                 protocol=protocol,
+                data=data if isinstance(data, WSSSDataModule) else None,
             )

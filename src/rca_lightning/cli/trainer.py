@@ -8,7 +8,6 @@ import logging
 import operator
 import sys
 import time
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, cast, get_args
@@ -25,8 +24,8 @@ from rca_lightning.checkpoints.latest import find_last
 from rca_lightning.checkpoints.reading import check_checkpoint
 from rca_lightning.checkpoints.writing import write_checkpoints_whole, writes_one_file
 from rca_lightning.cli.trainer_console import console_callbacks
-from rca_lightning.errors import ArgumentError, RCAError, explain_removed
-from rca_lightning.evaluation.baselines import split_baselines
+from rca_lightning.errors import ArgumentError, explain_removed
+from rca_lightning.evaluation.baselines import generated_baselines
 from rca_lightning.evaluation.comparison import images_file
 from rca_lightning.evaluation.report import print_report, write_report
 from rca_lightning.io.atomic import check_writable, output_errors
@@ -221,12 +220,13 @@ class TaskCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         protocol = score_protocol(self.model, result)
+        split = self.datamodule.eval_split
         content = result.as_dict(
-            split=self.datamodule.eval_split,
+            split=split,
             tags=protocol["supervision"]["tags"],
             class_names=self.model.class_names,
             protocol=protocol,
-            without_network=self._scores_without_network(result.image_counts.ids),
+            without_network=generated_baselines(self.datamodule, split, result.image_counts.ids),
         )
         with output_errors("trainer.default_root_dir", path.parent):
             result.image_counts.save(images_file(path))  # first: scores are never beside the counts of others
@@ -235,26 +235,6 @@ class TaskCLI(LightningCLI):
         print(f"written to {path}")
 
     after_test = after_validate
-
-    def _scores_without_network(self, ids: Sequence[str]) -> dict[str, Any] | None:
-        """Scores of guesses on these images; `None` where the images are not generated."""
-        data = self.datamodule
-        if data.options.dataset != "synthetic":
-            return None
-        try:
-            return split_baselines(
-                data.open_source(),
-                data.eval_split,
-                chosen_on="train",
-                num_classes=data.num_classes,
-                mask_dir=data.mask_dir,
-                ids=frozenset(ids),
-            )
-        except (
-            RCAError
-        ) as error:  # as a mask of train that cannot be read: the score of the network stands all the same
-            logger.warning("guesses without a network have no score: %s", error)
-            return None
 
     def after_predict(self) -> None:
         """Print where the predictions are."""

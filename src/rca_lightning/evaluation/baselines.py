@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.dataset import load_mask
 from rca_lightning.data.records import Record, Source
 from rca_lightning.data.sources import evaluation_records
-from rca_lightning.errors import ArgumentError, DataError
+from rca_lightning.errors import ArgumentError, DataError, RCAError
 from rca_lightning.evaluation.report import Scores
 from rca_lightning.evaluation.seed_iou import SeedIoU
+
+logger = logging.getLogger(__name__)
 
 TaggedMask = tuple[Sequence[int], Tensor]
 """Class indices of an image's tags, and its mask `(H, W)`: 0 background, 1..L, 255 void."""
@@ -111,6 +115,33 @@ def split_baselines(
         _tagged_masks((one for one in scored if ids is None or one.image_id in ids), num_classes),
         num_classes=num_classes,
     )
+
+
+def generated_baselines(data: WSSSDataModule, split: str, ids: Collection[str]) -> dict[str, dict[str, Any]] | None:
+    """Scores the guesses of `baseline_scores` beside a score on generated images; they are chosen on train.
+
+    Args:
+        data: the data set.
+        split: whose images are scored.
+        ids: names of the images that are scored.
+
+    Returns:
+        The scores; `None` for photographs, or where a mask of train cannot be read, which is logged.
+    """
+    if data.options.dataset != "synthetic":
+        return None
+    try:
+        return split_baselines(
+            data.open_source(),
+            split,
+            chosen_on="train",
+            num_classes=data.num_classes,
+            mask_dir=data.mask_dir,
+            ids=frozenset(ids),
+        )
+    except RCAError as error:  # the score of the network stands all the same
+        logger.warning("guesses without a network have no score: %s", error)
+        return None
 
 
 def mean_masks(images: Iterable[TaggedMask], *, num_classes: int) -> Tensor:

@@ -206,6 +206,7 @@ def label_stored_maps(
             split=data.predict_split,
             tags=predicted.get("predict_tags", "image"),
             protocol=protocol,
+            data=data,
         )
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from rca_lightning.arguments import check_arguments
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.dataset import load_mask
 from rca_lightning.data.images import read_mask
 from rca_lightning.data.records import Record
 from rca_lightning.errors import DataError
+from rca_lightning.evaluation.baselines import generated_baselines
 from rca_lightning.evaluation.comparison import images_file
 from rca_lightning.evaluation.label_iou import LabelEvaluation
 from rca_lightning.evaluation.protocol import TagsOnRecord, tags_used
@@ -69,6 +71,7 @@ def write_summary(
     split: str,
     tags: TagSource,
     protocol: Callable[[Sequence[str], TagsOnRecord], Mapping[str, Any]] | None = None,
+    data: WSSSDataModule | None = None,
 ) -> None:
     """Writes `quality.json`, and `pseudo_labels.json` with the score where there are masks; prints the latter.
 
@@ -80,6 +83,7 @@ def write_summary(
         tags: whose tags the labels were made with; with "image" those of photographs without tags were predicted.
         protocol: what the score rests on, from the names of the scored images and whose tags were used of them; see
             `make_protocol`.
+        data: the data set; of generated images guesses without a network are scored as well.
 
     Raises:
         DataError: for a label or mask that cannot be read; see `score_label_files`.
@@ -97,7 +101,10 @@ def write_summary(
         scored = set(counts.ids)
         used = tags_used(tags, (record.tags is not None for record in records if record.image_id in scored))
         rests_on = None if protocol is None else protocol(counts.ids, used)
-        content = scores.as_dict(split=split, class_names=class_names, tags=used, protocol=rests_on)
+        guesses = None if data is None else generated_baselines(data, split, counts.ids)
+        content = scores.as_dict(
+            split=split, class_names=class_names, tags=used, protocol=rests_on, without_network=guesses
+        )
         counts.save(images_file(path))
         write_report(content, path)
         print_report(content)

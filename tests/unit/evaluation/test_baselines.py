@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rca_lightning.data.datamodule import WSSSDataModule
 from rca_lightning.data.sources import SourceOptions
 from rca_lightning.data.synthetic.scene import render_scene
 from rca_lightning.errors import ArgumentError
@@ -16,6 +17,7 @@ from rca_lightning.evaluation.baselines import (
     GRID,
     baseline_scores,
     closeness_to_middle,
+    generated_baselines,
     mean_masks,
     split_baselines,
 )
@@ -166,6 +168,19 @@ def test_of_a_split_only_the_named_images_are_scored(tmp_path):
     expected = baseline_scores(images["train"], images["val"][1:3], num_classes=6)
     ids = {"val_00001", "val_00002"}
     assert split_baselines(source, "val", chosen_on="train", num_classes=6, ids=ids) == expected
+
+
+def test_beside_a_score_of_generated_images_and_of_no_others(tmp_path, caplog):
+    size = {"synthetic_train_images": 4, "synthetic_val_images": 2, "synthetic_image_size": 48}
+    data = WSSSDataModule(dataset="synthetic", root=tmp_path, **size)
+    data.prepare_data()
+    source = data.open_source()
+    ids = ["val_00000", "val_00001"]
+    assert generated_baselines(data, "val", ids) == split_baselines(source, "val", chosen_on="train", num_classes=6)
+    next(path for path in tmp_path.rglob("*.png") if "train_00000" in path.name).write_bytes(b"no image")
+    assert generated_baselines(data, "val", ids) is None
+    assert "guesses without a network have no score" in caplog.text
+    assert generated_baselines(WSSSDataModule(dataset="voc2012", root=tmp_path), "val", ids) is None
 
 
 def test_guesses_have_little_on_generated_images():
