@@ -1,4 +1,4 @@
-"""Rival contexts behind a frozen backbone, where nothing is trained: cells complete the CAM by attention to other cells.
+"""Rival contexts behind a frozen backbone, with nothing to train: cells complete the CAM by attention to other cells.
 
 Prototypes of the dataset are read as `S = softmax(cos(F, Q) / t)`, `F' = S Q`, and `S` summed by class is the map. A
 rival here reads the same embeddings with the same softmax, tags, regions and background; all that differs is where the

@@ -59,7 +59,8 @@ class RivalNetwork(RCANetwork):
     @torch.no_grad()
     def start_second_head(self, images: CachedFeatures, *, penalty: float) -> None:
         """Fits the second head to the mean `[F', F]` of photographs, as the first one is to the mean `F`."""
-        assert self.refined_head is not None and self.refined_head.conv.bias is not None
+        assert self.refined_head is not None
+        assert self.refined_head.conv.bias is not None
         means, tags = [], []
         for sample in (images[row] for row in range(len(images))):
             view, own = sample["features"][0][:1].to(self.refined_head.weight), sample["tags"][None]
