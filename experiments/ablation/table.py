@@ -172,10 +172,7 @@ def chosen_markdown(grid: Mapping[str, Any], results: Results, failed: Sequence[
         "- mIoU in percent, mean over seeds and in brackets each seed. Every run is scored at the background threshold "
         f"that is best on {source} for this row and seed; so the column of {source} itself is an oracle.",
         "- Oracle: at the best threshold of the split itself, mean over seeds ± standard deviation.",
-        *[
-            "- Gain: over the row named, mean of the differences seed by seed, and in brackets from the least to the greatest."
-        ]
-        * compares,
+        *["- Gain: over the row named, mean of the differences seed by seed, in brackets their range."] * compares,
     ]
     return _document(grid, results, titles, numbers, [*notes, *_provenance(grid, results), *failed])
 
