@@ -36,7 +36,7 @@ from rca_lightning.errors import ArgumentError, DataError, OutputError, RCAError
 from rca_lightning.io.atomic import alone_in, write_atomically
 
 GRID_KEYS = {"title", "config", "seeds", "splits", "halves", "common", "baseline", "rows"}
-ROW_KEYS = {"title", "group", "set", "fit", "context", "seeds"}
+ROW_KEYS = {"title", "group", "set", "fit", "context", "seeds", "over"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _WRONG_WORDS = 2  # exit status of the parser
 
@@ -112,6 +112,8 @@ def load_grid(path: Path) -> dict[str, Any]:
             trained.add(name)
         elif row["fit"] not in trained:
             raise DataError(f"grid {path}: rows.{name}.fit: no row {row['fit']!r} that trains stands before it")
+        if row.get("over", name) not in grid["rows"]:
+            raise DataError(f"grid {path}: rows.{name}.over: there is no row {row['over']!r}")
     if grid.get("baseline", next(iter(grid["rows"]))) not in grid["rows"]:
         raise DataError(f"grid {path}: baseline: there is no row {grid['baseline']!r}")
     config = grid["config"] = [grid["config"]] if isinstance(grid["config"], str) else grid["config"]

@@ -3,7 +3,8 @@
 python experiments/ablation/table.py runs/ablation/synthetic --out experiments/ablation/results/synthetic
 
 Writes table.md. With --out it copies grid and results beside it, small enough to be committed. With --chosen-on SPLIT
-every threshold is the one that is best on that split, with the best one of each other split beside it.
+every threshold is the one that is best on that split, with the best one of each other split beside it, and what a row
+gains over the row that it names as `over`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,35 @@ def in_words(values: Iterable[float | None], sign: str = "") -> str:
         return "-"
     text = f"{statistics.mean(numbers):{sign}.1f}"
     return f"{text} ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else text
+
+
+def gains(
+    runs: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]], split: str, source: str
+) -> list[float]:
+    """Differences seed by seed at the thresholds of `source`; a row of one seed does not depend on it.
+
+    Args:
+        runs: of the row, by seed.
+        others: of the row that it is compared with.
+        split: that is reported.
+        source: that thresholds are chosen on.
+    """
+    single = next(iter(others.values())) if len(others) == 1 else None
+    pairs = [(run, others.get(seed, single)) for seed, run in sorted(runs.items())]
+    found = [
+        (transferred(run, split, source), transferred(other, split, source))
+        for run, other in pairs
+        if other is not None and split in run["splits"] and split in other["splits"]
+    ]
+    return [own - theirs for own, theirs in found if own is not None and theirs is not None]
+
+
+def with_range(values: Sequence[float]) -> str:
+    """Mean of differences, and of several the least and the greatest."""
+    if not values:
+        return "-"
+    between = f" ({min(values):+.1f} to {max(values):+.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):+.1f}{between}"
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], Results, list[str]]:
@@ -119,6 +149,8 @@ def chosen_markdown(grid: Mapping[str, Any], results: Results, failed: Sequence[
     titles = ["row", "threshold", source]
     for split in others:
         titles += [split, f"{split}, oracle"]
+    compares = any((row or {}).get("over") for row in grid["rows"].values())
+    titles += ["over", *[f"gain, {split}" for split in others]] * compares
     numbers = {}
     for name, by_seed in results.items():
         scored = [by_seed[seed] for seed in sorted(by_seed) if source in by_seed[seed]["splits"]]
@@ -130,11 +162,17 @@ def chosen_markdown(grid: Mapping[str, Any], results: Results, failed: Sequence[
             both = [run for run in scored if split in run["splits"]]
             cells.append(with_seeds([transferred(run, split, source) for run in both]))
             cells.append(in_words([oracle(run, split) for run in both]))
+        if compares:
+            over = (grid["rows"].get(name) or {}).get("over")
+            cells.append("" if over is None else f"`{over}`")
+            paired = [] if over is None else [gains(by_seed, results[over], split, source) for split in others]
+            cells += [with_range(values) for values in paired] or [""] * len(others)
         numbers[name] = cells
     notes = [
         "- mIoU in percent, mean over seeds and in brackets each seed. Every run is scored at the background threshold "
         f"that is best on {source} for this row and seed; so the column of {source} itself is an oracle.",
         "- Oracle: at the best threshold of the split itself, mean over seeds ± standard deviation.",
+        *["- Gain: over the row named, mean of the differences seed by seed, in brackets their range."] * compares,
     ]
     return _document(grid, results, titles, numbers, [*notes, *_provenance(grid, results), *failed])
 

@@ -67,6 +67,9 @@ def test_rows_behind_a_frozen_backbone_share_features(
         "cam": {"set": {"model.aggregation": False, "model.propagation_steps": 0}},
         "cam-propagated": {"fit": "cam", "set": {"model.propagation_steps": 1}},
         "rca": {"set": {"model.num_prototypes": 2, "trainer.max_epochs": 2}},
+        "co": {"context": "co_attention"},
+        "head": {"context": "prototypes", "set": {"model.num_prototypes": 2, "model.final_map": "refined"}},
+        "head-propagated": {"fit": "head", "set": {"model.propagation_steps": 2}},
     }
     grid = {"config": str(config), "seeds": [0], "splits": ["train_a", "train_b", "val"], "rows": rows}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
@@ -74,7 +77,7 @@ def test_rows_behind_a_frozen_backbone_share_features(
     with caplog.at_level(logging.INFO):
         assert script.main([str(tmp_path / "grid.yaml"), "--out", str(out), "--delete-checkpoints"]) == 0
     assert caplog.text.count("features: computing those of") == 1
-    assert caplog.text.count("photographs are read from") == 9
+    assert caplog.text.count("photographs are read from") == 18
     assert {path.name for path in (out / "results").iterdir()} == {f"{name}-seed0.json" for name in rows}
     table.main([str(out), "--chosen-on", "train_a"])
     assert "| row | threshold | train_a | train_b | train_b, oracle | val | val, oracle |" in capsys.readouterr().out

@@ -265,3 +265,29 @@ def test_table_of_the_kept_runs_is_that_of_the_code_that_made_them():
 def test_no_results_make_no_table(tmp_path: Path):
     with pytest.raises(DataError, match=r"has no grid\.yaml"):
         table.main([str(tmp_path)])
+
+
+def test_gains_are_taken_seed_by_seed_at_the_threshold_of_the_source():
+    def scored(source: dict[str, float], split: dict[str, float]) -> dict[str, Any]:
+        return {"splits": {"train_a": {"curve": source}, "val": {"curve": split}}}
+
+    base = {0: scored({"0.1": 0.4, "0.2": 0.3}, {"0.1": 0.30, "0.2": 0.90})}
+    rows = {
+        0: scored({"0.1": 0.1, "0.2": 0.5}, {"0.1": 0.90, "0.2": 0.40}),
+        1: scored({"0.1": 0.5, "0.2": 0.1}, {"0.1": 0.32, "0.2": 0.90}),
+    }
+    assert table.gains(rows, base, "val", "train_a") == pytest.approx([10.0, 2.0])
+    assert table.gains(rows, {**base, 2: base[0]}, "val", "train_a") == pytest.approx([10.0])
+    grid = {"rows": {"base": {"title": "base"}, "row": {"title": "row", "over": "base"}}}
+    results = {
+        name: {seed: {**run, "date": "2026-01-01", "commit": "0" * 40} for seed, run in runs.items()}
+        for name, runs in (("base", base), ("row", rows))
+    }
+    text = table.chosen_markdown(grid, results, [], "train_a")
+    assert "| row | threshold | train_a | val | val, oracle | over | gain, val |" in text
+    assert "| `base` | +6.0 (+2.0 to +10.0) |" in text
+
+
+def test_a_row_is_compared_with_one_that_exists(grid: Any):
+    with pytest.raises(DataError, match=r"rows\.rca\.over: there is no row 'cma'"):
+        script.main(grid({"cam": {}, "rca": {"over": "cma"}}))
