@@ -122,9 +122,9 @@ def strongest_classes(
         raise ArgumentError("target", sorted(set(truth.tolist())), f"give 0..{num_classes} or {IGNORE_INDEX}")
     if len(classes) == 0:
         preds, classes = preds.new_zeros(1, *target.shape), classes.new_zeros(1)
-    strength, winner = preds[:, scored].float().max(dim=0)
-    interval = torch.bucketize(strength, torch.tensor(thresholds, device=strength.device))
-    return truth, classes[winner], interval
+    strength, winner = preds.float().max(dim=0)  # before the void is left out: one map is gathered, not all of them
+    interval = torch.bucketize(strength[scored], torch.tensor(thresholds, device=strength.device))
+    return truth, classes[winner[scored]], interval
 
 
 def _confusions(counts: Tensor) -> Tensor:
