@@ -21,7 +21,7 @@ from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.data.images import read_image
 from rca_lightning.data.visualization import draw_panel, overlay_maps, overlay_mask
 from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
-from rca_lightning.pseudo_labels.labels import default_thresholds
+from rca_lightning.evaluation.map_kinds import default_thresholds
 from rca_lightning.rca.inference import ClassMaps
 
 # File, tag and source. motorcycle_left.png shows a class too, but its licence is not said.
@@ -74,7 +74,7 @@ def draw(path: Path, tag: str, cam: RCAModule, rca: RCAModule, refine: list[str]
         tags = torch.zeros(1, len(module.class_names))
         tags[0, module.class_names.index(tag)] = 1
         found += module.seeds(image[None], tags)
-    thresholds = default_thresholds(attention=rca.reads_attention, contrasted=rca.contrasts_prototypes)
+    thresholds = default_thresholds(rca.thresholds_kind)
     generator = PseudoLabelGenerator(**thresholds, refine=tuple(refine))
     mask = generator.draw(generator.score(found[1], colours)).numpy()
     mask[mask > 0] = DRAWN_AS

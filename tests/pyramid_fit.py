@@ -72,7 +72,9 @@ class PyramidModule(FrozenBackboneMixin):
             computed = project(self.network.projections, self.network.features(image[None]))
             self.scored.append([tuple(level.shape) for levels in of_scales for level in levels])
             for cached, level in zip(of_scales[0], computed, strict=True):
-                torch.testing.assert_close(cached[:1].float(), level, atol=0.1, rtol=0.02)
+                # bfloat16 there, float32 here: single values near 0 say nothing.
+                error = float((cached[:1].float() - level).norm() / level.norm())
+                assert error < 0.03
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.head.parameters(), lr=0.02)
