@@ -20,8 +20,8 @@ from rca_lightning import RCAModule
 from rca_lightning.constants import IMAGENET_MEAN, IMAGENET_STD
 from rca_lightning.data.images import read_image
 from rca_lightning.data.visualization import draw_panel, overlay_maps, overlay_mask
-from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.evaluation.map_kinds import default_thresholds
+from rca_lightning.pseudo_labels.generator import PseudoLabelGenerator
 from rca_lightning.rca.inference import ClassMaps
 
 # File, tag and source. motorcycle_left.png shows a class too, but its licence is not said.
