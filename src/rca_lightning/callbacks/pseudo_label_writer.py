@@ -71,9 +71,10 @@ class PseudoLabelWriter(PredictionWriter):
         output_dir: folder of the results.
         background_threshold: of "fixed": strength in `[0, 1]` that a class map must exceed; the one that
             `rca validate` reports on images with masks is a good start. None: 0.7 for the attention, which is flat and
-            wide, 0.5 behind a frozen backbone with contrast, and 0.2 for the peaked maps of the CAM heads; about the
-            best on VOC photographs. "auto": chosen without masks, by `AutoThreshold` from the maps of 200 photographs
-            evenly spread over those that are predicted, before the first is labelled; a folder keeps its own.
+            wide, 0.5 behind a frozen backbone with contrast, 0.3 for the peaked maps of the CAM heads where they are
+            propagated, and 0.15 where not; about the best on VOC photographs. "auto": chosen without masks, by
+            `AutoThreshold` from the maps of 200 photographs evenly spread over those that are predicted, before the
+            first is labelled; a folder keeps its own.
         background: how background is told from classes; see `PseudoLabelGenerator`. "saliency" needs `saliency_dir` of
             the data.
         power: of "power"; 8 is for CAMs what a threshold of 0.19 is.
@@ -185,7 +186,7 @@ class PseudoLabelWriter(PredictionWriter):
         return threshold_source(self.generator.background, given)
 
     def _map_kind(self, module: RCAModule) -> str:
-        return module.map_kind if self.maps == "network" else "running maximum of maps over training"
+        return module.maps_in_words if self.maps == "network" else "running maximum of maps over training"
 
     def _choose_threshold(self, module: RCAModule) -> float:
         """The threshold that the folder was begun with, or that of a sample of the photographs."""
@@ -196,7 +197,8 @@ class PseudoLabelWriter(PredictionWriter):
         if not isinstance(images, TaggedImages):
             raise ArgumentError("background_threshold", "auto", "needs photographs of WSSSDataModule; give a number")
         sample = (self._labelled_maps(prediction, image) for prediction, image in module.sample_predictions(images))
-        kind = module.thresholds_kind if self._affinity is None else None
+        # Neither a walk nor a running maximum over training leaves maps as strong as their kind is.
+        kind = module.thresholds_kind if self._affinity is None and self.maps == "network" else None
         threshold = choose_threshold(sample, kind=kind, crf=self.generator.has_crf, device=module.device)
         self._not_accumulated = 0  # they are counted when they are labelled
         return threshold

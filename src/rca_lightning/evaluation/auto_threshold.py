@@ -40,7 +40,8 @@ class AutoThreshold(Metric):
     Each image counts the same, whatever its size. One without a map does not count. It is exact over ranks.
 
     Args:
-        kind: of the maps; `None`: not known, such as after a walk over learned boundaries.
+        kind: of the maps; `None`: not known, such as after a walk over learned boundaries, or of maps that training
+            accumulated.
         crf: whether the labels are refined by a dense CRF.
 
     Example:

@@ -13,7 +13,7 @@ MapKind = Literal["contrasted_attention", "attention", "propagated_cam", "cam"]
 
 @dataclass(frozen=True, kw_only=True)
 class KindThresholds:
-    """Thresholds of a kind of class maps, chosen on one half of the training images of VOC.
+    """Thresholds of a kind of class maps, about the best on training images of VOC.
 
     Attributes:
         background: below which the strongest map is background.

@@ -85,7 +85,7 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
         )
 
     @property
-    def map_kind(self) -> str:
+    def maps_in_words(self) -> str:
         """What the class maps are, in words: "CAM", "refined CAM", "RCA attention", ..., "propagated" if they are."""
         final_map = self.hparams["final_map"]
         if self.reads_attention:
@@ -109,7 +109,7 @@ class SeedPrediction(MetricResetMixin, DataChecks, FrozenBackboneMixin):
             calibrated=bool(self.tag_calibration.fitted),
             default=UNCALIBRATED_THRESHOLD,
         )
-        return {"map_kind": self.map_kind, "tag_threshold": threshold}
+        return {"map_kind": self.maps_in_words, "tag_threshold": threshold}
 
     @check_arguments
     def seeds(self, images: Tensor, tags: Tensor | None = None, final_map: FinalMap | None = None) -> list[ClassMaps]:

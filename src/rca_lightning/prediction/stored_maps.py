@@ -156,7 +156,8 @@ def label_stored_maps(
     if is_chosen:
         begun = automatic_threshold(folder.settings()) if existing == "skip" else None
         if begun is None:
-            kind = _kind(predicted) if affinity is None and "reads_attention" in predicted else None
+            known = "reads_attention" in predicted and predicted.get("maps", "network") == "network"
+            kind = _kind(predicted) if affinity is None and known else None
             sample = _sample_maps(records, source, affinity, data.num_classes)
             begun = choose_threshold(sample, kind=kind, crf=generator.has_crf)
         generator = replace(generator, background_threshold=begun)
