@@ -131,10 +131,11 @@ def test_a_threshold_that_no_mask_chose(predicted: Predicted, tmp_path: Path, ca
     kind = map_kind(
         attention=chosen["reads_attention"], contrasted=chosen["contrasted"], propagated=chosen["propagation_steps"] > 0
     )
-    auto, strengths = AutoThreshold(kind), []
+    auto, of_no_kind, strengths = AutoThreshold(kind), AutoThreshold(), []
     for path in sorted((out / "cams").iterdir()):
         with np.load(path) as stored:
-            auto.update(torch.from_numpy(stored["maps"].astype(np.float32)))
+            for one in (auto, of_no_kind):
+                one.update(torch.from_numpy(stored["maps"].astype(np.float32)))
             strengths.append(stored["maps"].max(axis=0).astype(np.float32))
     assert chosen["threshold_chosen"] == "auto"
     assert chosen["background_threshold"] == pytest.approx(auto.compute(), abs=0.006)  # stored maps are rounded
@@ -152,5 +153,9 @@ def test_a_threshold_that_no_mask_chose(predicted: Predicted, tmp_path: Path, ca
     assert json.loads((tmp_path / "again" / "predict.json").read_text())["background_threshold"] == 0.125
     with pytest.raises(OutputError, match="threshold_chosen: 'auto' there, None now"):
         labels(config, out / "cams", tmp_path / "again", "--background_threshold=0.125")
+    (out / "predict.json").write_text(json.dumps(chosen | {"maps": "accumulated"}))  # as strong as no kind is
+    labels(config, out / "cams", tmp_path / "accumulated", "--background_threshold=auto")
+    accumulated = json.loads((tmp_path / "accumulated" / "predict.json").read_text())
+    assert accumulated["background_threshold"] == of_no_kind.compute() != auto.compute()
     with pytest.raises(ArgumentError, match="background_threshold='auto': it is of background='fixed'"):
         labels(config, out / "cams", tmp_path / "more", "--background_threshold=auto", "--background=power")
